@@ -1,0 +1,1 @@
+"""The grammar behind the demo model: scenes, registers, and the chats composed from them."""

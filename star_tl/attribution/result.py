@@ -1,0 +1,201 @@
+"""What attribution returns: the map of scores, to plot, to save, to choose a locus from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from star_tl.chat import Span
+from star_tl.errors import StarError
+
+if TYPE_CHECKING:
+    import pandas
+    import plotly.graph_objects as go
+
+    from star_tl.locus import LayerChoice, Locus
+
+COMPONENTS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+WRITES = ("attn_out", "mlp_out")
+_TENSORS = ("scores", "head_scores", "steering", "head_steering", "metric_corrupted", "metric_clean", "unaligned")
+_TEXTS = ("trait", "method", "model", "fingerprint", "prompt_end")
+
+
+@dataclass(frozen=True)
+class AttributionMap:
+    """Attribution scores of contrastive pairs over hook points, layers, heads and tokens.
+
+    Sign convention: a positive score says that moving the corrupted run toward the clean one
+    at that place raises the trait metric. Unit: nats of the metric.
+
+    The position axis is ``[prompt | positive reply | negative reply]``; prompts end at column
+    ``prompt_end`` in every pair, so that column ``prompt_end - 1`` is the last prompt token.
+    ``steering`` is the steering form v · mean g: the first-order effect of adding the mean
+    difference v at a position; its last axis ends with the last prompt token.
+    """
+
+    trait: str
+    method: str
+    model: str
+    fingerprint: str
+    scores: Float[Tensor, "pair component layer position"]
+    head_scores: Float[Tensor, "pair layer head position"]
+    steering: Float[Tensor, "component layer window"]
+    head_steering: Float[Tensor, "layer head window"]
+    metric_corrupted: Float[Tensor, " pair"]
+    metric_clean: Float[Tensor, " pair"]
+    prompt_end: int
+    tokens: tuple[tuple[str, ...], ...]
+    spans: tuple[tuple[Span, ...], ...]
+    unaligned: Float[Tensor, " pair"]
+    pair_ids: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        n = len(self.pair_ids)
+        if self.scores.shape[0] != n or self.head_scores.shape[0] != n or len(self.tokens) != n:
+            raise StarError(
+                "An attribution map's scores, tokens and pairs differ in number: it was put together wrongly."
+            )
+
+    @property
+    def n_layers(self) -> int:
+        return self.scores.shape[2]
+
+    @property
+    def window(self) -> int:
+        """Number of prompt positions, from the end, shared by clean and corrupted run of all pairs."""
+        return self.steering.shape[-1]
+
+    def component(self, name: str) -> Float[Tensor, "pair layer position"]:
+        """Scores at one hook point of every layer, per pair and position."""
+        if name not in COMPONENTS:
+            raise StarError(f"Unknown component {name!r}: use one of {', '.join(COMPONENTS)}.")
+        return self.scores[:, COMPONENTS.index(name)]
+
+    def layer_scores(self) -> Float[Tensor, "component layer"]:
+        """Mean over pairs of the scores summed over all positions."""
+        return self.scores.sum(-1).mean(0)
+
+    def head_layer_scores(self) -> Float[Tensor, "layer head"]:
+        """Mean over pairs of the head scores summed over all positions."""
+        return self.head_scores.sum(-1).mean(0)
+
+    def prompt_scores(self) -> Float[Tensor, "pair component layer window"]:
+        """Scores at the last ``window`` prompt positions: the places where a vector can go in."""
+        return self.scores[..., self.prompt_end - self.window : self.prompt_end]
+
+    def writes(self) -> Float[Tensor, "pair layer"]:
+        """What every layer writes (attn_out + mlp_out) into the shared prompt positions.
+
+        The residual stream's own scores add up along depth, so that their argmax is nearly always
+        a late layer; the layer is chosen by what it adds.
+        """
+        at = [COMPONENTS.index(c) for c in WRITES]
+        return self.prompt_scores()[:, at].sum((1, 3))
+
+    def completeness(self) -> Float[Tensor, " layer"]:
+        """Share of M_clean − M_corrupted that ``resid_post`` explains at every layer; 1 is exact.
+
+        Below 1 where the estimate is off or where tokens have no counterpart in the other run.
+        """
+        total = (self.metric_clean - self.metric_corrupted).mean()
+        return self.component("resid_post").sum(-1).mean(0) / total
+
+    def choose_layer(self, resamples: int = 1000, seed: int = 0) -> LayerChoice:
+        """The layer that writes most, with its bootstrap frequency over pairs."""
+        from star_tl.locus import choose_layer
+
+        return choose_layer(self, resamples=resamples, seed=seed)
+
+    def top_locus(self, coverage: float = 0.8) -> Locus:
+        """The chosen layer's ``resid_post`` at the positions that carry the trait."""
+        from star_tl.locus import top_locus
+
+        return top_locus(self, coverage=coverage)
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A row per layer: scores of every component, what it writes, and how often it is chosen."""
+        import pandas as pd
+
+        choice = self.choose_layer()
+        frame = pd.DataFrame(self.layer_scores().T.numpy(), columns=list(COMPONENTS))
+        frame.insert(0, "layer", range(self.n_layers))
+        frame["writes"] = self.writes().mean(0).numpy()
+        frame["chosen"] = choice.frequency.numpy()
+        frame["completeness"] = self.completeness().numpy()
+        return frame
+
+    def plot(self) -> go.Figure:
+        """Layer × component heatmap."""
+        from star_tl.plots import plot_layers
+
+        return plot_layers(self)
+
+    def plot_heads(self) -> go.Figure:
+        """Layer × head heatmap."""
+        from star_tl.plots import plot_heads
+
+        return plot_heads(self)
+
+    def plot_tokens(self, pair: int | None = None, component: str = "resid_post") -> go.Figure:
+        """Layer × token heatmap of one pair, or of the mean over pairs at the prompt's end."""
+        from star_tl.plots import plot_tokens
+
+        return plot_tokens(self, pair=pair, component=component)
+
+    def plot_choice(self) -> go.Figure:
+        """What each layer writes, with bootstrap intervals, and how often it would be chosen."""
+        from star_tl.plots import plot_choice
+
+        return plot_choice(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file that :meth:`load` reads."""
+        from safetensors.torch import save_file
+
+        meta = {name: str(getattr(self, name)) for name in _TEXTS}
+        meta["format"] = "star_tl attribution 1"
+        meta["tokens"] = json.dumps(self.tokens)
+        meta["spans"] = json.dumps([[(s.name, s.start, s.end) for s in row] for row in self.spans])
+        meta["pair_ids"] = json.dumps(self.pair_ids)
+        save_file({name: getattr(self, name).contiguous() for name in _TENSORS}, str(path), metadata=meta)
+
+    @classmethod
+    def load(cls, path: str | Path) -> AttributionMap:
+        """Read a file that :meth:`save` wrote. Raises StarError where it is something else."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                meta = file.metadata() or {}
+                if meta.get("format") != "star_tl attribution 1":
+                    raise StarError(f"{path} is not an attribution map of star_tl.")
+                tensors: dict[str, Any] = {name: file.get_tensor(name) for name in _TENSORS}
+        except (SafetensorError, OSError) as error:
+            raise StarError(f"{path} cannot be read as safetensors ({error}).") from None
+        return cls(
+            **tensors,
+            trait=meta["trait"],
+            method=meta["method"],
+            model=meta["model"],
+            fingerprint=meta["fingerprint"],
+            prompt_end=int(meta["prompt_end"]),
+            tokens=tuple(tuple(t) for t in json.loads(meta["tokens"])),
+            spans=tuple(tuple(Span(*s) for s in row) for row in json.loads(meta["spans"])),
+            pair_ids=tuple(json.loads(meta["pair_ids"])),
+        )
+
+    def __repr__(self) -> str:
+        choice = self.choose_layer()
+        gain = float((self.metric_clean - self.metric_corrupted).mean())
+        return (
+            f"AttributionMap({self.trait}, {self.method}, {len(self.pair_ids)} pairs, {self.n_layers} layers; "
+            f"layer {choice.layer} in {choice.frequency[choice.layer]:.0%} of resamples, metric {gain:+.2f} nats)"
+        )
+
+    def _repr_html_(self) -> str:
+        return self.plot().to_html(full_html=False, include_plotlyjs="cdn") + f"<p>{self!r}</p>"

@@ -1,0 +1,163 @@
+"""Prompts as chats: rendering through the tokenizer's chat template, and where each turn lies.
+
+A prompt is a string (one user message) or a list of messages ``{"role": ..., "content": ...}``.
+Rendering adds the beginning-of-text token exactly once, through the template or, where a tokenizer
+has no template, by hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from star_tl.errors import StarError
+
+Message = Mapping[str, str]
+Prompt = str | Sequence[Message]
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Span:
+    """A named stretch of tokens, ``start`` inclusive, ``end`` exclusive."""
+
+    name: str
+    start: int
+    end: int
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A prompt as token ids, with the spans of its turns.
+
+    Spans are named ``system``, ``user 1``, ``assistant 1``, ``user 2`` …, and ``header`` for the
+    assistant header that asks for the next reply. Together they cover all tokens.
+    """
+
+    ids: tuple[int, ...]
+    spans: tuple[Span, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def span_at(self, position: int) -> str:
+        """Name of the span that holds ``position`` (from the start, or negative from the end)."""
+        position %= len(self.ids)
+        return next(s.name for s in self.spans if s.start <= position < s.end)
+
+
+def as_messages(prompt: Prompt) -> tuple[dict[str, str], ...]:
+    """The prompt as messages. Raises StarError where it is empty or a role is unknown."""
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    messages = tuple({"role": m["role"], "content": m["content"]} for m in prompt)
+    if not messages or not any(m["content"].strip() for m in messages):
+        raise StarError("A prompt is empty: give a text or at least one message with content.")
+    for m in messages:
+        if m["role"] not in ROLES:
+            raise StarError(f"Unknown role {m['role']!r} in a prompt: use one of {', '.join(ROLES)}.")
+    return messages
+
+
+def with_instruction(prompt: Prompt, instruction: str | None) -> tuple[dict[str, str], ...]:
+    """The prompt under a system instruction, added to a system message that is there already."""
+    messages = as_messages(prompt)
+    if not instruction:
+        return messages
+    if messages[0]["role"] == "system":
+        first = {"role": "system", "content": f"{messages[0]['content']} {instruction}"}
+        return (first, *messages[1:])
+    return ({"role": "system", "content": instruction}, *messages)
+
+
+def render(tokenizer: Any, prompt: Prompt) -> Rendered:
+    """Token ids of the prompt up to and including the assistant header, and its spans."""
+    messages = as_messages(prompt)
+    pieces = _template_pieces(tokenizer, messages)
+    text = "".join(piece for _, piece in pieces)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, starts = list(encoded["input_ids"]), [start for start, _ in encoded["offset_mapping"]]
+    bos = tokenizer.bos_token_id
+    if bos is not None and ids[:1] != [bos]:
+        ids, starts = [bos, *ids], [0, *starts]
+
+    spans, at, begin = [], 0, 0
+    for i, (name, piece) in enumerate(pieces):
+        at += len(piece)
+        last = i == len(pieces) - 1
+        end = len(ids) if last else next((k for k in range(begin, len(ids)) if starts[k] >= at), len(ids))
+        if end > begin:
+            spans.append(Span(name, begin, end))
+        begin = end
+    return Rendered(tuple(ids), tuple(spans))
+
+
+def reply_ids(tokenizer: Any, reply: str) -> tuple[int, ...]:
+    """Token ids of a reply as it follows an assistant header, without the end of turn."""
+    text = reply.strip() if tokenizer.chat_template else " " + reply.strip()
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def stop_ids(tokenizer: Any) -> tuple[int, ...]:
+    """Tokens that end an assistant's turn: the tokenizer's end and the usual end-of-turn tokens."""
+    known = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im_end|>", "<end_of_turn>", "<|end|>", "</s>")
+    vocabulary = tokenizer.get_vocab()
+    ids = {vocabulary[t] for t in known if t in vocabulary}
+    if tokenizer.eos_token_id is not None:
+        ids.add(tokenizer.eos_token_id)
+    return tuple(sorted(ids))
+
+
+def template_hash(tokenizer: Any) -> str:
+    """Identifies the chat template, because a vector belongs to the positions that it makes."""
+    return hashlib.sha256((tokenizer.chat_template or "plain").encode()).hexdigest()[:16]
+
+
+def _template_pieces(tokenizer: Any, messages: tuple[dict[str, str], ...]) -> list[tuple[str, str]]:
+    if not tokenizer.chat_template:
+        return _plain_pieces(messages)
+
+    def text(upto: int, header: bool) -> str:
+        return tokenizer.apply_chat_template(list(messages[:upto]), tokenize=False, add_generation_prompt=header)
+
+    full, body = text(len(messages), True), text(len(messages), False)
+    if not full.startswith(body):
+        return [("prompt", full)]
+    names = _turn_names(messages)
+    pieces, done = [], ""
+    for k, name in enumerate(names, start=1):
+        try:
+            upto = text(k, False)
+        except Exception:  # some templates refuse a chat that is only a system message
+            continue
+        if not upto.startswith(done) or not full.startswith(upto):
+            return [("prompt", body), ("header", full[len(body) :])]
+        pieces.append((name, upto[len(done) :]))
+        done = upto
+    return [*pieces, ("header", full[len(done) :])]
+
+
+def _turn_names(messages: tuple[dict[str, str], ...]) -> list[str]:
+    counts = {"user": 0, "assistant": 0}
+    names = []
+    for m in messages:
+        if m["role"] == "system":
+            names.append("system")
+        else:
+            counts[m["role"]] += 1
+            names.append(f"{m['role']} {counts[m['role']]}")
+    return names
+
+
+def _plain_pieces(messages: tuple[dict[str, str], ...]) -> list[tuple[str, str]]:
+    lead = {"system": "", "user": "User: ", "assistant": "Assistant: "}
+    pieces = [
+        (name, f"{lead[m['role']]}{m['content'].strip()}\n")
+        for name, m in zip(_turn_names(messages), messages, strict=True)
+    ]
+    return [*pieces, ("header", "Assistant:")]

@@ -1,0 +1,351 @@
+"""The command line: ``star-tl run`` walks the whole road, the others one step each."""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from star_tl.errors import StarError
+
+if TYPE_CHECKING:
+    from transformer_lens import HookedTransformer
+
+    from star_tl.pipeline import RunResult
+
+app = typer.Typer(
+    help="Find where a language model carries a social trait, and turn it up while it writes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ModelOption = Annotated[str, typer.Option("--model", help="'demo', a HuggingFace folder, or a Hub name.")]
+DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16; default by size.")]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default cuda where there is one.")
+]
+TraitOption = Annotated[str, typer.Option("--trait", help="Built-in trait, or a JSONL file of pairs.")]
+PromptsOption = Annotated[
+    Path | None, typer.Option("--prompts", help="Prompts: ESConv, CaSiNo, CraigslistBargain, JSONL or text.")
+]
+ModeOption = Annotated[
+    str, typer.Option("--mode", help="single (first user message) or multi (history up to a reply).")
+]
+LimitOption = Annotated[int, typer.Option("--limit", help="Most prompts to take from the file.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+StrengthOption = Annotated[float, typer.Option("--strength", help="1 is the natural difference.")]
+TokensOption = Annotated[int, typer.Option("--max-new-tokens")]
+TemperatureOption = Annotated[float, typer.Option("--temperature", help="0 is greedy.")]
+TopPOption = Annotated[float, typer.Option("--top-p")]
+
+
+def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Bad input ends with one line on stderr and exit code 2; Ctrl-C with 130."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except StarError as error:
+            typer.echo(f"star-tl: {error}", err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            typer.echo("star-tl: stopped; what was finished is on disk.", err=True)
+            raise typer.Exit(130) from None
+
+    return wrapped
+
+
+@app.command()
+@one_line_errors
+def run(
+    trait: TraitOption = "emotional_support",
+    model: ModelOption = "demo",
+    prompts: PromptsOption = None,
+    mode: ModeOption = "single",
+    limit: LimitOption = 64,
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/TRAIT.")] = None,
+    strength: StrengthOption = 1.0,
+    seeds: Annotated[int, typer.Option("--seeds", help="Replies per prompt and arm.")] = 2,
+    max_new_tokens: TokensOption = 60,
+    temperature: TemperatureOption = 1.0,
+    top_p: TopPOption = 1.0,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Attribute, locate, extract, steer, compare with the baselines, and write report.html."""
+    _check_strength(strength)
+    if seeds < 1:
+        raise StarError(f"--seeds is {seeds}: use at least 1.")
+    folder = out or Path("runs") / Path(trait).stem
+    from star_tl.pairs import load_pairs
+
+    pairs = load_pairs(trait)
+    chosen = None
+    if prompts is not None:
+        from star_tl.dialogues import load_prompts
+
+        chosen = [item.messages for item in load_prompts(prompts, mode=mode, limit=limit)]
+    from star_tl.pipeline import prepare_folder
+    from star_tl.pipeline import run as walk
+
+    prepare_folder(folder, overwrite)
+    result = walk(
+        _load(model, dtype, device),
+        pairs,
+        chosen,
+        out=folder,
+        strength=strength,
+        seeds=tuple(range(seeds)),
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        overwrite=overwrite,
+    )
+    _show(result)
+    typer.echo(f"\nWrote {folder}/: vector, attribution map, samples, scores, and report.html to open in a browser.")
+
+
+@app.command()
+@one_line_errors
+def attribute(
+    out: Annotated[Path, typer.Option("--out", help="Where to write the attribution map (safetensors).")],
+    trait: TraitOption = "emotional_support",
+    model: ModelOption = "demo",
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Pairs per forward and backward pass.")] = 8,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Score every hook point and print what each layer writes."""
+    from star_tl.pairs import load_pairs
+
+    pairs = load_pairs(trait)
+    _check_file(out, overwrite)
+    from star_tl.attribution import attribute as compute
+
+    attr = compute(_load(model, dtype, device), pairs, batch_size=batch_size)
+    attr.save(out)
+    _print_frame(attr.to_frame(), f"{attr.trait}: scores in nats, summed over positions, mean over pairs")
+    typer.echo(f"{attr!r}\ntop locus: {attr.top_locus()}\nWrote {out}.")
+
+
+@app.command()
+@one_line_errors
+def extract(
+    out: Annotated[Path, typer.Option("--out", help="Where to write the vector (safetensors).")],
+    attribution: Annotated[Path | None, typer.Option("--attribution", help="Take the locus from this map.")] = None,
+    hook_point: Annotated[str | None, typer.Option("--hook-point", help="e.g. blocks.5.hook_resid_post.")] = None,
+    positions: Annotated[str, typer.Option("--positions", help="Of --hook-point, e.g. -2,-1.")] = "-1",
+    method: Annotated[str, typer.Option("--method", help="located or reply_mean.")] = "located",
+    trait: TraitOption = "emotional_support",
+    model: ModelOption = "demo",
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Extract the steering vector at a locus: from a map, named, or found by attribution now."""
+    if attribution is not None and hook_point is not None:
+        raise StarError("--attribution and --hook-point both name the locus: give one of them.")
+    from star_tl.pairs import load_pairs
+
+    pairs = load_pairs(trait)
+    _check_file(out, overwrite)
+    from star_tl.attribution import AttributionMap
+    from star_tl.attribution import attribute as compute
+    from star_tl.locus import Locus
+    from star_tl.vectors import extract_vector
+
+    if hook_point is not None:
+        locus = Locus(hook_point, _numbers(positions))
+        loaded = _load(model, dtype, device)
+    elif attribution is not None:
+        locus = AttributionMap.load(attribution).top_locus()
+        loaded = _load(model, dtype, device)
+    else:
+        loaded = _load(model, dtype, device)
+        locus = compute(loaded, pairs).top_locus()
+    vector = extract_vector(loaded, pairs, locus, method=method)
+    vector.save(out)
+    typer.echo(f"{vector!r}\nWrote {out}.")
+
+
+@app.command()
+@one_line_errors
+def generate(
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="A user message; may be repeated.")] = None,
+    prompts: PromptsOption = None,
+    mode: ModeOption = "single",
+    limit: LimitOption = 64,
+    vector: Annotated[Path | None, typer.Option("--vector", help="Steer with this vector.")] = None,
+    strength: StrengthOption = 1.0,
+    positions: Annotated[
+        str | None, typer.Option("--positions", help="locus, prompt, last_prompt, generated, all, or numbers: -2,-1.")
+    ] = None,
+    model: ModelOption = "demo",
+    max_new_tokens: TokensOption = 60,
+    temperature: TemperatureOption = 1.0,
+    top_p: TopPOption = 1.0,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Write replies, steered or not."""
+    _check_strength(strength)
+    questions: list[Any] = list(prompt or [])
+    if prompts is not None:
+        from star_tl.dialogues import load_prompts
+
+        questions += [item.messages for item in load_prompts(prompts, mode=mode, limit=limit)]
+    if not questions:
+        raise StarError("There are no prompts: give --prompt TEXT or --prompts FILE.")
+    from star_tl.sampling import sample
+    from star_tl.vectors import SteeringVector
+
+    loaded = _load(model, dtype, device)
+    hooks = []
+    if vector is not None:
+        from star_tl.injection import SCHEDULES
+
+        at = positions if positions is None or positions in SCHEDULES else _numbers(positions)
+        hooks = SteeringVector.load(vector, loaded).hooks(strength, at)
+    for text in sample(loaded, questions, hooks, max_new_tokens, temperature, top_p, seed):
+        typer.echo(text)
+
+
+@app.command()
+@one_line_errors
+def evaluate(
+    vector: Annotated[Path, typer.Option("--vector", help="The vector to evaluate.")],
+    trait: TraitOption = "emotional_support",
+    model: ModelOption = "demo",
+    prompts: PromptsOption = None,
+    mode: ModeOption = "single",
+    limit: LimitOption = 64,
+    strength: StrengthOption = 1.0,
+    seeds: Annotated[int, typer.Option("--seeds", help="Replies per prompt and arm.")] = 2,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Compare a saved vector with unsteered, random-vector and primed replies."""
+    _check_strength(strength)
+    import pandas as pd
+
+    from star_tl.pairs import load_pairs
+
+    pairs = load_pairs(trait)
+    questions: list[Any] = list(pairs.heldout.prompts)
+    if prompts is not None:
+        from star_tl.dialogues import load_prompts
+
+        questions = [item.messages for item in load_prompts(prompts, mode=mode, limit=limit)]
+    from star_tl.pipeline import Arm, sample_arm
+    from star_tl.scores import REFERENCE, mark_coherent, summarise
+    from star_tl.vectors import SteeringVector
+
+    loaded = _load(model, dtype, device)
+    steering = SteeringVector.load(vector, loaded)
+    arms = (
+        Arm(REFERENCE),
+        Arm("steered", steering, strength),
+        Arm("random", steering.random_like(), strength),
+        Arm("primed", instruction=pairs.trait.positive_instruction),
+    )
+    options = {"max_new_tokens": 60, "temperature": 1.0, "top_p": 1.0, "batch_size": 64}
+    frames = [sample_arm(loaded, pairs, questions, arm, seed, options) for arm in arms for seed in range(seeds)]
+    _print_frame(summarise(mark_coherent(pd.concat(frames, ignore_index=True))), repr(steering))
+
+
+def _load(name: str, dtype: str | None, device: str | None) -> HookedTransformer:
+    from star_tl.models import load_model
+
+    return load_model(name, dtype, device)
+
+
+def _check_strength(strength: float) -> None:
+    if not math.isfinite(strength):
+        raise StarError(f"--strength is {strength}: give a finite number, 1 is the natural difference.")
+
+
+def _check_file(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise StarError(f"{path} exists: name another file or pass --overwrite.")
+    if not path.parent.is_dir():
+        raise StarError(f"{path.parent} is not a folder: create it first.")
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise StarError(f"Positions {text!r} are not numbers: write them as -2,-1.") from None
+
+
+_COLUMNS = {
+    "trait_rate": ("trait %", 100, 0),
+    "difference": ("Δ points", 1, 0),
+    "coherent_rate": ("coherent %", 100, 0),
+    "marker_rate": ("markers %", 100, 0),
+    "drift": ("drift (nat/token)", 1, 3),
+    "perplexity": ("perplexity", 1, 2),
+    "first_person": ("I, me, my /100 words", 1, 1),
+    "length": ("words", 1, 0),
+    "repetition": ("repetition %", 100, 0),
+}
+
+
+def _show(result: RunResult) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    choice = result.attribution.choose_layer()
+    console.print(
+        f"\n[bold]{result.trait}[/] on {result.model}: layer [bold]{choice.layer}[/] writes it "
+        f"(chosen in {choice.frequency[choice.layer]:.0%} of bootstrap resamples); locus {result.vector.locus}"
+    )
+    table = Table(title=result.settings["replies"], title_justify="left")
+    table.add_column("arm")
+    for heading, _, _ in _COLUMNS.values():
+        table.add_column(heading, justify="right")
+    for row in result.summary.to_dict(orient="records"):
+        cells = []
+        for key, (_, factor, digits) in _COLUMNS.items():
+            value = row[key] * factor
+            text = "" if math.isnan(value) else f"{value:.{digits}f}"
+            if key == "difference" and text:
+                text = f"{value:+.0f} [{row['low']:+.0f}, {row['high']:+.0f}]"
+            cells.append(text)
+        table.add_row(str(row["arm"]), *cells)
+    console.print(table)
+
+    replies = Table(title="Side by side (first seed)", title_justify="left", show_lines=True)
+    shown = ("unsteered", "steered", "primed")
+    for heading in ("prompt", *shown):
+        replies.add_column(heading, ratio=1, overflow="fold")
+    first = result.samples[result.samples.seed == result.samples.seed.iloc[0]]
+    texts = first.pivot(index="prompt_id", columns="arm", values="text")
+    from rich.text import Text
+
+    for prompt_id, messages in result.prompts[:3]:
+        replies.add_row(Text(messages[-1]["content"]), *(Text(texts.loc[prompt_id, arm]) for arm in shown))
+    console.print(replies)
+
+
+def _print_frame(frame: Any, title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for column in frame.columns:
+        table.add_column(str(column), justify="right")
+    for row in frame.itertuples(index=False):
+        table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)

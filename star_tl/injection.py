@@ -1,0 +1,99 @@
+"""From a vector to ``[(name, fn)]``: adding it at absolute token positions, with or without a cache.
+
+A hook function sees only the chunk of tokens of the current forward pass; with a KV cache that is one
+token per decode step, so that an index into the chunk means another token at every step. Here the
+absolute position of a chunk is read off the attention scores of the same pass, whose key axis is
+longer than its query axis by exactly the number of cached tokens. Nothing is counted across
+calls, and nothing is left behind when a call ends or fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from star_tl.errors import StarError
+from star_tl.locus import Locus
+
+NamedHook = tuple[str, Callable[..., Tensor | None]]
+SCHEDULES = ("locus", "prompt", "last_prompt", "generated", "all")
+
+
+def injection_hooks(
+    vector: Float[Tensor, "position d"],
+    locus: Locus,
+    positions: str | Sequence[int] | None = None,
+    prompt_length: int | None = None,
+) -> list[NamedHook]:
+    """Hooks that add ``vector`` at ``locus``, for ``run_with_hooks``, ``model.hooks`` and ``generate``.
+
+    Args:
+        vector: one row per position of the locus. For schedules other than the locus's own, its mean.
+        locus: hook point and positions.
+        positions: ``"locus"`` (default), ``"prompt"`` (all of it), ``"last_prompt"``, ``"generated"``
+            (from the last prompt token on, so that the first sampled token is steered too),
+            ``"all"``, or a sequence of positions: negative from the prompt's end (-1 its last
+            token), others counted from the first generated token (0).
+        prompt_length: columns up to the prompt's end, where a forward pass holds prompt and reply
+            at once. Default: the whole of an uncached pass, which is right for cached generation.
+
+    Raises:
+        StarError: unknown schedule, or ``resid_pre`` of layer 0, which no attention precedes.
+    """
+    schedule: str | tuple[int, ...]
+    if positions is None or isinstance(positions, str):
+        schedule = positions or "locus"
+        if schedule not in SCHEDULES:
+            raise StarError(f"Unknown positions {schedule!r}: use one of {', '.join(SCHEDULES)} or a list of numbers.")
+    else:
+        schedule = tuple(int(p) for p in positions)
+    if schedule == "locus" or schedule == locus.positions:
+        rows, schedule = vector, locus.positions
+    else:
+        rows = vector.mean(0, keepdim=True)
+    watched = locus.layer
+    if locus.hook_point.endswith("hook_resid_pre"):
+        watched -= 1
+        if watched < 0:
+            raise StarError("blocks.0.hook_resid_pre cannot be injected at: use blocks.0.hook_resid_post.")
+    seen = {"offset": 0, "end": 0}
+
+    def observe(scores: Tensor, hook: object) -> None:
+        queries, keys = scores.shape[-2:]
+        seen["offset"] = keys - queries
+        if prompt_length is not None:
+            seen["end"] = prompt_length
+        elif keys == queries:
+            seen["end"] = keys
+
+    def inject(activation: Tensor, hook: object) -> Tensor:
+        chunk = _columns(schedule, seen["end"], seen["offset"], activation.shape[1])
+        if not chunk:
+            return activation
+        columns = [c for c, _ in chunk]
+        added = torch.stack([rows[r if len(rows) > 1 else 0] for _, r in chunk]).to(activation.device)
+        out = activation.clone()
+        target = out if locus.head is None else out[:, :, locus.head]
+        # bf16 would round a small vector away against a large residual: add in float32.
+        wide = torch.promote_types(out.dtype, torch.float32)
+        target[:, columns] = (target[:, columns].to(wide) + added.to(wide)).to(out.dtype)
+        return out
+
+    return [(f"blocks.{watched}.attn.hook_attn_scores", observe), (locus.hook_point, inject)]
+
+
+def _columns(schedule: str | tuple[int, ...], end: int, offset: int, length: int) -> list[tuple[int, int]]:
+    """Columns of the chunk to add at, each with its row of the vector."""
+    if isinstance(schedule, tuple):
+        wanted = {end + p: row for row, p in enumerate(schedule)}
+        return [(c - offset, row) for c, row in sorted(wanted.items()) if offset <= c < offset + length]
+    low, high = {
+        "prompt": (0, end),
+        "last_prompt": (end - 1, end),
+        "generated": (end - 1, offset + length),
+        "all": (0, offset + length),
+    }[schedule]
+    return [(c - offset, 0) for c in range(max(low, offset), min(high, offset + length))]

@@ -1,0 +1,180 @@
+"""Sampling with hooks: batched, cached, and the same text for a row whatever it shares a batch with.
+
+Randomness belongs to the row: one uniform number per step, drawn from a generator seeded by the
+seed and the prompt's tokens, picks the token by inverse transform. A row's text therefore depends
+on its prompt, its hooks and the seed, not on the batch, its order or its size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens import HookedTransformer
+from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+from star_tl.batch import make_batch
+from star_tl.chat import Prompt, render, stop_ids
+from star_tl.errors import StarError
+from star_tl.injection import NamedHook
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model wrote. ``stopped`` says that it ended its turn by itself."""
+
+    text: str
+    tokens: tuple[int, ...]
+    stopped: bool
+
+
+def sample(
+    model: HookedTransformer,
+    prompts: Sequence[Prompt],
+    hooks: Sequence[NamedHook] = (),
+    max_new_tokens: int = 60,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> list[str]:
+    """One reply to each prompt, as text; arguments as in :func:`generate`."""
+    replies = generate(model, prompts, hooks, max_new_tokens, temperature, top_p, seed, batch_size, progress)
+    return [reply.text for reply in replies]
+
+
+@torch.no_grad()
+def generate(
+    model: HookedTransformer,
+    prompts: Sequence[Prompt],
+    hooks: Sequence[NamedHook] = (),
+    max_new_tokens: int = 60,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> list[Reply]:
+    """One reply to each prompt.
+
+    Args:
+        model: a HookedTransformer with a tokenizer.
+        prompts: texts or chats.
+        hooks: ``[(name, fn)]``, e.g. ``vector.hooks(strength=1.0)``; active during prompt and reply.
+        max_new_tokens: most tokens of a reply; it ends earlier at the end of the turn.
+        temperature: 0 is greedy.
+        top_p: sample from the smallest set of tokens that holds this probability.
+        seed: the same seed gives the same text for the same prompt and hooks.
+        batch_size: prompts per batch; the texts do not depend on it.
+        progress: show a progress bar.
+
+    Raises:
+        StarError: no prompts, an empty one, one that leaves no room for a reply, or an argument
+            out of range.
+    """
+    _check_arguments(prompts, max_new_tokens, temperature, top_p, batch_size)
+    rendered = [render(model.tokenizer, p).ids for p in prompts]
+    room = model.cfg.n_ctx - max_new_tokens
+    for i, ids in enumerate(rendered):
+        if len(ids) > room:
+            raise StarError(
+                f"Prompt {i} has {len(ids)} tokens; with {max_new_tokens} new ones that exceeds the model's context of "
+                f"{model.cfg.n_ctx}: shorten it or lower max_new_tokens."
+            )
+    order = sorted(range(len(rendered)), key=lambda i: len(rendered[i]))
+    replies: list[Reply | None] = [None] * len(rendered)
+    bar = tqdm(total=len(rendered), desc="sampling", unit="reply", disable=not progress, delay=2)
+    for first in range(0, len(order), batch_size):
+        rows = order[first : first + batch_size]
+        written = _batch(model, [rendered[i] for i in rows], hooks, max_new_tokens, temperature, top_p, seed)
+        for i, reply in zip(rows, written, strict=True):
+            replies[i] = reply
+        bar.update(len(rows))
+    bar.close()
+    return [r for r in replies if r is not None]
+
+
+def _batch(
+    model: HookedTransformer,
+    prompts: list[tuple[int, ...]],
+    hooks: Sequence[NamedHook],
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+) -> list[Reply]:
+    batch = make_batch(model, prompts)
+    n, device = len(prompts), batch.tokens.device
+    cache = TransformerLensKeyValueCache.init_cache(model.cfg, device, n)
+    uniforms = torch.stack([_uniforms(seed, ids, max_new_tokens) for ids in prompts]).to(device)
+    stops = torch.tensor(stop_ids(model.tokenizer), device=device)
+    written = torch.zeros(n, max_new_tokens, dtype=torch.long, device=device)
+    lengths = torch.full((n,), max_new_tokens, device=device)
+    stopped = torch.zeros(n, dtype=torch.bool, device=device)
+    tokens, mask = batch.tokens, batch.mask.int()
+    with model.hooks(fwd_hooks=list(hooks)):
+        for step in range(max_new_tokens):
+            residual = model(tokens, attention_mask=mask, past_kv_cache=cache, stop_at_layer=model.cfg.n_layers)
+            last = residual[:, -1:]
+            logits = model.unembed(model.ln_final(last) if model.cfg.normalization_type else last)[:, 0].float()
+            chosen = pick(logits, uniforms[:, step], temperature, top_p)
+            ends = torch.isin(chosen, stops) & ~stopped
+            lengths[ends] = step
+            stopped |= ends
+            written[:, step] = chosen
+            if bool(stopped.all()):
+                break
+            tokens, mask = chosen[:, None], torch.ones(n, 1, dtype=torch.int, device=device)
+    replies = []
+    for row, length, ended in zip(written.tolist(), lengths.tolist(), stopped.tolist(), strict=True):
+        ids = tuple(row[:length])
+        replies.append(Reply(model.tokenizer.decode(ids, skip_special_tokens=True).strip(), ids, ended))
+    return replies
+
+
+def pick(
+    logits: Float[Tensor, "row vocab"], uniform: Float[Tensor, " row"], temperature: float, top_p: float
+) -> Int[Tensor, " row"]:
+    """The token of every row by inverse transform of ``uniform``; greedy at temperature 0.
+
+    Tokens are taken in the order of their probability, so that top-p is a bound on the sum.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    probabilities, order = (logits.double() / temperature).softmax(-1).sort(-1, descending=True, stable=True)
+    total = probabilities.cumsum(-1)
+    inside = total - probabilities < top_p
+    mass = torch.where(inside, total, 0.0).amax(-1)
+    index = (total < (uniform.double() * mass)[:, None]).sum(-1)
+    index = index.clamp(max=inside.sum(-1) - 1)
+    return order.gather(-1, index[:, None])[:, 0]
+
+
+def _uniforms(seed: int, ids: tuple[int, ...], count: int) -> Tensor:
+    digest = hashlib.sha256(repr((seed, ids)).encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.rand(count, generator=generator, dtype=torch.float64)
+
+
+def _check_arguments(
+    prompts: Sequence[Prompt], max_new_tokens: int, temperature: float, top_p: float, batch_size: int
+) -> None:
+    if isinstance(prompts, str):
+        raise StarError("prompts is one text: give a list of prompts.")
+    if not prompts:
+        raise StarError("There are no prompts: give at least one.")
+    if max_new_tokens < 1:
+        raise StarError(f"max_new_tokens is {max_new_tokens}: use at least 1.")
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise StarError(f"temperature is {temperature}: use 0 (greedy) or more.")
+    if not 0 < top_p <= 1:
+        raise StarError(f"top_p is {top_p}: use a share above 0, at most 1.")
+    if batch_size < 1:
+        raise StarError(f"batch_size is {batch_size}: use at least 1.")
