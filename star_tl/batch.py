@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,6 +34,12 @@ class TokenBatch:
         return self.mask[:, self.prompt_end :]
 
 
+def pad_id(model: HookedTransformer) -> int:
+    """The token to pad with; it is masked, so that any token would do."""
+    tokenizer: Any = model.tokenizer
+    return tokenizer.pad_token_id if tokenizer is not None else 0
+
+
 def make_batch(
     model: HookedTransformer,
     prompts: Sequence[Sequence[int]],
@@ -49,7 +56,7 @@ def make_batch(
         raise StarError(
             f"A prompt with its reply has {longest} tokens and the model's context is {model.cfg.n_ctx}: shorten it."
         )
-    pad = model.tokenizer.pad_token_id if model.tokenizer is not None else 0
+    pad = pad_id(model)
     end = max(len(p) for p in prompts)
     width = end + max(len(r) for r in replies)
     tokens = torch.full((len(prompts), width), pad, dtype=torch.long)

@@ -2,7 +2,8 @@
 
 A prompt is a string (one user message) or a list of messages ``{"role": ..., "content": ...}``.
 Rendering adds the beginning-of-text token exactly once, through the template or, where a tokenizer
-has no template, by hand.
+has no template, by hand. Where a template has no system role, the system message opens the first
+user message.
 """
 
 from __future__ import annotations
@@ -55,7 +56,15 @@ def as_messages(prompt: Prompt) -> tuple[dict[str, str], ...]:
     """The prompt as messages. Raises StarError where it is empty or a role is unknown."""
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
-    messages = tuple({"role": m["role"], "content": m["content"]} for m in prompt)
+    try:
+        messages = tuple({"role": m["role"], "content": m["content"]} for m in prompt)
+    except (KeyError, TypeError, IndexError):
+        messages = ()
+        well_formed = False
+    else:
+        well_formed = all(isinstance(text, str) for m in messages for text in m.values())
+    if not well_formed:
+        raise StarError('A prompt is neither a text nor messages: write [{"role": "user", "content": "..."}].')
     if not messages or not any(m["content"].strip() for m in messages):
         raise StarError("A prompt is empty: give a text or at least one message with content.")
     for m in messages:
@@ -76,9 +85,12 @@ def with_instruction(prompt: Prompt, instruction: str | None) -> tuple[dict[str,
 
 
 def render(tokenizer: Any, prompt: Prompt) -> Rendered:
-    """Token ids of the prompt up to and including the assistant header, and its spans."""
-    messages = as_messages(prompt)
-    pieces = _template_pieces(tokenizer, messages)
+    """Token ids of the prompt up to and including the assistant header, and its spans.
+
+    Raises:
+        StarError: the chat template refuses the prompt.
+    """
+    pieces = _template_pieces(tokenizer, as_messages(prompt))
     text = "".join(piece for _, piece in pieces)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, starts = list(encoded["input_ids"]), [start for start, _ in encoded["offset_mapping"]]
@@ -122,10 +134,18 @@ def _template_pieces(tokenizer: Any, messages: tuple[dict[str, str], ...]) -> li
     if not tokenizer.chat_template:
         return _plain_pieces(messages)
 
+    messages = _without_refused_system(tokenizer, messages)
+
     def text(upto: int, header: bool) -> str:
         return tokenizer.apply_chat_template(list(messages[:upto]), tokenize=False, add_generation_prompt=header)
 
-    full, body = text(len(messages), True), text(len(messages), False)
+    try:
+        full, body = text(len(messages), True), text(len(messages), False)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise StarError(
+            f"The chat template refuses this prompt ({reason}): let user and assistant take turns, the user first."
+        ) from None
     if not full.startswith(body):
         return [("prompt", full)]
     names = _turn_names(messages)
@@ -140,6 +160,22 @@ def _template_pieces(tokenizer: Any, messages: tuple[dict[str, str], ...]) -> li
         pieces.append((name, upto[len(done) :]))
         done = upto
     return [*pieces, ("header", full[len(done) :])]
+
+
+def _without_refused_system(tokenizer: Any, messages: tuple[dict[str, str], ...]) -> tuple[dict[str, str], ...]:
+    """The messages; a system message that the template refuses or drops opens the first user message instead."""
+    first, *rest = messages
+    if first["role"] != "system":
+        return messages
+    system = first["content"].strip()
+    try:
+        if system in tokenizer.apply_chat_template(list(messages), tokenize=False):
+            return messages
+    except Exception:  # raise_exception('System role not supported'), as Gemma's does
+        pass
+    if rest and rest[0]["role"] == "user":
+        return ({"role": "user", "content": f"{system}\n\n{rest[0]['content']}"}, *rest[1:])
+    return ({"role": "user", "content": system}, *rest)
 
 
 def _turn_names(messages: tuple[dict[str, str], ...]) -> list[str]:

@@ -7,7 +7,7 @@ social traits becomes the assistant:
 Source             File                       User               Assistant
 =================  =========================  =================  =================
 ESConv             ``ESConv.json`` or JSONL   the seeker         the supporter
-CaSiNo             ``casino*.json``           who speaks first   the other camper
+CaSiNo             ``casino*.json``           each camper once   the other camper
 CraigslistBargain  ``train.json`` and so on   the buyer          the seller
 =================  =========================  =================  =================
 
@@ -93,14 +93,12 @@ def load_prompts(
     path = Path(path)
     items: dict[str, PromptItem] = {}
     for place, record in _records(path):
-        item = _item(f"{path}, {place}", place.replace(" ", "-"), record, mode, max_turns, seed)
-        if item is None:
-            continue
-        if item.id in items:
-            raise StarError(f"{path}, {place}: id {item.id!r} is used twice: give every prompt its own.")
-        items[item.id] = item
-        if len(items) == limit:
-            break
+        for item in _items(f"{path}, {place}", place.replace(" ", "-"), record, mode, max_turns, seed):
+            if item.id in items:
+                raise StarError(f"{path}, {place}: id {item.id!r} is used twice: give every prompt its own.")
+            items[item.id] = item
+            if len(items) == limit:
+                return list(items.values())
     if not items:
         reason = f"it has no words of a user: give {READABLE}"
         if mode == "multi":
@@ -155,33 +153,37 @@ def _json(path: Path, line: int, text: str) -> Any:
         raise StarError(f"{path}, line {line + error.lineno - 1}: {reason}: {remedy}.") from None
 
 
-def _item(where: str, name: str, record: Any, mode: str, max_turns: int, seed: int) -> PromptItem | None:
-    """The record as a prompt, None where it has none. ``name`` is the id of a record without one."""
+def _items(where: str, name: str, record: Any, mode: str, max_turns: int, seed: int) -> Iterator[PromptItem]:
+    """The record's prompts, one for each side that can be the user. ``name`` is the id of a record without one."""
     if isinstance(record, str):
         record = {"prompt": record}
     if not isinstance(record, dict):
         raise StarError(f"{where}: not a dialogue or prompt: give {READABLE}.")
     if any(key in record for key in _PROMPT_KEYS):
-        return _own_prompt(where, name, record)
+        own = _own_prompt(where, name, record)
+        if own is not None:
+            yield own
+        return
     field = next((field for field in _SOURCES if field in record), None)
     if field is None:
         raise StarError(f"{where}: unknown format: give {READABLE}.")
     source, id_field, turns_of = _SOURCES[field]
     try:
-        turns = _merged(turns_of(record))
+        views = [_merged(view) for view in turns_of(record)]
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         reason = f"{error} is missing or unknown" if isinstance(error, KeyError) else "a field has another form"
         raise StarError(f"{where}: not a dialogue of {source} as published ({reason}): download it again.") from None
-    span = _span(turns, mode, max_turns, seed)
-    if span is None:
-        return None
-    start, end = span
-    return PromptItem(
-        id=f"{source.lower()}-{record.get(id_field, name)}",
-        messages=tuple({"role": role, "content": text} for role, text in turns[start:end]),
-        source=source,
-        reference=turns[end][1] if end < len(turns) else None,
-    )
+    for view, turns in enumerate(views):
+        span = _span(turns, mode, max_turns, seed)
+        if span is None:
+            continue
+        start, end = span
+        yield PromptItem(
+            id=f"{source.lower()}-{record.get(id_field, name)}{'-other-side' if view else ''}",
+            messages=tuple({"role": role, "content": text} for role, text in turns[start:end]),
+            source=source,
+            reference=turns[end][1] if end < len(turns) else None,
+        )
 
 
 def _own_prompt(where: str, name: str, record: dict[str, Any]) -> PromptItem | None:
@@ -205,22 +207,23 @@ def _own_prompt(where: str, name: str, record: dict[str, Any]) -> PromptItem | N
     return PromptItem(str(record.get("id", name)), history, "prompts", reference)
 
 
-def _esconv(record: dict[str, Any]) -> list[Turn]:
-    return [(_ESCONV_ROLES[t["speaker"]], t["text"] if "text" in t else t["content"]) for t in record["dialog"]]
+def _esconv(record: dict[str, Any]) -> list[list[Turn]]:
+    return [[(_ESCONV_ROLES[t["speaker"]], t["text"] if "text" in t else t["content"]) for t in record["dialog"]]]
 
 
-def _casino(record: dict[str, Any]) -> list[Turn]:
+def _casino(record: dict[str, Any]) -> list[list[Turn]]:
     said = [t for t in record["chat_logs"] if t["text"] not in _CASINO_DEALS]
-    return [("user" if t["id"] == said[0]["id"] else "assistant", t["text"]) for t in said]
+    campers = dict.fromkeys(t["id"] for t in said)  # the two have the same part to play
+    return [[("user" if t["id"] == camper else "assistant", t["text"]) for t in said] for camper in campers]
 
 
-def _craigslist(record: dict[str, Any]) -> list[Turn]:
+def _craigslist(record: dict[str, Any]) -> list[list[Turn]]:
     roles = [_CRAIGSLIST_ROLES[kb["personal"]["Role"]] for kb in record["scenario"]["kbs"]]
-    return [(roles[e["agent"]], e["data"]) for e in record["events"] if e["action"] == "message"]
+    return [[(roles[e["agent"]], e["data"]) for e in record["events"] if e["action"] == "message"]]
 
 
 # By the field that only this source has: its name, the field of a dialogue's id, and how to read a dialogue.
-_SOURCES: dict[str, tuple[str, str, Callable[[dict[str, Any]], list[Turn]]]] = {
+_SOURCES: dict[str, tuple[str, str, Callable[[dict[str, Any]], list[list[Turn]]]]] = {
     "dialog": ("ESConv", "dialogue_id", _esconv),  # published without ids: the place in the file stands in
     "chat_logs": ("CaSiNo", "dialogue_id", _casino),
     "events": ("CraigslistBargain", "uuid", _craigslist),

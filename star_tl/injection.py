@@ -10,6 +10,7 @@ calls, and nothing is left behind when a call ends or fails.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,7 +19,7 @@ from torch import Tensor
 from star_tl.errors import StarError
 from star_tl.locus import Locus
 
-NamedHook = tuple[str, Callable[..., Tensor | None]]
+NamedHook = tuple[str | Callable[..., Any], Callable[..., Any]]
 SCHEDULES = ("locus", "prompt", "last_prompt", "generated", "all")
 
 

@@ -169,12 +169,14 @@ def load_pairs(name_or_path: str | Path) -> Pairs:
     if not lines:
         raise StarError(f"{path} is empty: the first line is the trait's header, the others are pairs.")
     trait = _trait(path, *lines[0])
+    if len(lines) == 1:
+        raise StarError(f"{path}, line {lines[0][0]}: the header stands alone: add at least one pair below it.")
     return Pairs(trait, tuple(_pair(path, number, line) for number, line in lines[1:]))
 
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise StarError(f"{path} is not UTF-8 text: save it as UTF-8 JSONL.") from None
 
@@ -198,6 +200,9 @@ def _trait(path: Path, number: int, line: str) -> Trait:
             raise StarError(
                 f"{path}, line {number}: the header lacks {key!r}: add it (the first line describes the trait)."
             )
+    for key in ("trait", "positive_instruction", "negative_instruction", "description"):
+        if not isinstance(header.get(key, ""), str):
+            raise StarError(f"{path}, line {number}: {key!r} is not a text: write it as a string.")
     if not isinstance(header["markers"], list) or not all(isinstance(m, str) for m in header["markers"]):
         raise StarError(f"{path}, line {number}: 'markers' is not a list of texts: write [\"word\", ...].")
     try:
@@ -223,24 +228,16 @@ def _pair(path: Path, number: int, line: str) -> ContrastivePair:
     try:
         return ContrastivePair(
             id=str(value.get("id", f"line-{number}")),
-            context=_messages(value["context"]),
+            context=as_messages(value["context"]),
             positive=value["positive"],
             negative=value["negative"],
             split=value.get("split", "extraction"),
-            clean=_messages(value["clean"]) if "clean" in value else None,
-            corrupted=_messages(value["corrupted"]) if "corrupted" in value else None,
+            clean=as_messages(value["clean"]) if "clean" in value else None,
+            corrupted=as_messages(value["corrupted"]) if "corrupted" in value else None,
             metric=value.get("metric", "logprob"),
         )
-    except (KeyError, TypeError):
-        raise StarError(
-            f'{path}, line {number}: a context is a text or a list of {{"role", "content"}} messages.'
-        ) from None
     except StarError as error:
         raise StarError(f"{path}, line {number}: {error}") from None
-
-
-def _messages(value: Any) -> tuple[dict[str, str], ...]:
-    return as_messages(value)
 
 
 def _as_json(pair: ContrastivePair) -> dict[str, Any]:

@@ -175,7 +175,7 @@ def run(
         dose=dose,
         settings={
             "locus": str(locus),
-            "strength": f"{strength:g} × the natural difference = {strength * vector.fraction:.0%} of the residual norm",
+            "strength": f"{strength:g} × the natural difference, {strength * vector.fraction:.0%} of the residual norm",
             "pairs": f"{len(pairs.extraction)} for extraction, {len(pairs.heldout)} held out",
             "replies": f"{len(chosen)} prompts × {len(seeds)} seeds {tuple(seeds)} per arm",
             "sampling": f"temperature {temperature:g}, top-p {top_p:g}, at most {max_new_tokens} tokens",

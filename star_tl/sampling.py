@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -132,10 +133,11 @@ def _batch(
             if bool(stopped.all()):
                 break
             tokens, mask = chosen[:, None], torch.ones(n, 1, dtype=torch.int, device=device)
+    tokenizer: Any = model.tokenizer
     replies = []
     for row, length, ended in zip(written.tolist(), lengths.tolist(), stopped.tolist(), strict=True):
         ids = tuple(row[:length])
-        replies.append(Reply(model.tokenizer.decode(ids, skip_special_tokens=True).strip(), ids, ended))
+        replies.append(Reply(tokenizer.decode(ids, skip_special_tokens=True).strip(), ids, ended))
     return replies
 
 
@@ -148,7 +150,7 @@ def pick(
     """
     if temperature == 0:
         return logits.argmax(-1)
-    probabilities, order = (logits.double() / temperature).softmax(-1).sort(-1, descending=True, stable=True)
+    probabilities, order = (logits.double() / temperature).softmax(-1).sort(stable=True, dim=-1, descending=True)
     total = probabilities.cumsum(-1)
     inside = total - probabilities < top_p
     mass = torch.where(inside, total, 0.0).amax(-1)

@@ -20,7 +20,7 @@ from statsmodels.stats.proportion import proportion_confint
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from star_tl.batch import TokenBatch, make_batch, reply_logits, reply_logprobs
+from star_tl.batch import TokenBatch, make_batch, pad_id, reply_logits, reply_logprobs
 from star_tl.chat import Prompt, render
 from star_tl.errors import StarError
 from star_tl.pairs import Trait
@@ -98,7 +98,7 @@ def _fluency(
     positions: str | Sequence[int] | None,
     steered_prompts: Sequence[Prompt] | None,
 ) -> list[dict[str, float]]:
-    tokens = [r.tokens or (model.tokenizer.pad_token_id,) for r in replies]
+    tokens = [r.tokens or (pad_id(model),) for r in replies]
     plain = make_batch(model, [render(model.tokenizer, p).ids for p in prompts], tokens)
     base = reply_logits(model, plain)
     logprob = reply_logprobs(base, plain).sum(-1) / plain.reply_lengths

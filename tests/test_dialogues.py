@@ -147,7 +147,7 @@ def test_multi_leaves_out_dialogues_that_are_too_short(write: Write) -> None:
     assert [item.id for item in load_prompts(path)] == ["esconv-entry-1", "esconv-entry-2"]
 
 
-def test_casino_first_speaker_is_the_user_and_deals_are_dropped(write: Write) -> None:
+def test_casino_each_camper_is_the_user_once_and_deals_are_dropped(write: Write) -> None:
     dialogue = casino(
         7,
         (2, "I would like the lamp oil."),
@@ -160,11 +160,14 @@ def test_casino_first_speaker_is_the_user_and_deals_are_dropped(write: Write) ->
         (1, "Accept-Deal"),
     )
     path = write([dialogue])
-    (single,) = load_prompts(path)
+    single, other = load_prompts(path)
     assert (single.id, single.source) == ("casino-7", "CaSiNo")
     assert texts(single) == ["I would like the lamp oil."]
     assert single.reference == "Take it, I need rope."
-    (multi,) = load_prompts(path, mode="multi")
+    assert other.id == "casino-7-other-side"
+    assert texts(other) == ["Take it, I need rope."]
+    assert other.reference == "Rope is yours."
+    multi = load_prompts(path, mode="multi")[0]
     assert texts(multi)[-1] == "Rope is yours."
     assert multi.reference == "All of the rope, please."
 
@@ -310,8 +313,8 @@ def test_paths_that_are_no_text_file(tmp_path: Path) -> None:
 
 PUBLISHED = [
     ("esconv/valid.jsonl", 195, 195),
-    ("casino/casino_valid.json", 30, 30),
-    ("casino/casino_train.json", 900, 900),
+    ("casino/casino_valid.json", 60, 60),
+    ("casino/casino_train.json", 1800, 1800),
     # Of 643 dialogues 32 hold no word of the buyer's: the seller or nobody writes before the offer or the end.
     ("craigslist_bargain/dev.json", 643 - 32, 524),
 ]

@@ -21,6 +21,7 @@ from transformer_lens import HookedTransformer
 
 from star_tl.attribution.prepare import PreparedPair, labels, pair_batch, pair_metrics, prepare
 from star_tl.attribution.result import COMPONENTS, AttributionMap
+from star_tl.injection import NamedHook
 from star_tl.pairs import Pairs
 
 WINDOW = 24  # prompt positions, from the end, for which the steering form is kept
@@ -124,7 +125,7 @@ def backward(
         return hook
 
     names = [f"hook_{c}" for c in COMPONENTS] + ["attn.hook_z"]
-    hooks = [
+    hooks: list[NamedHook] = [
         (f"blocks.{layer}.{name}", watch(kind, layer))
         for layer in range(model.cfg.n_layers)
         for kind, name in enumerate(names)

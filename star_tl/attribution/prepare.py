@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -57,7 +58,8 @@ def prepare(model: HookedTransformer, pairs: Pairs) -> list[PreparedPair]:
         positive, negative = reply_ids(model.tokenizer, pair.positive), reply_ids(model.tokenizer, pair.negative)
         if pair.metric == "logit" and (len(positive) != 1 or len(negative) != 1):
             raise StarError(
-                f"pair {pair.id!r} has metric 'logit' and replies of {len(positive)} and {len(negative)} tokens: use one token each."
+                f"pair {pair.id!r} has metric 'logit' and replies of {len(positive)} and {len(negative)} tokens: "
+                "use one token each."
             )
         prepared.append(PreparedPair(pair, clean, corrupted, positive, negative, _align(clean, corrupted)))
     return prepared
@@ -140,8 +142,10 @@ def labels(
 ) -> tuple[list[str], list[Span]]:
     """Tokens and spans of a pair on the axis ``[prompt | positive reply | negative reply]``."""
 
+    tokenizer: Any = model.tokenizer
+
     def text(ids: Sequence[int]) -> list[str]:
-        return [model.tokenizer.decode([i]) for i in ids]
+        return [tokenizer.decode([i]) for i in ids]
 
     tokens = [""] * width
     start = end - len(p.corrupted)

@@ -197,5 +197,6 @@ class AttributionMap:
             f"layer {choice.layer} in {choice.frequency[choice.layer]:.0%} of resamples, metric {gain:+.2f} nats)"
         )
 
-    def _repr_html_(self) -> str:
-        return self.plot().to_html(full_html=False, include_plotlyjs="cdn") + f"<p>{self!r}</p>"
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **kwargs: Any) -> dict[str, Any]:
+        bundle = self.plot()._repr_mimebundle_(include, exclude, **kwargs)
+        return bundle | {"text/plain": repr(self)}

@@ -167,6 +167,6 @@ def _state_dict(hf: dict[str, Tensor], config: dict[str, Any], cfg: HookedTransf
             state[ours + "mlp.b_out"] = take(theirs + "mlp.down_proj.bias")
             if any(hf[theirs + f"mlp.{n}_proj.bias"].any() for n in ("gate", "up")):
                 raise StarError(
-                    "This checkpoint has biases on the MLP's gate or up projection, which HookedTransformer cannot hold."
+                    "This checkpoint has biases on the MLP's gate or up projection: HookedTransformer cannot hold them."
                 )
     return state

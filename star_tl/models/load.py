@@ -16,6 +16,7 @@ from star_tl.models.layout import relay
 from star_tl.models.llama import load_llama, read_config
 
 DEMO = Path(__file__).parent / "demo"
+KNOWN = ("demo", "meta-llama/Llama-3.1-8B-Instruct")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -105,9 +106,7 @@ def _download(name: str) -> Path:
     )
 
     if "/" not in name and "\\" not in name and name not in ("gpt2",):
-        raise StarError(
-            f"Unknown model {name!r}: give a folder or a Hub name.{nearest(name, ('demo', 'meta-llama/Llama-3.1-8B-Instruct'))}"
-        )
+        raise StarError(f"Unknown model {name!r}: give a folder or a Hub name.{nearest(name, KNOWN)}")
     patterns = [
         "*.safetensors",
         "*.safetensors.index.json",
@@ -124,9 +123,7 @@ def _download(name: str) -> Path:
             f"{name} is gated: accept its licence on huggingface.co and set HF_TOKEN, or run `hf auth login`."
         ) from None
     except (RepositoryNotFoundError, HFValidationError):
-        raise StarError(
-            f"{name} is neither a folder nor a model on the Hub.{nearest(name, ('demo', 'meta-llama/Llama-3.1-8B-Instruct'))}"
-        ) from None
+        raise StarError(f"{name} is neither a folder nor a model on the Hub.{nearest(name, KNOWN)}") from None
     except (LocalEntryNotFoundError, OSError, ConnectionError):
         raise StarError(
             f"{name} is not downloaded and the Hub cannot be reached: connect once, or name a local folder or 'demo'."

@@ -89,7 +89,8 @@ class SteeringVector:
             )
         if model.tokenizer is not None and template_hash(model.tokenizer) != self.template:
             raise StarError(
-                "This vector was extracted under another chat template: its positions mean other tokens; extract it again."
+                "This vector was extracted under another chat template, where positions mean other tokens: "
+                "extract it again."
             )
 
     def save(self, path: str | Path) -> None:

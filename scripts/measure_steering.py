@@ -1,0 +1,68 @@
+"""Regenerate the README's steering table: every trait, on held-out and on real prompts.
+
+    python scripts/measure_steering.py [--data FOLDER] [--seeds 2] [--model demo] [--json FILE]
+
+Held-out prompts are the built-in ones. With ``--data``, a folder that holds esconv/valid.jsonl,
+craigslist_bargain/dev.json and casino/casino_valid.json in their official formats, the traits are
+also measured on those. Prints one row per trait, prompts and arm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import pandas as pd
+
+import star_tl as star
+from star_tl.pairs import TRAITS
+from star_tl.pipeline import run
+
+REAL = {
+    "emotional_support": ("esconv/valid.jsonl",),
+    "self_disclosure": ("esconv/valid.jsonl",),
+    "politeness": ("craigslist_bargain/dev.json", "casino/casino_valid.json"),
+    "gratitude": ("esconv/valid.jsonl", "craigslist_bargain/dev.json"),
+    "agreement": ("craigslist_bargain/dev.json", "casino/casino_valid.json"),
+}
+COLUMNS = ["trait", "prompts", "arm", "n", "trait_rate", "difference", "low", "high", "coherent_rate", "drift"]
+
+
+def main() -> None:
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--data", type=Path)
+    ap.add_argument("--model", default="demo")
+    ap.add_argument("--traits", nargs="+", default=list(TRAITS))
+    ap.add_argument("--seeds", type=int, default=2)
+    ap.add_argument("--limit", type=int, default=64, help="prompts from each real file")
+    ap.add_argument("--json", type=Path)
+    args = ap.parse_args()
+
+    model = star.load_model(args.model)
+    tables = []
+    for trait in args.traits:
+        pairs = star.load_pairs(trait)
+        sources: list[tuple[str, list | None]] = [("held out", None)]
+        for name in REAL.get(trait, ()) if args.data else ():
+            items = star.load_prompts(args.data / name, limit=args.limit)
+            sources.append((name.split("/")[0], [item.messages for item in items]))
+        for source, prompts in sources:
+            began = time.time()
+            result = run(model, pairs, prompts, seeds=tuple(range(args.seeds)), progress=False)
+            table = result.summary.assign(trait=trait, prompts=source)
+            tables.append(table)
+            choice = result.attribution.choose_layer()
+            print(
+                f"\n{trait}, {source}: {result.vector.locus}, layer chosen in {choice.frequency[choice.layer]:.0%} of "
+                f"resamples, strength 1 = {result.vector.fraction:.0%} of the residual ({time.time() - began:.0f} s)"
+            )
+            print(table[COLUMNS[2:]].to_string(index=False, float_format=lambda x: f"{x:.3f}"), flush=True)
+    if args.json:
+        rows = pd.concat(tables, ignore_index=True).to_dict(orient="records")
+        args.json.write_text(json.dumps({"rows": rows}, indent=1, default=float) + "\n")
+
+
+if __name__ == "__main__":
+    main()

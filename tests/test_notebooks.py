@@ -1,0 +1,33 @@
+"""Every notebook runs from a clean kernel, and what is committed is small and without machine paths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLOTLY_RENDERER", "plotly_mimetype")
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=300, kernel_name="python3", store_widget_state=False).execute()
+    outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
+    figures = sum("application/vnd.plotly.v1+json" in o.get("data", {}) for o in outputs)
+    assert figures >= 4
+    assert not any(o.output_type == "error" for o in outputs)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_committed_notebook_has_outputs_is_small_and_clean(path: Path) -> None:
+    text = path.read_text()
+    assert len(text) < 1_000_000
+    assert "/home/" not in text
+    assert "site-packages" not in text
+    notebook = nbformat.reads(text, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in code), "commit the notebook with its outputs"
