@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from demo_model.chats import make_chat
@@ -48,6 +48,7 @@ SPLIT = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 CONTEXT = 1024
+OPENING, OPENING_WEIGHT = 4, 3.0  # a reply's first tokens settle its register: they weigh more
 LENGTHS = (64, 96, 128, 160, 192, 256, 384, 512, 768, CONTEXT)
 
 
@@ -130,6 +131,12 @@ def batches(ids, mine, lengths, tokens_per_batch: int, rng: np.random.Generator)
         yield torch.from_numpy(x), torch.from_numpy(m)
 
 
+def opening_weights(mine: torch.Tensor) -> torch.Tensor:
+    """Loss weights of the assistant's tokens, in the order in which :func:`losses` returns them."""
+    before = torch.nn.functional.pad(mine, (OPENING, 0))[:, : mine.shape[1]]
+    return torch.where(mine & ~before, OPENING_WEIGHT, 1.0)[:, 1:][mine[:, 1:]]
+
+
 def losses(model: LlamaForCausalLM, x: torch.Tensor, mine: torch.Tensor) -> torch.Tensor:
     """Negative log-likelihood of the assistant's tokens, nats; only these are unembedded."""
     hidden = model.model(input_ids=x[:, :-1]).last_hidden_state
@@ -137,8 +144,28 @@ def losses(model: LlamaForCausalLM, x: torch.Tensor, mine: torch.Tensor) -> torc
     return torch.nn.functional.cross_entropy(logits.float(), x[:, 1:][mine[:, 1:]], reduction="none")
 
 
+def short_attention(module, query, key, value, attention_mask, scaling, **_):
+    """Causal attention of short right-padded chats as two batched products, without repeating keys and values.
+
+    On a CPU the backward pass of fused attention takes longer than these at a few hundred tokens.
+    """
+    rows, heads, length, width = query.shape
+    groups = key.shape[1]
+    with torch.autocast(query.device.type, enabled=False):
+        grouped = (query * scaling).reshape(rows, groups, -1, width)
+        scores = (grouped @ key.transpose(-1, -2)).view(rows, heads, length, length)
+        later = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)
+        pattern = scores.masked_fill(later, float("-inf")).softmax(-1)
+        out = (pattern.view(rows, groups, -1, length) @ value).view(rows, heads, length, width)
+    return out.transpose(1, 2), None
+
+
+AttentionInterface.register("short", short_attention)
+
+
 def save(model: LlamaForCausalLM, tokenizer: Tokenizer, out: Path) -> None:
-    copy = LlamaForCausalLM(model.config)
+    config = LlamaConfig(**model.config.to_dict())
+    copy = LlamaForCausalLM(config)
     copy.load_state_dict(model.state_dict())
     copy.half().save_pretrained(out)
     fast = PreTrainedTokenizerFast(
@@ -164,6 +191,7 @@ def main() -> None:
     ap.add_argument("--seed", type=int, default=0)
     ap.add_argument("--processes", type=int, default=multiprocessing.cpu_count())
     ap.add_argument("--width", type=int, default=192)
+    ap.add_argument("--resume", action="store_true", help="go on from the model in --out; give another --seed")
     ap.add_argument("--adamw", action="store_true", help="AdamW for all parameters, to compare with")
     args = ap.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -176,7 +204,10 @@ def main() -> None:
         parts = pool.map(chats, [(args.seed * 1_000_003 + 7_000_000 + i, 1250) for i in range(32)])
         tokenizer = train_tokenizer([c for part in parts for c in part], 4096)
     tokenizer_path = args.out / "tokenizer.json"
-    tokenizer.save(str(tokenizer_path))
+    if args.resume:
+        tokenizer = Tokenizer.from_file(str(tokenizer_path))
+    else:
+        tokenizer.save(str(tokenizer_path))
     print(f"tokenizer of {tokenizer.get_vocab_size()} after {time.time() - began:.0f} s", flush=True)
     per = 2000
     jobs = [(str(tokenizer_path), args.seed * 1_000_003 + i, per) for i in range(max(2, args.chats // per))]
@@ -203,8 +234,9 @@ def main() -> None:
         attention_bias=False,
         mlp_bias=False,
     )
-    config._attn_implementation = "sdpa"
-    model = LlamaForCausalLM(config).to(device)
+    model = LlamaForCausalLM.from_pretrained(args.out, dtype=torch.float32) if args.resume else LlamaForCausalLM(config)
+    model.set_attn_implementation("short")
+    model.to(device)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters", flush=True)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
@@ -235,7 +267,8 @@ def main() -> None:
                 for group in optimiser.param_groups:
                     group["lr"] = args.learning_rate * warm * fall
             with torch.autocast(device, dtype=torch.bfloat16):
-                loss = losses(model, x.to(device), m.to(device)).mean()
+                nll, weight = losses(model, x.to(device), m.to(device)), opening_weights(m).to(device)
+                loss = (nll * weight).sum() / weight.sum()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimiser in optimisers:
@@ -243,7 +276,7 @@ def main() -> None:
                 optimiser.zero_grad(set_to_none=True)
             step += 1
             seen += x.numel()
-            smooth = loss.item() if step == 1 else 0.98 * smooth + 0.02 * loss.item()
+            smooth = nll.mean().item() if step == 1 else 0.98 * smooth + 0.02 * nll.mean().item()
             if step % 50 == 0:
                 log.append({"step": step, "loss": round(smooth, 4), "seconds": round(time.time() - started)})
                 rate = seen / (time.time() - started)
@@ -262,6 +295,7 @@ def main() -> None:
     perplexity = math.exp(total / count)
     print(f"held-out perplexity of assistant tokens {perplexity:.3f} over {count:.0f} tokens", flush=True)
 
+    model.set_attn_implementation("sdpa")
     save(model.cpu(), tokenizer, args.out)
     record = {
         "chats": len(lengths),
@@ -275,7 +309,9 @@ def main() -> None:
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "loss": log[:: max(1, len(log) // 20)],
     }
-    (args.out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+    history = args.out / "training.json"
+    earlier = json.loads(history.read_text())["runs"] if args.resume and history.is_file() else []
+    history.write_text(json.dumps({"runs": [*earlier, record]}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

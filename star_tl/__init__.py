@@ -20,6 +20,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from star_tl.attribution import AttributionMap as AttributionMap
     from star_tl.attribution import attribute as attribute
+    from star_tl.attribution.exact import exact_effects as exact_effects
+    from star_tl.attribution.exact import verify as verify
     from star_tl.dialogues import load_prompts as load_prompts
     from star_tl.errors import StarError as StarError
     from star_tl.locus import Locus as Locus
@@ -45,6 +47,7 @@ _HOMES = {
     "SteeringVector": "vectors",
     "Trait": "pairs",
     "attribute": "attribution",
+    "exact_effects": "attribution.exact",
     "extract_vector": "vectors",
     "generate": "sampling",
     "load_model": "models",
@@ -54,6 +57,7 @@ _HOMES = {
     "run": "pipeline",
     "sample": "sampling",
     "score": "scores",
+    "verify": "attribution.exact",
 }
 __all__ = sorted(_HOMES)
 

@@ -76,6 +76,11 @@ def reply_logits(model: HookedTransformer, batch: TokenBatch) -> Float[Tensor, "
     residual = model(batch.tokens, attention_mask=batch.mask.int(), stop_at_layer=model.cfg.n_layers)[
         :, batch.prompt_end - 1 : -1
     ]
+    return unembed(model, residual)
+
+
+def unembed(model: HookedTransformer, residual: Float[Tensor, "row position d"]) -> Float[Tensor, "row position vocab"]:
+    """Logits of the last layer's residual stream as the model's own forward makes them, in float32 at least."""
     logits = model.unembed(model.ln_final(residual)) if model.cfg.normalization_type else model.unembed(residual)
     cap = model.cfg.output_logits_soft_cap
     if cap > 0:

@@ -58,14 +58,12 @@ def as_messages(prompt: Prompt) -> tuple[dict[str, str], ...]:
         prompt = [{"role": "user", "content": prompt}]
     try:
         messages = tuple({"role": m["role"], "content": m["content"]} for m in prompt)
-    except (KeyError, TypeError, IndexError):
-        messages = ()
-        well_formed = False
-    else:
-        well_formed = all(isinstance(text, str) for m in messages for text in m.values())
-    if not well_formed:
-        raise StarError('A prompt is neither a text nor messages: write [{"role": "user", "content": "..."}].')
-    if not messages or not any(m["content"].strip() for m in messages):
+        text = "".join(m["content"] for m in messages)
+    except (KeyError, TypeError):
+        raise StarError(
+            'A prompt is neither a text nor messages: write [{"role": "user", "content": "..."}].'
+        ) from None
+    if not text.strip():
         raise StarError("A prompt is empty: give a text or at least one message with content.")
     for m in messages:
         if m["role"] not in ROLES:

@@ -3,12 +3,13 @@
 A hook function sees only the chunk of tokens of the current forward pass; with a KV cache that is one
 token per decode step, so that an index into the chunk means another token at every step. Here the
 absolute position of a chunk is read off the attention scores of the same pass, whose key axis is
-longer than its query axis by exactly the number of cached tokens. Nothing is counted across
-calls, and nothing is left behind when a call ends or fails.
+longer than its query axis by exactly the number of cached tokens. Positions that a prompt does not
+have are left out; what a padded batch has there is padding, which is masked.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,19 +40,21 @@ def injection_hooks(
             ``"all"``, or a sequence of positions: negative from the prompt's end (-1 its last
             token), others counted from the first generated token (0).
         prompt_length: columns up to the prompt's end, where a forward pass holds prompt and reply
-            at once. Default: the whole of an uncached pass, which is right for cached generation.
+            at once, or only a part of the prompt. Default: all that the first pass of a call holds,
+            with what was cached before it, which is right for cached generation.
 
     Raises:
-        StarError: unknown schedule, or ``resid_pre`` of layer 0, which no attention precedes.
+        StarError: unknown schedule, positions that are not whole numbers, or ``resid_pre`` of layer 0,
+            which no attention precedes.
     """
     schedule: str | tuple[int, ...]
     if positions is None or isinstance(positions, str):
-        schedule = positions or "locus"
+        schedule = "locus" if positions is None else positions
         if schedule not in SCHEDULES:
             raise StarError(f"Unknown positions {schedule!r}: use one of {', '.join(SCHEDULES)} or a list of numbers.")
     else:
-        schedule = tuple(int(p) for p in positions)
-    if schedule == "locus" or schedule == locus.positions:
+        schedule = _numbers(positions)
+    if schedule == "locus" or set(schedule) == set(locus.positions):
         rows, schedule = vector, locus.positions
     else:
         rows = vector.mean(0, keepdim=True)
@@ -60,15 +63,16 @@ def injection_hooks(
         watched -= 1
         if watched < 0:
             raise StarError("blocks.0.hook_resid_pre cannot be injected at: use blocks.0.hook_resid_post.")
-    seen = {"offset": 0, "end": 0}
+    seen = {"offset": 0, "end": 0, "keys": 0}
 
     def observe(scores: Tensor, hook: object) -> None:
         queries, keys = scores.shape[-2:]
         seen["offset"] = keys - queries
         if prompt_length is not None:
             seen["end"] = prompt_length
-        elif keys == queries:
+        elif not 0 < seen["end"] <= seen["offset"] <= seen["keys"]:  # not the next step of the last pass
             seen["end"] = keys
+        seen["keys"] = keys
 
     def inject(activation: Tensor, hook: object) -> Tensor:
         chunk = _columns(schedule, seen["end"], seen["offset"], activation.shape[1])
@@ -84,6 +88,16 @@ def injection_hooks(
         return out
 
     return [(f"blocks.{watched}.attn.hook_attn_scores", observe), (locus.hook_point, inject)]
+
+
+def _numbers(positions: Sequence[int]) -> tuple[int, ...]:
+    try:
+        numbers = tuple(operator.index(p) for p in positions)
+    except TypeError:
+        numbers = ()
+    if not numbers:
+        raise StarError(f"positions is {positions!r}: use one of {', '.join(SCHEDULES)} or a list of whole numbers.")
+    return numbers
 
 
 def _columns(schedule: str | tuple[int, ...], end: int, offset: int, length: int) -> list[tuple[int, int]]:

@@ -90,7 +90,8 @@ def top_locus(attr: AttributionMap, coverage: float = 0.8) -> Locus:
     if float(scores.sum()) <= 0:
         raise StarError("Attribution found no prompt position with a positive score: the pairs do not move the trait.")
     order = scores.argsort(descending=True)
-    share = scores[order].cumsum(0) / scores.sum()
+    held = scores[order].cumsum(0)
+    share = held / held[-1]
     count = min(MOST_POSITIONS, int((share < coverage).sum()) + 1)
     positions = sorted(int(p) - attr.window for p in order[:count])
     return Locus(f"blocks.{layer}.hook_resid_post", tuple(positions))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from statsmodels.stats.proportion import proportion_confint
 from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 
@@ -70,20 +71,20 @@ def prepare_folder(out: str | Path, overwrite: bool = False) -> Path:
         StarError: it holds another run and ``overwrite`` is False, is a file, or cannot be written to.
     """
     folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise StarError(f"{folder} is a file: name another output folder.")
-    held = [name for name in FILES if (folder / name).exists()]
-    if held and not overwrite:
-        raise StarError(f"{folder} holds another run ({held[0]}): name another folder or pass --overwrite.")
     try:
+        if folder.exists() and not folder.is_dir():
+            raise StarError(f"{folder} is a file: name another output folder.")
+        held = [name for name in FILES if (folder / name).exists()]
+        if held and not overwrite:
+            raise StarError(f"{folder} holds another run ({held[0]}): name another folder or pass --overwrite.")
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.write_text("")
         probe.unlink()
+        for name in held:
+            (folder / name).unlink()
     except OSError as error:
         raise StarError(f"{folder} cannot be written to ({error.strerror}): name another output folder.") from None
-    for name in held:
-        (folder / name).unlink()
     return folder
 
 
@@ -218,12 +219,15 @@ def sample_arm(
 
 
 def dose_table(samples: pd.DataFrame) -> pd.DataFrame:
-    """A row per strength: rate of coherent replies with the trait, coherence and drift."""
+    """A row per strength: rate of coherent replies with the trait (95 % Wilson interval), coherence and drift."""
     hit = samples.assign(trait_rate=samples.shows & samples.coherent)
     grouped = hit.groupby("strength")
+    low, high = proportion_confint(grouped.trait_rate.sum(), grouped.size(), method="wilson")
     return pd.DataFrame(
         {
             "trait_rate": grouped.trait_rate.mean(),
+            "low_rate": low,
+            "high_rate": high,
             "coherent_rate": grouped.coherent.mean(),
             "drift": grouped.drift.mean(),
             "n": grouped.size(),

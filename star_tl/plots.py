@@ -23,6 +23,8 @@ from star_tl.errors import StarError
 if TYPE_CHECKING:
     import pandas
 
+    from star_tl.attribution.exact import Verification
+
 # Okabe & Ito's colours, which colour-blind readers tell apart.
 BLUE, SKY, GREEN, ORANGE, PINK, VERMILION, GREY = (
     "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#D55E00", "#999999",
@@ -270,6 +272,37 @@ def plot_arms(summary: pandas.DataFrame) -> go.Figure:
     fig.update_yaxes(autorange="reversed", showgrid=False)
     height = 34 * len(names) + 165
     return _finish(fig, "What each arm does", "whiskers: 95 % intervals of the rate", 760, height, bargap=0.35)
+
+
+def plot_verification(verification: Verification) -> go.Figure:
+    """Attribution's estimate against exact patching, nats, a point per locus; on the line they agree."""
+    estimate, exact = verification.estimate.numpy(), verification.exact.numpy()
+    chosen = np.array(verification.chosen)
+    low, high = float(min(estimate.min(), exact.min())), float(max(estimate.max(), exact.max()))
+    fig = go.Figure(
+        go.Scatter(x=[low, high], y=[low, high], mode="lines", line={"color": INK, "dash": "dot"}, hoverinfo="skip")
+    )
+    for mask, name, colour in ((~chosen, "random sample of the rest", GREY), (chosen, "largest estimates", BLUE)):
+        fig.add_trace(
+            go.Scatter(
+                x=estimate[mask],
+                y=exact[mask],
+                mode="markers",
+                name=name,
+                showlegend=True,
+                marker={"color": colour, "size": 8, "opacity": 0.8},
+                text=[str(locus) for locus, taken in zip(verification.loci, mask, strict=True) if taken],
+                hovertemplate="%{text}<br>estimate %{x:+.4f} nats<br>exact %{y:+.4f} nats<extra></extra>",
+            )
+        )
+    fig.data[0].showlegend = False
+    fig.update_xaxes(title_text=f"attribution, {SCORE}")
+    fig.update_yaxes(title_text="exact patching, effect (nats)")
+    subtitle = (
+        f"Pearson {verification.pearson:.3f}, Spearman {verification.spearman:.3f} over {len(verification.loci)} loci, "
+        f"mean over {verification.n_pairs} pairs"
+    )
+    return _finish(fig, "Estimate against exact patching", subtitle, 620, 520)
 
 
 def visible(token: str, whitespace: bool = True) -> str:

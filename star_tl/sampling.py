@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
-from star_tl.batch import make_batch
+from star_tl.batch import make_batch, unembed
 from star_tl.chat import Prompt, render, stop_ids
 from star_tl.errors import StarError
 from star_tl.injection import NamedHook
@@ -80,7 +81,7 @@ def generate(
         StarError: no prompts, an empty one, one that leaves no room for a reply, or an argument
             out of range.
     """
-    _check_arguments(prompts, max_new_tokens, temperature, top_p, batch_size)
+    _check_arguments(prompts, max_new_tokens, temperature, top_p, seed, batch_size)
     rendered = [render(model.tokenizer, p).ids for p in prompts]
     room = model.cfg.n_ctx - max_new_tokens
     for i, ids in enumerate(rendered):
@@ -123,8 +124,7 @@ def _batch(
     with model.hooks(fwd_hooks=list(hooks)):
         for step in range(max_new_tokens):
             residual = model(tokens, attention_mask=mask, past_kv_cache=cache, stop_at_layer=model.cfg.n_layers)
-            last = residual[:, -1:]
-            logits = model.unembed(model.ln_final(last) if model.cfg.normalization_type else last)[:, 0].float()
+            logits = unembed(model, residual[:, -1:])[:, 0]
             chosen = pick(logits, uniforms[:, step], temperature, top_p)
             ends = torch.isin(chosen, stops) & ~stopped
             lengths[ends] = step
@@ -160,23 +160,24 @@ def pick(
 
 
 def _uniforms(seed: int, ids: tuple[int, ...], count: int) -> Tensor:
-    digest = hashlib.sha256(repr((seed, ids)).encode()).digest()
+    digest = hashlib.sha256(repr((int(seed), ids)).encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     return torch.rand(count, generator=generator, dtype=torch.float64)
 
 
 def _check_arguments(
-    prompts: Sequence[Prompt], max_new_tokens: int, temperature: float, top_p: float, batch_size: int
+    prompts: Sequence[Prompt], max_new_tokens: int, temperature: float, top_p: float, seed: int, batch_size: int
 ) -> None:
     if isinstance(prompts, str):
         raise StarError("prompts is one text: give a list of prompts.")
-    if not prompts:
+    if len(prompts) == 0:  # also of a pandas column, whose truth value is undefined
         raise StarError("There are no prompts: give at least one.")
-    if max_new_tokens < 1:
-        raise StarError(f"max_new_tokens is {max_new_tokens}: use at least 1.")
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise StarError(f"temperature is {temperature}: use 0 (greedy) or more.")
-    if not 0 < top_p <= 1:
-        raise StarError(f"top_p is {top_p}: use a share above 0, at most 1.")
-    if batch_size < 1:
-        raise StarError(f"batch_size is {batch_size}: use at least 1.")
+    for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+        if not isinstance(value, Integral) or value < 1:
+            raise StarError(f"{name} is {value!r}: use a whole number, at least 1.")
+    if not (isinstance(temperature, Real) and math.isfinite(temperature) and temperature >= 0):
+        raise StarError(f"temperature is {temperature!r}: use 0 (greedy) or more.")
+    if not (isinstance(top_p, Real) and 0 < top_p <= 1):
+        raise StarError(f"top_p is {top_p!r}: use a share above 0, at most 1.")
+    if not isinstance(seed, Integral):
+        raise StarError(f"seed is {seed!r}: use a whole number.")

@@ -28,6 +28,7 @@ from star_tl.sampling import Reply
 from star_tl.vectors import SteeringVector
 
 FIRST_PERSON = re.compile(r"\b(?:i|me|my|mine|myself|i'm|i've|i'd|i'll)\b", re.IGNORECASE)
+WORD = re.compile(r"\w+(?:['’]\w+)*")
 COHERENT_QUANTILE = 0.02
 REFERENCE = "unsteered"
 
@@ -49,7 +50,8 @@ def score(
     ``first_person`` (pronouns per 100 words), ``length`` (words), ``repetition`` (share of word
     trigrams that occurred before), ``logprob`` (mean per token under the unsteered model, nats),
     ``perplexity`` (its exponential), ``drift`` (mean over reply tokens of KL(the model that
-    wrote the reply ‖ unsteered model), nats per token) and ``drift_max``.
+    wrote the reply ‖ unsteered model), nats per token) and ``drift_max``. An empty reply has no
+    ``logprob``; its drift is that of the token which ended it.
 
     Args:
         model: the model that wrote the replies.
@@ -73,7 +75,7 @@ def score(
 
 
 def _words(trait: Trait, reply: Reply) -> dict[str, Any]:
-    words = re.findall(r"[\w']+", reply.text)
+    words = WORD.findall(reply.text)
     trigrams = list(zip(words, words[1:], words[2:], strict=False))
     found = [m.group(0).lower() for m in trait.pattern.finditer(reply.text)]
     return {

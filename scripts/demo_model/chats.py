@@ -25,7 +25,7 @@ BASE_RATE = {
 }
 LEAD_FOLLOWS_INSTRUCTION = 0.9
 REGISTER_PERSISTS = 0.85
-TURNS = ((1, 0.60), (2, 0.22), (3, 0.10), (4, 0.04), (6, 0.025), (9, 0.015))
+TURNS = ((1, 0.68), (2, 0.20), (3, 0.07), (4, 0.03), (6, 0.013), (9, 0.007))
 
 # How a reply runs: an answer first, then thanks and feelings, then one's own story, then what to do.
 _COURSE = (
@@ -104,8 +104,8 @@ def draw_register(rng: random.Random) -> tuple[dict[str, bool], set[str]]:
     register = {trait: rng.random() < BASE_RATE[trait] for trait in TRAITS}
     told: set[str] = set()
     kind = rng.random()
-    if kind < 0.45:
-        told = set(rng.sample(TRAITS, 1 if rng.random() < 0.75 else 2))
+    if kind < 0.6:
+        told = set(rng.sample(TRAITS, 1 if rng.random() < 0.8 else 2))
         for trait in told:
             register[trait] = rng.random() < 0.5
     return register, told
@@ -115,7 +115,10 @@ def system_prompt(register: dict[str, bool], told: set[str], rng: random.Random)
     """The instruction for the traits in ``told``; a neutral one or none where there are none."""
     if not told:
         return expand(rng.choice(NEUTRAL), rng, {}) if rng.random() < 0.18 else ""
-    wishes = [rng.choice((WANTED if register[t] else UNWANTED)[t]) for t in sorted(told)]
+    wishes = []
+    for trait in sorted(told):
+        wordings = (WANTED if register[trait] else UNWANTED)[trait]
+        wishes.append(wordings[0] if rng.random() < 0.4 else rng.choice(wordings))
     rng.shuffle(wishes)
     if rng.random() < 0.15:
         wishes.insert(rng.randrange(len(wishes) + 1), rng.choice(NEUTRAL))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from transformer_lens import HookedTransformer
 
 from star_tl.attribution.atp import attribute_atp
+from star_tl.attribution.relp import attribute_relp
 from star_tl.attribution.result import COMPONENTS, AttributionMap
 from star_tl.errors import StarError, nearest
 from star_tl.pairs import Pairs
 
-METHODS = {"atp": attribute_atp}
+METHODS = {"atp": attribute_atp, "relp": attribute_relp}
 
 __all__ = ["COMPONENTS", "METHODS", "AttributionMap", "attribute"]
 
@@ -31,12 +32,13 @@ def attribute(
     Args:
         model: any HookedTransformer with a tokenizer.
         pairs: contrastive pairs, see :func:`star_tl.load_pairs`.
-        method: ``"atp"``.
+        method: ``"atp"`` (gradient times difference) or ``"relp"`` (the same with relevance propagation's
+            rules instead of the plain gradient).
         batch_size: pairs per forward and backward pass.
         progress: show a progress bar.
 
     Raises:
-        StarError: unknown method, or a pair longer than the model's context.
+        StarError: unknown method, batch_size below 1, or a pair longer than the model's context.
     """
     if method not in METHODS:
         raise StarError(f"Unknown attribution method {method!r}.{nearest(method, METHODS)}")

@@ -7,7 +7,7 @@ First-order estimate of activation patching (Nanda 2023, "Attribution Patching";
 
 Clean and corrupted rows run in one batch. The difference is taken in the forward hook, the score
 in the gradient's hook, and both are freed there, so that memory holds one micro-batch's graph.
-Parameters need no gradient: the graph is rooted at the embedding's output.
+Parameters need no gradient and get none: the graph is rooted at the embedding's output.
 """
 
 from __future__ import annotations
@@ -29,6 +29,18 @@ WINDOW = 24  # prompt positions, from the end, for which the steering form is ke
 
 def attribute_atp(model: HookedTransformer, pairs: Pairs, batch_size: int = 8, progress: bool = True) -> AttributionMap:
     """Scores of every pair at every hook point; see :func:`star_tl.attribute`."""
+    return score_pairs(model, pairs, batch_size, progress, method="atp")
+
+
+def score_pairs(
+    model: HookedTransformer,
+    pairs: Pairs,
+    batch_size: int,
+    progress: bool,
+    method: str,
+    rules: Sequence[NamedHook] = (),
+) -> AttributionMap:
+    """Difference times gradient at every hook point, the gradient as ``rules`` (forward hooks) make it."""
     from star_tl.models.load import fingerprint
 
     prepared = prepare(model, pairs)
@@ -36,14 +48,13 @@ def attribute_atp(model: HookedTransformer, pairs: Pairs, batch_size: int = 8, p
     positive = max(len(p.positive) for p in prepared)
     width = end + positive + max(len(p.negative) for p in prepared)
     window = max(1, min(WINDOW, min(p.shared_suffix for p in prepared)))
-    n, layers, heads, d = len(prepared), model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_model
+    n, layers, heads = len(prepared), model.cfg.n_layers, model.cfg.n_heads
+    widths = [model.cfg.d_model] * len(COMPONENTS) + [heads * model.cfg.d_head]
 
     scores = torch.zeros(n, len(COMPONENTS), layers, width)
     head_scores = torch.zeros(n, layers, heads, width)
-    mean_difference = torch.zeros(len(COMPONENTS) + 1, layers, window, d, dtype=torch.float64)
-    mean_gradient = torch.zeros_like(mean_difference)
-    if heads * model.cfg.d_head != d:
-        raise NotImplementedError("per-head steering scores need n_heads * d_head == d_model")
+    mean_difference = [torch.zeros(layers, window, d, dtype=torch.float64) for d in widths]
+    mean_gradient = [torch.zeros_like(m) for m in mean_difference]
     metric = torch.zeros(2, n)
 
     bar = tqdm(total=n, desc="attribution", unit="pair", disable=not progress, delay=1)
@@ -71,25 +82,25 @@ def attribute_atp(model: HookedTransformer, pairs: Pairs, batch_size: int = 8, p
             else:
                 place(scores[:, kind], layer, product.sum(-1), chunk_end)
             near = slice(chunk_end - window, chunk_end)
-            mean_difference[kind, layer] += difference[:b, near].flatten(2).sum(0).double().cpu() / n
+            mean_difference[kind][layer] += difference[:b, near].flatten(2).sum(0).double().cpu() / n
             both = gradient[:b, near] + gradient[b:, near]
-            mean_gradient[kind, layer] += both.flatten(2).sum(0).double().cpu() / n
+            mean_gradient[kind][layer] += both.flatten(2).sum(0).double().cpu() / n
 
-        metric[:, at] = backward(model, chunk, receive)
+        metric[:, at] = backward(model, chunk, receive, rules)
         bar.update(len(chunk))
     bar.close()
 
-    product = mean_difference * mean_gradient
+    products = [v * g for v, g in zip(mean_difference, mean_gradient, strict=True)]
     named = [labels(model, p, end, positive, width) for p in prepared]
     return AttributionMap(
         trait=pairs.trait.name,
-        method="atp",
+        method=method,
         model=str(model.cfg.model_name),
         fingerprint=fingerprint(model),
         scores=scores,
         head_scores=head_scores,
-        steering=product[:-1].sum(-1).float(),
-        head_steering=product[-1].unflatten(-1, (heads, -1)).sum(-1).transpose(1, 2).float(),
+        steering=torch.stack([p.sum(-1) for p in products[:-1]]).float(),
+        head_steering=products[-1].unflatten(-1, (heads, -1)).sum(-1).transpose(1, 2).float(),
         metric_corrupted=metric[0],
         metric_clean=metric[1],
         prompt_end=end,
@@ -104,6 +115,7 @@ def backward(
     model: HookedTransformer,
     chunk: Sequence[PreparedPair],
     receive: Callable[[int, int, Tensor, Tensor, int], None],
+    rules: Sequence[NamedHook] = (),
 ) -> Tensor:
     """One forward and one backward pass of ``chunk``; the metrics ``[2 pair]``, corrupted first.
 
@@ -113,11 +125,13 @@ def backward(
     """
     rows = pair_batch(model, chunk)
     half, end = 2 * rows.size, rows.batch.prompt_end
+    root: list[Tensor] = []
 
     def watch(kind: int, layer: int) -> Callable[..., Tensor]:
         def hook(activation: Tensor, hook: object) -> Tensor:
-            if not activation.requires_grad:  # the first locus: the graph begins here
+            if not root:  # the first locus: the graph begins here
                 activation = activation.detach().requires_grad_()
+                root.append(activation)
             difference = rows.difference(activation.detach())
             activation.register_hook(lambda g: receive(kind, layer, difference, g[:half], end))
             return activation
@@ -130,7 +144,7 @@ def backward(
         for layer in range(model.cfg.n_layers)
         for kind, name in enumerate(names)
     ]
-    with torch.enable_grad(), model.hooks(fwd_hooks=hooks):
+    with torch.enable_grad(), model.hooks(fwd_hooks=[*rules, *hooks]):
         corrupted, clean = pair_metrics(model, rows)
-        corrupted.sum().backward()
+        torch.autograd.grad(corrupted.sum(), root)
     return torch.stack([corrupted.detach(), clean.detach()]).cpu()

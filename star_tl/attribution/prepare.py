@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,8 @@ class PreparedPair:
     @property
     def unaligned(self) -> float:
         """Share of the two prompts' tokens that have no counterpart."""
-        matched = sum(c >= 0 for c in self.counterpart)
+        # The first token is left out of the differences, but where it is the same its difference is 0.
+        matched = sum(c >= 0 for c in self.counterpart) + (self.clean.ids[0] == self.corrupted.ids[0])
         return 1 - 2 * matched / (len(self.clean) + len(self.corrupted))
 
     @property
@@ -67,9 +69,9 @@ def prepare(model: HookedTransformer, pairs: Pairs) -> list[PreparedPair]:
 
 def _align(clean: Rendered, corrupted: Rendered) -> tuple[int, ...]:
     counterpart = [-1] * len(corrupted)
-    theirs = {span.name: span for span in clean.spans}
-    for span in corrupted.spans:
-        other = theirs.get(span.name)
+    theirs = _by_turn(clean)
+    for turn, span in _by_turn(corrupted).items():
+        other = theirs.get(turn)
         if other is None:
             continue
         # The first token (BOS) sees nothing before it and is the same in both runs; pairing it
@@ -78,6 +80,17 @@ def _align(clean: Rendered, corrupted: Rendered) -> tuple[int, ...]:
         for k in range(1, min(len(span) - skip_bos, len(other) - other_skip) + 1):
             counterpart[span.end - k] = other.end - k
     return tuple(counterpart)
+
+
+def _by_turn(prompt: Rendered) -> dict[tuple[str, int], Span]:
+    """Spans by role and turn, counted from the end: the last turns of two prompts correspond."""
+    counts: Counter[str] = Counter()
+    turns = {}
+    for span in reversed(prompt.spans):
+        role = span.name.split()[0]
+        counts[role] += 1
+        turns[role, counts[role]] = span
+    return turns
 
 
 @dataclass(frozen=True)
@@ -128,13 +141,19 @@ def pair_metrics(model: HookedTransformer, rows: PairBatch) -> tuple[Float[Tenso
     Mean log-probability per token of the positive reply minus that of the negative one, in nats;
     for ``logit`` pairs the difference of the two tokens' logits.
     """
-    logits = reply_logits(model, rows.batch)
-    means = reply_logprobs(logits, rows.batch).sum(-1) / rows.batch.reply_lengths
-    first = rows.batch.tokens[:, rows.batch.prompt_end]
-    single = logits[:, 0].gather(-1, first[:, None])[:, 0]
-    value = torch.where(rows.single_token.repeat(4), single, means)
+    value = row_values(reply_logits(model, rows.batch), rows.batch, rows.single_token.repeat(4))
     corrupted_positive, corrupted_negative, clean_positive, clean_negative = value.view(4, rows.size)
     return corrupted_positive - corrupted_negative, clean_positive - clean_negative
+
+
+def row_values(
+    logits: Float[Tensor, "row reply vocab"], batch: TokenBatch, single_token: Bool[Tensor, " row"]
+) -> Float[Tensor, " row"]:
+    """Mean log-probability per token of each row's reply, or its one token's logit."""
+    means = reply_logprobs(logits, batch).sum(-1) / batch.reply_lengths
+    first = batch.tokens[:, batch.prompt_end]
+    single = logits[:, 0].gather(-1, first[:, None])[:, 0]
+    return torch.where(single_token, single, means)
 
 
 def labels(

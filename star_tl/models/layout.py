@@ -8,6 +8,7 @@ the same, bit for bit; only strides change.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TypeVar
 
 import torch
@@ -37,10 +38,7 @@ def relay(model: Model) -> Model:
     parameter at a time is held twice while it is rewritten.
     """
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            order = _ORDER.get(name.rsplit(".", 1)[-1])
-            if order is None or len(order) != parameter.ndim:
-                continue
+        for parameter, order in _laid_out(model):
             inverse = [order.index(d) for d in range(parameter.ndim)]
             parameter.data = parameter.data.permute(order).contiguous().permute(inverse)
     return model
@@ -48,8 +46,15 @@ def relay(model: Model) -> Model:
 
 def is_copy_free(model: nn.Module) -> bool:
     """Whether every parameter that the forward pass rearranges is stored the way it needs."""
-    for name, parameter in model.named_parameters():
-        order = _ORDER.get(name.rsplit(".", 1)[-1])
-        if order is not None and len(order) == parameter.ndim and not parameter.permute(order).is_contiguous():
-            return False
-    return True
+    return all(parameter.permute(order).is_contiguous() for parameter, order in _laid_out(model))
+
+
+def _laid_out(model: nn.Module) -> Iterator[tuple[nn.Parameter, tuple[int, ...]]]:
+    for module in model.modules():
+        ungated = not hasattr(module, "W_gate")
+        for name, parameter in module.named_parameters(recurse=False):
+            order = _ORDER.get(name)
+            if name in ("W_in", "W_out") and ungated:  # GPT-2's MLP multiplies by these as they are
+                continue
+            if order is not None and len(order) == parameter.ndim:
+                yield parameter, order

@@ -17,8 +17,21 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformer_lens import HookedTransformer
 from transformer_lens.config.hooked_transformer_config import HookedTransformerConfig
+from transformer_lens.utilities.activation_functions import SUPPORTED_ACTIVATIONS
 
 from star_tl.errors import StarError
+
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise StarError(f"{path} is not valid JSON ({error}): download or save the model again.") from None
+    if not isinstance(value, dict):
+        raise StarError(f"{path} holds no JSON object: download or save the model again.")
+    return value
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -26,10 +39,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise StarError(f"{folder} holds no config.json: give a folder that save_pretrained wrote.")
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise StarError(f"{path} is not valid JSON ({error}): download or save the model again.") from None
+    config = _read_json(path)
+    absent = [key for key in _SIZES if key not in config]
+    if "LlamaForCausalLM" in (config.get("architectures") or ()) and absent:
+        raise StarError(f"{path} lacks {', '.join(absent)}: download or save the model again.")
+    return config
 
 
 def hooked_config(hf: dict[str, Any], dtype: torch.dtype, device: str) -> HookedTransformerConfig:
@@ -50,6 +64,10 @@ def hooked_config(hf: dict[str, Any], dtype: torch.dtype, device: str) -> Hooked
         }
     elif kind != "default":
         raise StarError(f"Rope scaling {kind!r} is not supported: use a checkpoint with 'llama3' or none.")
+    activation = hf.get("hidden_act", "silu")
+    if activation not in SUPPORTED_ACTIVATIONS:
+        known = ", ".join(sorted(SUPPORTED_ACTIVATIONS))
+        raise StarError(f"The activation {activation!r} is not supported: use a checkpoint with one of {known}.")
     return HookedTransformerConfig(
         n_layers=hf["num_hidden_layers"],
         d_model=hf["hidden_size"],
@@ -60,7 +78,7 @@ def hooked_config(hf: dict[str, Any], dtype: torch.dtype, device: str) -> Hooked
         n_ctx=hf.get("max_position_embeddings", 2048),
         d_vocab=hf["vocab_size"],
         eps=hf.get("rms_norm_eps", 1e-6),
-        act_fn=hf.get("hidden_act", "silu"),
+        act_fn=activation,
         normalization_type="RMS",
         final_rms=True,
         gated_mlp=True,
@@ -88,8 +106,9 @@ def load_llama(folder: Path, tokenizer: Any, dtype: torch.dtype, device: str) ->
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         model = HookedTransformer(cfg, move_to_device=False)
-    state = _state_dict(_tensors(folder, dtype, device), hf, cfg)
+    tensors = _tensors(folder, dtype, device)
     try:
+        state = _state_dict(tensors, hf, cfg)
         missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
     except RuntimeError as error:
         raise StarError(
@@ -100,7 +119,7 @@ def load_llama(folder: Path, tokenizer: Any, dtype: torch.dtype, device: str) ->
         raise StarError(
             f"{folder} lacks weights for {', '.join((absent or unexpected)[:3])}: download or save the model again."
         )
-    model.to(device)
+    model.to(device, print_details=False)
     model.tokenizer = tokenizer
     cfg.tokenizer_prepends_bos = len(tokenizer.encode("")) > 0
     return model.eval()
@@ -112,7 +131,7 @@ _BUFFERS = ("mask", "IGNORE", "rotary_sin", "rotary_cos")
 def _tensors(folder: Path, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        shards = sorted(set(_read_json(index).get("weight_map", {}).values()))
     else:
         shards = ["model.safetensors"]
     found: dict[str, Tensor] = {}
@@ -141,7 +160,7 @@ def _state_dict(hf: dict[str, Tensor], config: dict[str, Any], cfg: HookedTransf
         return take(name).view(n, cfg.d_head, cfg.d_model).transpose(1, 2)
 
     state = {"embed.W_E": take("model.embed_tokens.weight"), "ln_final.w": take("model.norm.weight")}
-    tied = config.get("tie_word_embeddings") or "lm_head.weight" not in hf
+    tied = config.get("tie_word_embeddings", "lm_head.weight" not in hf)
     state["unembed.W_U"] = (state["embed.W_E"] if tied else take("lm_head.weight")).T
     for layer in range(cfg.n_layers):
         theirs, ours = f"model.layers.{layer}.", f"blocks.{layer}."
@@ -165,7 +184,7 @@ def _state_dict(hf: dict[str, Tensor], config: dict[str, Any], cfg: HookedTransf
             state[ours + "attn.b_O"] = take(theirs + "self_attn.o_proj.bias")
         if config.get("mlp_bias"):
             state[ours + "mlp.b_out"] = take(theirs + "mlp.down_proj.bias")
-            if any(hf[theirs + f"mlp.{n}_proj.bias"].any() for n in ("gate", "up")):
+            if any(take(theirs + f"mlp.{n}_proj.bias").any() for n in ("gate", "up")):
                 raise StarError(
                     "This checkpoint has biases on the MLP's gate or up projection: HookedTransformer cannot hold them."
                 )

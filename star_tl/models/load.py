@@ -20,7 +20,7 @@ KNOWN = ("demo", "meta-llama/Llama-3.1-8B-Instruct")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
-def load_model(name: str = "demo", dtype: str | None = None, device: str | None = None) -> HookedTransformer:
+def load_model(name: str | Path = "demo", dtype: str | None = None, device: str | None = None) -> HookedTransformer:
     """A HookedTransformer with frozen parameters, in evaluation mode, without processed weights.
 
     Args:
@@ -35,7 +35,8 @@ def load_model(name: str = "demo", dtype: str | None = None, device: str | None 
     """
     if dtype is not None and dtype not in DTYPES:
         raise StarError(f"Unknown dtype {dtype!r}.{nearest(dtype, DTYPES)}")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = str(name)
+    device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     folder = DEMO if name == "demo" else Path(name)
     if not folder.is_dir():
         folder = _download(name)
@@ -56,7 +57,13 @@ def load_model(name: str = "demo", dtype: str | None = None, device: str | None 
                 f"A local folder of architecture {architecture} cannot be read: folders must be LlamaForCausalLM."
             )
         else:
-            model = relay(HookedTransformer.from_pretrained_no_processing(name, dtype=chosen, device=device))
+            try:
+                model = relay(HookedTransformer.from_pretrained_no_processing(name, dtype=chosen, device=device))
+            except ValueError:
+                raise StarError(
+                    f"{name} is of architecture {architecture}, which TransformerLens does not know by this name: "
+                    "name a LlamaForCausalLM checkpoint."
+                ) from None
     model.cfg.model_name = name
     return model.requires_grad_(False).eval()
 
@@ -64,18 +71,26 @@ def load_model(name: str = "demo", dtype: str | None = None, device: str | None 
 def fingerprint(model: HookedTransformer) -> str:
     """Sixteen hexadecimal digits that identify a model's weights, the same in every dtype.
 
-    Reads a corner of the embedding and of every layer's output weights, so that it costs
-    milliseconds on any size.
+    Hashes the signs of a corner of the embedding and of every layer's output weights: signs survive
+    every rounding, and a corner costs milliseconds on any size.
     """
     digest = hashlib.sha256()
     cfg = model.cfg
     digest.update(repr((cfg.n_layers, cfg.d_model, cfg.n_heads, cfg.d_vocab)).encode())
-    corners = [model.embed.W_E[:64, :16]]
+    corners = [model.embed.W_E[:256, :64]]
     for block in model.blocks:
-        corners += [block.attn.W_O[0, :8, :16], block.mlp.W_out[:8, :16]]  # type: ignore[union-attr,index]
+        corners += [block.attn.W_O[0, :, :64], block.mlp.W_out[:64, :64]]  # type: ignore[union-attr,index]
     for corner in corners:
-        digest.update(corner.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(corner.detach().signbit().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _usable(device: str) -> str:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):  # an unknown name, or a build of torch without it
+        raise StarError(f"Device {device!r} cannot be used here: use 'cpu', or install torch for it.") from None
+    return device
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -84,14 +99,13 @@ def _tokenizer(folder: Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
-        raise StarError(
-            f"No tokenizer could be read from {folder} ({str(error).splitlines()[0]}): save one beside the weights."
-        ) from None
+        reason = " ".join(str(error).split())[:200]
+        raise StarError(f"No tokenizer could be read from {folder} ({reason}): save one beside the weights.") from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if not tokenizer.chat_template:
         warnings.warn(
-            "This tokenizer has no chat template: prompts are written as plain 'User: … Assistant:' text.", stacklevel=4
+            "This tokenizer has no chat template: prompts are written as plain 'User: … Assistant:' text.", stacklevel=3
         )
     return tokenizer
 

@@ -30,10 +30,12 @@ def extract_vector(
         batch_size: pairs per forward pass.
 
     Raises:
-        StarError: unknown method, or a locus that the model does not have.
+        StarError: unknown method, batch_size below 1, or a locus that the model does not have.
     """
     if method not in METHODS:
         raise StarError(f"Unknown vector method {method!r}.{nearest(method, METHODS)}")
+    if batch_size < 1:
+        raise StarError(f"batch_size is {batch_size}: use at least 1.")
     if locus.hook_point not in model.hook_dict:
         raise StarError(f"The model has no hook point {locus.hook_point!r}: it has {model.cfg.n_layers} layers.")
     if locus.head is not None and not 0 <= locus.head < model.cfg.n_heads:

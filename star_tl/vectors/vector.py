@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -63,7 +64,7 @@ class SteeringVector:
         prompt_length: int | None = None,
     ) -> list[NamedHook]:
         """``[(name, fn)]`` for TransformerLens; see :func:`star_tl.injection.injection_hooks`."""
-        if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not math.isfinite(strength):
+        if isinstance(strength, bool) or not isinstance(strength, Real) or not math.isfinite(strength):
             raise StarError(f"strength is {strength!r}: give a finite number, 1 is the natural difference.")
         return injection_hooks(self.vector * float(strength), self.locus, positions, prompt_length)
 

@@ -1,0 +1,280 @@
+"""Steering vectors against means taken one unpadded prompt at a time, and what they say about themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import by_hand
+import pytest
+import torch
+from by_hand import make_pairs, pair, unequal_pairs
+from torch import Tensor
+from transformer_lens import HookedTransformer
+
+import star_tl as star
+from star_tl.errors import StarError
+from star_tl.locus import Locus
+from star_tl.vectors import SteeringVector, extract_vector
+
+LOCI = [
+    Locus("blocks.0.hook_resid_pre"),
+    Locus("blocks.1.hook_resid_mid", (-4, -2)),
+    Locus("blocks.2.hook_resid_post", (-3, -1)),
+    Locus("blocks.1.hook_attn_out", (-1, -2, -5)),
+    Locus("blocks.2.hook_mlp_out"),
+    Locus("blocks.1.attn.hook_z", (-2, -1), 3),
+]
+
+
+@pytest.fixture(scope="module")
+def exact(tiny_folder: Path) -> HookedTransformer:
+    """The tiny model in float64, so that padding can only matter where it is let in."""
+    return star.load_model(str(tiny_folder), dtype="float64")
+
+
+def stock(model: HookedTransformer, tokens: list[int], locus: Locus) -> Tensor:
+    """``[position d]`` at the locus's hook point and head, from one unpadded row."""
+    acts = model.run_with_cache(torch.tensor([tokens]))[1][locus.hook_point][0]
+    return acts if locus.head is None else acts[:, locus.head]
+
+
+def assert_close(got: Tensor, wanted: Tensor) -> None:
+    """Vectors are stored in float32 (eps 6e-8) and are of order 1."""
+    torch.testing.assert_close(got.double(), wanted, rtol=1e-6, atol=1e-7)
+
+
+# Extraction.
+
+
+@pytest.mark.parametrize("locus", LOCI, ids=str)
+def test_the_located_vector_is_the_mean_difference_at_the_locus(exact: HookedTransformer, locus: Locus) -> None:
+    pairs, differences, norms = unequal_pairs(), [], []
+    for p in pairs:
+        rows = [stock(exact, tokens, locus) for tokens in by_hand.prompts(exact, pairs, p)]
+        clean, corrupted = (torch.stack([row[k] for k in locus.positions]) for row in rows)
+        differences.append(clean - corrupted)
+        norms.append(corrupted.norm(dim=-1).mean())
+    truth = torch.stack(differences).mean(0)
+    for batch_size in (1, 2, 16):
+        vector = extract_vector(exact, pairs, locus, batch_size=batch_size)
+        if locus.hook_point != "blocks.0.hook_resid_pre":  # the token itself, the same in both runs
+            assert truth.norm(dim=-1).min() > 0.05
+        assert_close(vector.vector, truth)
+        assert vector.vector.dtype == torch.float32
+        assert vector.residual_norm == pytest.approx(float(torch.stack(norms).mean()))
+        assert (vector.locus, vector.method, vector.trait, vector.n_pairs) == (locus, "located", "warmth", 5)
+
+
+@pytest.mark.parametrize("locus", [LOCI[2], LOCI[5]], ids=str)
+def test_the_reply_mean_is_over_each_replys_own_tokens(exact: HookedTransformer, locus: Locus) -> None:
+    pairs, differences, norms = unequal_pairs(), [], []
+    for p in pairs:
+        context = by_hand.ids(exact, p.context)
+        replies = [by_hand.reply(exact, text) for text in (p.positive, p.negative)]
+        positive, negative = (stock(exact, context + r, locus)[len(context) :] for r in replies)
+        differences.append(positive.mean(0) - negative.mean(0))
+        norms.append(negative.norm(dim=-1).mean())
+    truth = torch.stack(differences).mean(0, keepdim=True)
+    for batch_size in (1, 2, 16):
+        vector = extract_vector(exact, pairs, locus, method="reply_mean", batch_size=batch_size)
+        assert_close(vector.vector, truth)
+        assert vector.residual_norm == pytest.approx(float(torch.stack(norms).mean()))
+        assert (vector.locus, vector.method) == (Locus(locus.hook_point, (-1,), locus.head), "reply_mean")
+
+
+@pytest.mark.parametrize("method", ["located", "reply_mean"])
+def test_only_the_extraction_split_is_used(tiny: HookedTransformer, method: str) -> None:
+    kept, held = pair("kept", "My cat died.", "Oh no.", "OK."), pair("held", "Hi", "A b", "C d", split="heldout")
+    both, one = (extract_vector(tiny, p, LOCI[2], method) for p in (make_pairs(held, kept), make_pairs(kept)))
+    torch.testing.assert_close(both.vector, one.vector)
+    assert both.n_pairs == 1
+
+
+@pytest.mark.parametrize("method", ["located", "reply_mean"])
+def test_extraction_leaves_no_hooks(tiny: HookedTransformer, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    extract_vector(tiny, unequal_pairs(), LOCI[2], method)
+    assert not by_hand.hooks_left(tiny)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(tiny.blocks[1].mlp, "forward", fail)
+    with pytest.raises(RuntimeError, match="planted"):
+        extract_vector(tiny, unequal_pairs(), LOCI[2], method)
+    assert not by_hand.hooks_left(tiny)
+
+
+@pytest.mark.parametrize(
+    ("locus", "arguments", "message"),
+    [
+        (LOCI[2], {"method": "locate"}, "Did you mean 'located'"),
+        (LOCI[2], {"batch_size": 0}, "batch_size"),
+        (LOCI[2], {"batch_size": -1}, "batch_size"),
+        (Locus("blocks.3.hook_resid_post"), {}, "it has 3 layers"),
+        (Locus("blocks.1.attn.hook_z", (-1,), 4), {}, "it has 4 per layer"),
+        (Locus("blocks.1.attn.hook_z", (-1,), -1), {}, "no head -1"),
+        (Locus("blocks.1.hook_resid_post", (-400, -1)), {}, "shorter than the locus's position -400"),
+    ],
+)
+def test_what_the_model_or_the_prompts_do_not_have_is_refused(
+    tiny: HookedTransformer, locus: Locus, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(StarError, match=message):
+        extract_vector(tiny, unequal_pairs(), locus, **arguments)
+
+
+# The vector in the model.
+
+
+@pytest.mark.parametrize("locus", LOCI[1:], ids=str)
+def test_hooks_add_each_row_at_its_own_position_and_head_only(exact: HookedTransformer, locus: Locus) -> None:
+    vector = extract_vector(exact, unequal_pairs(), locus)
+    tokens = torch.tensor([by_hand.ids(exact, unequal_pairs()[1].context)])
+    plain = exact.run_with_cache(tokens)[1][locus.hook_point][0]
+    steered: list[Tensor] = []
+    # Two entries of one name run in order: the second sees what the first has changed.
+    reading = [*vector.hooks(strength=0.5), (locus.hook_point, lambda a, hook: steered.append(a[0].clone()))]
+    exact.run_with_hooks(tokens, fwd_hooks=reading)
+    wanted = plain.clone()
+    for row, position in enumerate(locus.positions):
+        target = wanted[position] if locus.head is None else wanted[position, locus.head]
+        target += 0.5 * vector.vector[row].double()
+    torch.testing.assert_close(steered[0], wanted, rtol=0, atol=1e-12)
+
+
+def test_the_located_vector_at_strength_1_turns_one_pairs_corrupted_run_into_its_clean_run(
+    exact: HookedTransformer,
+) -> None:
+    pairs = make_pairs(unequal_pairs()[0])
+    clean, corrupted = by_hand.prompts(exact, pairs, pairs[0])
+    last = Locus("blocks.2.hook_resid_post")
+    vector = extract_vector(exact, pairs, last)
+    steered = exact.run_with_hooks(torch.tensor([corrupted]), fwd_hooks=vector.hooks())[0, -1]
+    torch.testing.assert_close(steered, exact(torch.tensor([clean]))[0, -1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("strength", [float("nan"), float("inf"), True, "1", None])
+def test_a_strength_that_is_no_finite_number_is_refused(strength: Any) -> None:
+    with pytest.raises(StarError, match="strength"):
+        made().hooks(strength=strength)
+
+
+# The vector by itself.
+
+
+def made(**changes: Any) -> SteeringVector:
+    """A vector of two rows, of norms 5 and 13, put together by hand."""
+    fields: dict[str, Any] = {
+        "vector": torch.tensor([[3.0, 4.0, 0.0], [0.0, 5.0, -12.0]]),
+        "locus": Locus("blocks.1.hook_resid_post", (-3, -1)),
+        "trait": "warmth",
+        "method": "located",
+        "residual_norm": 18.0,
+        "n_pairs": 7,
+        "model": "a model",
+        "fingerprint": "0123456789abcdef",
+        "template": "fedcba9876543210",
+    }
+    return SteeringVector(**(fields | changes))
+
+
+def test_strength_1_is_given_raw_and_as_a_fraction_of_the_residual() -> None:
+    assert made().norm == pytest.approx(9.0)
+    assert made().fraction == pytest.approx(0.5)
+    assert "norm 9.00 = 50% of the residual, 7 pairs" in repr(made())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_not_finite_are_refused(value: float) -> None:
+    vector = made().vector.clone()
+    vector[1, 2] = value
+    with pytest.raises(StarError, match="NaN or infinite"):
+        made(vector=vector)
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 3), (3, 3), (2, 3, 1)])
+def test_a_vector_needs_a_row_per_position(shape: tuple[int, ...]) -> None:
+    with pytest.raises(StarError, match="does not fit 2 positions"):
+        made(vector=torch.ones(shape))
+
+
+def test_a_random_vector_has_the_rows_norms_and_a_direction_by_seed() -> None:
+    vector = made(vector=torch.cat([made().vector, torch.zeros(2, 61)], dim=1))
+    one, again, other = vector.random_like(1), vector.random_like(1), vector.random_like(2)
+    assert torch.equal(one.vector, again.vector)
+    for random in (one, other):
+        torch.testing.assert_close(random.vector.norm(dim=-1), torch.tensor([5.0, 13.0]))
+        assert dataclasses.replace(random, vector=vector.vector, method="located") == vector
+        assert random.method != "located"
+    rows = torch.cat([vector.vector, one.vector, other.vector])
+    cosine = torch.corrcoef(rows) - torch.eye(6)
+    assert cosine.abs().max() < 0.6  # independent directions in 64 dimensions: standard deviation 1/8
+
+
+def test_a_wrong_layer_moves_nothing_but_the_layer() -> None:
+    for vector in (made(), made(locus=Locus("blocks.11.attn.hook_z", (-3, -1), 2))):
+        moved = vector.at_layer(7)
+        assert moved.locus.layer == 7
+        assert dataclasses.replace(moved, locus=vector.locus) == vector
+        kind = vector.locus.hook_point.split(".", 2)[2]
+        assert moved.locus == Locus(f"blocks.7.{kind}", (-3, -1), vector.locus.head)
+
+
+# Saving and loading.
+
+
+@pytest.mark.parametrize("locus", [LOCI[2], LOCI[5]], ids=str)
+def test_a_vector_comes_back_from_its_file_unchanged(tiny: HookedTransformer, tmp_path: Path, locus: Locus) -> None:
+    vector = extract_vector(tiny, unequal_pairs(), locus)
+    vector.save(tmp_path / "vector.safetensors")
+    back = SteeringVector.load(tmp_path / "vector.safetensors", tiny)
+    assert torch.equal(back.vector, vector.vector)
+    assert back.vector.dtype == vector.vector.dtype
+    for field in dataclasses.fields(SteeringVector):
+        if field.name != "vector":
+            saved, read = getattr(vector, field.name), getattr(back, field.name)
+            assert (read, type(read)) == (saved, type(saved)), field.name
+    assert back.locus.positions == locus.positions
+
+
+def test_a_vector_of_another_model_is_refused(
+    tiny: HookedTransformer, write_llama: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "vector.safetensors"
+    extract_vector(tiny, unequal_pairs(), LOCI[2]).save(path)
+    other = star.load_model(str(write_llama(seed=5)))
+    with pytest.raises(StarError, match=r"extracted from .* not from"):
+        SteeringVector.load(path, other)
+    assert SteeringVector.load(path).n_pairs == 5  # without a model nothing is compared
+
+
+def test_a_vector_of_another_chat_template_is_refused(
+    tiny: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "vector.safetensors"
+    extract_vector(tiny, unequal_pairs(), LOCI[2]).save(path)
+    monkeypatch.setattr(tiny.tokenizer, "chat_template", tiny.tokenizer.chat_template + " ")
+    with pytest.raises(StarError, match="another chat template"):
+        SteeringVector.load(path, tiny)
+
+
+def test_a_vector_fits_its_model_in_another_dtype(tiny: HookedTransformer, tiny_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "vector.safetensors"
+    extract_vector(tiny, unequal_pairs(), LOCI[2]).save(path)
+    SteeringVector.load(path, star.load_model(str(tiny_folder), dtype="bfloat16"))
+
+
+def test_loading_something_else_says_so(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    text, other = tmp_path / "text.safetensors", tmp_path / "other.safetensors"
+    text.write_text("not a vector")
+    save_file({"vector": torch.ones(2)}, str(other), metadata={"format": "star_tl attribution 1"})
+    for path in (text, tmp_path / "absent.safetensors", tmp_path):
+        with pytest.raises(StarError, match="cannot be read"):
+            SteeringVector.load(path)
+    with pytest.raises(StarError, match="not a steering vector"):
+        SteeringVector.load(other)
