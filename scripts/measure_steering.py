@@ -22,10 +22,8 @@ from star_tl.pipeline import run
 
 REAL = {
     "emotional_support": ("esconv/valid.jsonl",),
-    "self_disclosure": ("esconv/valid.jsonl",),
     "politeness": ("craigslist_bargain/dev.json", "casino/casino_valid.json"),
-    "gratitude": ("esconv/valid.jsonl", "craigslist_bargain/dev.json"),
-    "agreement": ("craigslist_bargain/dev.json", "casino/casino_valid.json"),
+    "agreement": ("craigslist_bargain/dev.json",),
 }
 COLUMNS = ["trait", "prompts", "arm", "n", "trait_rate", "difference", "low", "high", "coherent_rate", "drift"]
 
@@ -36,7 +34,7 @@ def main() -> None:
     ap.add_argument("--model", default="demo")
     ap.add_argument("--traits", nargs="+", default=list(TRAITS))
     ap.add_argument("--seeds", type=int, default=2)
-    ap.add_argument("--limit", type=int, default=64, help="prompts from each real file")
+    ap.add_argument("--limit", type=int, default=50, help="prompts from each real file")
     ap.add_argument("--json", type=Path)
     args = ap.parse_args()
 
@@ -56,7 +54,7 @@ def main() -> None:
             choice = result.attribution.choose_layer()
             print(
                 f"\n{trait}, {source}: {result.vector.locus}, layer chosen in {choice.frequency[choice.layer]:.0%} of "
-                f"resamples, strength 1 = {result.vector.fraction:.0%} of the residual ({time.time() - began:.0f} s)"
+                f"resamples, strength {result.settings['strength']} ({time.time() - began:.0f} s)"
             )
             print(table[COLUMNS[2:]].to_string(index=False, float_format=lambda x: f"{x:.3f}"), flush=True)
     if args.json:

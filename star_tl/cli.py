@@ -71,10 +71,13 @@ def run(
     mode: ModeOption = "single",
     limit: LimitOption = 64,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/TRAIT.")] = None,
-    strength: StrengthOption = 1.0,
+    strength: Annotated[
+        float | None,
+        typer.Option("--strength", help="1 is the natural difference; default: chosen within a drift limit."),
+    ] = None,
     seeds: Annotated[int, typer.Option("--seeds", help="Replies per prompt and arm.")] = 2,
     max_new_tokens: TokensOption = 60,
-    temperature: TemperatureOption = 1.0,
+    temperature: TemperatureOption = 0.8,
     top_p: TopPOption = 1.0,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
@@ -191,7 +194,7 @@ def generate(
     ] = None,
     model: ModelOption = "demo",
     max_new_tokens: TokensOption = 60,
-    temperature: TemperatureOption = 1.0,
+    temperature: TemperatureOption = 0.8,
     top_p: TopPOption = 1.0,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     dtype: DtypeOption = None,
@@ -229,7 +232,7 @@ def evaluate(
     prompts: PromptsOption = None,
     mode: ModeOption = "single",
     limit: LimitOption = 64,
-    strength: StrengthOption = 1.0,
+    strength: StrengthOption = 2.0,
     seeds: Annotated[int, typer.Option("--seeds", help="Replies per prompt and arm.")] = 2,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
@@ -258,7 +261,7 @@ def evaluate(
         Arm("random", steering.random_like(), strength),
         Arm("primed", instruction=pairs.trait.positive_instruction),
     )
-    options = {"max_new_tokens": 60, "temperature": 1.0, "top_p": 1.0, "batch_size": 64}
+    options = {"max_new_tokens": 60, "temperature": 0.8, "top_p": 1.0, "batch_size": 64}
     frames = [sample_arm(loaded, pairs, questions, arm, seed, options) for arm in arms for seed in range(seeds)]
     _print_frame(summarise(mark_coherent(pd.concat(frames, ignore_index=True))), repr(steering))
 
@@ -269,8 +272,8 @@ def _load(name: str, dtype: str | None, device: str | None) -> HookedTransformer
     return load_model(name, dtype, device)
 
 
-def _check_strength(strength: float) -> None:
-    if not math.isfinite(strength):
+def _check_strength(strength: float | None) -> None:
+    if strength is not None and not math.isfinite(strength):
         raise StarError(f"--strength is {strength}: give a finite number, 1 is the natural difference.")
 
 

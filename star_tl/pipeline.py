@@ -26,7 +26,8 @@ from star_tl.scores import REFERENCE, mark_coherent, score, summarise
 from star_tl.vectors import SteeringVector, extract_vector
 
 ARMS = (REFERENCE, "steered", "random", "last_ranked_layer", "reply_mean_everywhere", "primed")
-DOSES = (0.25, 0.5, 1.5, 2.0)
+DOSES = (0.5, 1.0, 2.0, 3.0, 4.0)
+DRIFT_LIMIT = 0.2  # nats per token
 FILES = ("vector.safetensors", "attribution.safetensors", "samples.jsonl", "scores.csv", "report.html")
 
 
@@ -93,10 +94,10 @@ def run(
     pairs: Pairs,
     prompts: Sequence[Prompt] | None = None,
     out: str | Path | None = None,
-    strength: float = 1.0,
+    strength: float | None = None,
     seeds: Sequence[int] = (0,),
     max_new_tokens: int = 60,
-    temperature: float = 1.0,
+    temperature: float = 0.8,
     top_p: float = 1.0,
     batch_size: int = 64,
     overwrite: bool = False,
@@ -113,7 +114,8 @@ def run(
         pairs: from :func:`star_tl.load_pairs`.
         prompts: what to reply to; default the held-out contexts of ``pairs``.
         out: folder for the vector, the attribution map, samples, scores and ``report.html``.
-        strength: 1 is the natural difference.
+        strength: 1 is the natural difference. Default: the one of DOSES with the highest trait rate at a
+            drift of at most DRIFT_LIMIT, on the contexts of the extraction pairs.
         seeds: one reply per prompt, arm and seed.
         max_new_tokens, temperature, top_p, batch_size: as in :func:`star_tl.generate`.
         overwrite: replace an earlier run in ``out``.
@@ -137,15 +139,6 @@ def run(
         attr.save(folder / "attribution.safetensors")
         vector.save(folder / "vector.safetensors")
 
-    last = attr.choose_layer().last_ranked
-    arms = [
-        Arm(REFERENCE),
-        Arm("steered", vector, strength),
-        Arm("random", vector.random_like(), strength),
-        Arm("last_ranked_layer", vector.at_layer(last), strength),
-        Arm("reply_mean_everywhere", everywhere, strength, "all"),
-        Arm("primed", instruction=pairs.trait.positive_instruction),
-    ]
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "batch_size": batch_size}
     samples_file = folder / "samples.jsonl" if folder else None
 
@@ -157,12 +150,23 @@ def run(
                 _append(samples_file, frames[-1], name)
         return pd.concat(frames, ignore_index=True)
 
+    doses = [Arm(REFERENCE), *(Arm("steered", vector, dose) for dose in DOSES)]
+    dosed = write([(a, seeds[0]) for a in doses], pairs.extraction.prompts, "dose-response")
+    dose = dose_table(mark_coherent(dosed))
+    given = strength is not None
+    strength = strength if strength is not None else best_dose(dose)
+
+    last = attr.choose_layer().last_ranked
+    arms = [
+        Arm(REFERENCE),
+        Arm("steered", vector, strength),
+        Arm("random", vector.random_like(), strength),
+        Arm("last_ranked_layer", vector.at_layer(last), strength),
+        Arm("reply_mean_everywhere", everywhere, strength, "all"),
+        Arm("primed", instruction=pairs.trait.positive_instruction),
+    ]
     samples = mark_coherent(write([(a, s) for a in arms for s in seeds], chosen, "arms"))
     summary = summarise(samples)
-
-    doses = [Arm(REFERENCE), *(Arm("steered", vector, d * strength) for d in (*DOSES[:2], 1.0, *DOSES[2:]))]
-    dosed = mark_coherent(write([(a, seeds[0]) for a in doses], pairs.heldout.prompts, "dose-response"))
-    dose = dose_table(dosed)
 
     result = RunResult(
         trait=pairs.trait.name,
@@ -176,7 +180,10 @@ def run(
         dose=dose,
         settings={
             "locus": str(locus),
-            "strength": f"{strength:g} × the natural difference, {strength * vector.fraction:.0%} of the residual norm",
+            "strength": f"{strength:g} × the natural difference, {strength * vector.fraction:.0%} of the residual, "
+            + (
+                "as given" if given else f"chosen on the extraction contexts within {DRIFT_LIMIT:g} nat drift per token"
+            ),
             "pairs": f"{len(pairs.extraction)} for extraction, {len(pairs.heldout)} held out",
             "replies": f"{len(chosen)} prompts × {len(seeds)} seeds {tuple(seeds)} per arm",
             "sampling": f"temperature {temperature:g}, top-p {top_p:g}, at most {max_new_tokens} tokens",
@@ -233,6 +240,15 @@ def dose_table(samples: pd.DataFrame) -> pd.DataFrame:
             "n": grouped.size(),
         }
     ).reset_index()
+
+
+def best_dose(dose: pd.DataFrame, limit: float = DRIFT_LIMIT) -> float:
+    """The strength with the highest trait rate whose drift is within ``limit``; the least one if none is."""
+    steered = dose[dose.strength > 0]
+    within = steered[steered.drift <= limit]
+    return float(
+        (within if len(within) else steered.head(1)).sort_values("trait_rate", kind="stable").strength.iloc[-1]
+    )
 
 
 def _append(path: Path, frame: pd.DataFrame, part: str) -> None:

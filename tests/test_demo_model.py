@@ -16,7 +16,7 @@ from star_tl.pairs import TRAITS
 from star_tl.pipeline import Arm, sample_arm
 from star_tl.scores import mark_coherent
 
-OPTIONS = {"max_new_tokens": 60, "temperature": 1.0, "top_p": 1.0, "batch_size": 64}
+OPTIONS = {"max_new_tokens": 60, "temperature": 0.8, "top_p": 1.0, "batch_size": 64}
 
 
 @pytest.fixture(scope="module", params=TRAITS)
@@ -27,7 +27,7 @@ def rates(request: pytest.FixtureRequest, demo) -> pd.Series:
     vector = star.extract_vector(demo, pairs, attr.top_locus())
     arms = (
         Arm("unsteered"),
-        Arm("steered", vector, 1.0),
+        Arm("steered", vector, 2.0),
         Arm("primed", instruction=pairs.trait.positive_instruction),
         Arm("primed against", instruction=pairs.trait.negative_instruction),
     )
@@ -66,7 +66,7 @@ def test_logits_equal_huggingface(demo) -> None:
 def test_card_states_the_measured_perplexity() -> None:
     training = json.loads((DEMO / "training.json").read_text())
     card = (Path(DEMO) / "README.md").read_text()
-    assert f"{training['held_out_perplexity']:.2f}" in card
+    assert f"{training['runs'][-1]['held_out_perplexity']:.2f}" in card
     assert "no advice" in card
 
 
