@@ -37,7 +37,7 @@ class TokenBatch:
 def pad_id(model: HookedTransformer) -> int:
     """The token to pad with; it is masked, so that any token would do."""
     tokenizer: Any = model.tokenizer
-    return tokenizer.pad_token_id if tokenizer is not None else 0
+    return getattr(tokenizer, "pad_token_id", None) or 0
 
 
 def make_batch(

@@ -153,7 +153,7 @@ def _template_pieces(tokenizer: Any, messages: tuple[dict[str, str], ...]) -> li
             upto = text(k, False)
         except Exception:  # some templates refuse a chat that is only a system message
             continue
-        if not upto.startswith(done) or not full.startswith(upto):
+        if not upto.startswith(done):
             return [("prompt", body), ("header", full[len(body) :])]
         pieces.append((name, upto[len(done) :]))
         done = upto

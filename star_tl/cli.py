@@ -96,10 +96,10 @@ def run(
         from star_tl.dialogues import load_prompts
 
         chosen = [item.messages for item in load_prompts(prompts, mode=mode, limit=limit)]
-    from star_tl.pipeline import prepare_folder
+    from star_tl.pipeline import check_folder
     from star_tl.pipeline import run as walk
 
-    prepare_folder(folder, overwrite)
+    check_folder(folder, overwrite)  # before minutes go into loading a model
     result = walk(
         _load(model, dtype, device),
         pairs,
@@ -315,7 +315,7 @@ def _show(result: RunResult) -> None:
         f"(chosen in {choice.frequency[choice.layer]:.0%} of bootstrap resamples); locus {result.vector.locus}"
     )
     table = Table(title=result.settings["replies"], title_justify="left")
-    table.add_column("arm")
+    table.add_column("arm", no_wrap=True)
     for heading, _, _ in _COLUMNS.values():
         table.add_column(heading, justify="right")
     for row in result.summary.to_dict(orient="records"):

@@ -21,7 +21,7 @@ from star_tl.chat import Message, Prompt, as_messages, with_instruction
 from star_tl.errors import StarError
 from star_tl.pairs import Pairs
 from star_tl.report import write_report
-from star_tl.sampling import generate
+from star_tl.sampling import generate, render_prompts
 from star_tl.scores import REFERENCE, mark_coherent, score, summarise
 from star_tl.vectors import SteeringVector, extract_vector
 
@@ -65,25 +65,38 @@ class RunResult:
         )
 
 
-def prepare_folder(out: str | Path, overwrite: bool = False) -> Path:
-    """The run folder, empty of an earlier run.
+def check_folder(out: str | Path, overwrite: bool = False) -> list[Path]:
+    """The files of an earlier run in the folder; nothing is written.
 
     Raises:
-        StarError: it holds another run and ``overwrite`` is False, is a file, or cannot be written to.
+        StarError: it holds another run and ``overwrite`` is False, or is a file, or cannot be read.
     """
     folder = Path(out)
     try:
         if folder.exists() and not folder.is_dir():
             raise StarError(f"{folder} is a file: name another output folder.")
-        held = [name for name in FILES if (folder / name).exists()]
-        if held and not overwrite:
-            raise StarError(f"{folder} holds another run ({held[0]}): name another folder or pass --overwrite.")
+        held = [folder / name for name in FILES if (folder / name).exists()]
+    except OSError as error:
+        raise StarError(f"{folder} cannot be written to ({error.strerror}): name another output folder.") from None
+    if held and not overwrite:
+        raise StarError(f"{folder} holds another run ({held[0].name}): name another folder or pass --overwrite.")
+    return held
+
+
+def prepare_folder(out: str | Path, overwrite: bool = False) -> Path:
+    """The run folder, made where there is none, empty of an earlier run.
+
+    Raises:
+        StarError: as :func:`check_folder`, or it cannot be written to.
+    """
+    folder, held = Path(out), check_folder(out, overwrite)
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.write_text("")
         probe.unlink()
-        for name in held:
-            (folder / name).unlink()
+        for path in held:
+            path.unlink()
     except OSError as error:
         raise StarError(f"{folder} cannot be written to ({error.strerror}): name another output folder.") from None
     return folder
@@ -129,6 +142,7 @@ def run(
     chosen = [as_messages(p) for p in (prompts if prompts is not None else pairs.heldout.prompts)]
     if not chosen:
         raise StarError("There are no prompts: give at least one.")
+    render_prompts(model, chosen, max_new_tokens)
     folder = prepare_folder(out, overwrite) if out is not None else None
 
     attr = attribute(model, pairs, progress=progress)
@@ -244,11 +258,9 @@ def dose_table(samples: pd.DataFrame) -> pd.DataFrame:
 
 def best_dose(dose: pd.DataFrame, limit: float = DRIFT_LIMIT) -> float:
     """The strength with the highest trait rate whose drift is within ``limit``; the least one if none is."""
-    steered = dose[dose.strength > 0]
-    within = steered[steered.drift <= limit]
-    return float(
-        (within if len(within) else steered.head(1)).sort_values("trait_rate", kind="stable").strength.iloc[-1]
-    )
+    rows = [row for row in dose.sort_values("strength").to_dict(orient="records") if row["strength"] > 0]
+    within = [row for row in rows if row["drift"] <= limit] or rows[:1]
+    return float(max(within, key=lambda row: (row["trait_rate"], row["strength"]))["strength"])
 
 
 def _append(path: Path, frame: pd.DataFrame, part: str) -> None:

@@ -82,14 +82,7 @@ def generate(
             out of range.
     """
     _check_arguments(prompts, max_new_tokens, temperature, top_p, seed, batch_size)
-    rendered = [render(model.tokenizer, p).ids for p in prompts]
-    room = model.cfg.n_ctx - max_new_tokens
-    for i, ids in enumerate(rendered):
-        if len(ids) > room:
-            raise StarError(
-                f"Prompt {i} has {len(ids)} tokens; with {max_new_tokens} new ones that exceeds the model's context of "
-                f"{model.cfg.n_ctx}: shorten it or lower max_new_tokens."
-            )
+    rendered = render_prompts(model, prompts, max_new_tokens)
     order = sorted(range(len(rendered)), key=lambda i: len(rendered[i]))
     replies: list[Reply | None] = [None] * len(rendered)
     bar = tqdm(total=len(rendered), desc="sampling", unit="reply", disable=not progress, delay=2)
@@ -101,6 +94,19 @@ def generate(
         bar.update(len(rows))
     bar.close()
     return [r for r in replies if r is not None]
+
+
+def render_prompts(model: HookedTransformer, prompts: Sequence[Prompt], max_new_tokens: int) -> list[tuple[int, ...]]:
+    """Token ids of every prompt. Raises StarError where one leaves no room for a reply."""
+    rendered = [render(model.tokenizer, p).ids for p in prompts]
+    room = model.cfg.n_ctx - max_new_tokens
+    for i, ids in enumerate(rendered):
+        if len(ids) > room:
+            raise StarError(
+                f"Prompt {i} has {len(ids)} tokens; with {max_new_tokens} new ones that exceeds the model's context of "
+                f"{model.cfg.n_ctx}: shorten it or lower max_new_tokens."
+            )
+    return rendered
 
 
 def _batch(

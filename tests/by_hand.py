@@ -35,12 +35,23 @@ def chat(*turns: str) -> list[dict[str, str]]:
 
 def unequal_pairs() -> Pairs:
     """Pairs whose prompts, replies, turns and metrics all differ in length or kind."""
+
+    def own(text: str) -> list[dict[str, str]]:
+        return chat("Hi!", "Hello, how are you?", text)  # the same turns before one of another length
+
     return make_pairs(
         pair("short", "My cat died.", "I am so sorry to hear it.", "OK."),
         pair("long", "I lost my job on Monday and I have told nobody.", "Oh no.", "Jobs come and go, read the list."),
         pair("turns", chat("Hi!", "Hello, what is it?", "I failed."), "That must hurt a lot.", "Then learn more."),
         pair("one token", "Was it my fault?", "N", "Y", metric="logit"),
-        pair("own prompts", "Well?", "I care.", "So what.", clean="I love you all, really", corrupted="I hate it"),
+        pair(
+            "own prompts",
+            "Well?",
+            "I care.",
+            "So what.",
+            clean=own("I love you all, really"),
+            corrupted=own("I hate it"),
+        ),
     )
 
 

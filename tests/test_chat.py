@@ -44,6 +44,7 @@ REWRITES_HISTORY = (
     "{% if m['role'] == 'assistant' and loop.last %}{{ '[thought]' }}{% endif %}{{ m['content'] + '[end]' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
 )
+NO_HEADER = "{{ bos_token }}{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] + '[end]' }}{% endfor %}"
 TEMPLATES = {
     "llama3": TEMPLATE,
     "without BOS": NO_BOS,
@@ -159,8 +160,16 @@ def test_where_turns_cannot_be_told_apart_the_prompt_is_one_span(variant: Varian
     assert spans["header"] == "[assistant]"
 
 
+def test_a_template_without_assistant_header_has_no_header_span(variant: Variant) -> None:
+    tok = variant(NO_HEADER)
+    assert span_texts(tok, render(tok, CHAT[:2])) == {
+        "system": f"{BOS}[system]You are kind.[end]",
+        "user 1": "[user]My cat is ill 🐈.[end]",
+    }
+
+
 @pytest.mark.parametrize("prompt", PROMPTS)
-@pytest.mark.parametrize("template", [*TEMPLATES.values(), NO_SYSTEM, DROPS_SYSTEM, None])
+@pytest.mark.parametrize("template", [*TEMPLATES.values(), NO_SYSTEM, DROPS_SYSTEM, NO_HEADER, None])
 def test_spans_partition_the_tokens(variant: Variant, template: str | None, prompt: str) -> None:
     rendered = render(variant(template), PROMPTS[prompt])
     assert rendered.spans[0].start == 0

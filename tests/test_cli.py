@@ -108,7 +108,7 @@ BAD = {
     "unknown model": (["run", "--model", "demmo"], "demo"),
     "missing pairs": (["run", "--trait", "nowhere/pairs.jsonl"], "No pairs file"),
     "missing prompts": (["run", "--prompts", "nowhere.jsonl"], "nowhere.jsonl"),
-    "strength is a word": (["run", "--strength", "much"], "much"),
+    "strength is a word": (["run", "--strength", "much"], "number"),
     "strength is infinite": (["run", "--strength", "inf"], "finite"),
     "no seeds": (["run", "--seeds", "0"], "at least 1"),
     "no prompt": (["generate"], "--prompt"),

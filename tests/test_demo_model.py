@@ -76,7 +76,7 @@ def test_each_trait_leaves_room_upward(rates: pd.Series) -> None:
 
 def test_priming_moves_each_trait_both_ways(rates: pd.Series) -> None:
     assert rates["primed"] > rates["unsteered"] + 0.15
-    assert rates["primed against"] <= rates["unsteered"]
+    assert rates["primed"] > rates["primed against"] + 0.3
 
 
 def test_steering_at_the_located_place_raises_the_trait(rates: pd.Series) -> None:

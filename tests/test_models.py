@@ -25,6 +25,7 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import star_tl as star
+from star_tl.batch import make_batch
 from star_tl.errors import StarError
 from star_tl.models import load as loading
 from star_tl.models.layout import is_copy_free, relay
@@ -148,8 +149,9 @@ def test_the_oldest_config_is_read(write_llama: Write, tmp_path: Path) -> None:
 
 
 def test_a_left_padded_row_equals_the_row_alone(tiny: HookedTransformer) -> None:
-    ids, pads = tokens(3, 40), (0, 13, 31)
-    mask = torch.stack([torch.arange(40) >= n for n in pads])
+    device = tiny.cfg.device
+    ids, pads = tokens(3, 40).to(device), (0, 13, 31)
+    mask = torch.stack([torch.arange(40, device=device) >= n for n in pads])
     padded = tiny(ids.masked_fill(~mask, 4), attention_mask=mask.int())
     for row, n in enumerate(pads):
         torch.testing.assert_close(padded[row, n:], tiny(ids[row : row + 1, n:])[0], **CLOSE)
@@ -185,6 +187,15 @@ def test_to_tokens_has_bos_once(tiny_folder: Path, tmp_path: Path, adds_bos: boo
     ids = star.load_model(folder).to_tokens("hello")[0].tolist()
     assert ids[0] == 0
     assert ids.count(0) == 1
+
+
+def test_a_tokenizer_without_special_tokens_can_still_pad(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = edited(tiny_folder, tmp_path, drop=("tokenizer_config.json",))
+    model = star.load_model(folder, device="cpu")
+    assert model.tokenizer.pad_token_id is None
+    batch = make_batch(model, [[7, 8, 9], [5]])
+    assert batch.mask.tolist() == [[True] * 3, [False, False, True]]
+    assert batch.tokens[0].tolist() == [7, 8, 9]
 
 
 def test_loading_prints_nothing(tiny_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
