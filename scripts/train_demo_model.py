@@ -1,6 +1,6 @@
 """Train the embedded demo model from a corpus that our own grammar generates.
 
-    python scripts/train_demo_model.py [--minutes 65] [--chats 150000] [--out star_tl/models/demo]
+    python scripts/train_demo_model.py [--minutes 56] [--chats 130000] [--out star_tl/models/demo]
 
 The corpus is a function of ``--seed``, the tokenizer of the corpus, and the weights of both and of
 ``--steps``, up to floating-point order. Two quiet CPU cores are enough; any CUDA device is used
@@ -182,11 +182,11 @@ def save(model: LlamaForCausalLM, tokenizer: Tokenizer, out: Path) -> None:
 
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("--chats", type=int, default=150_000)
-    ap.add_argument("--minutes", type=float, default=65.0, help="time for the optimiser")
+    ap.add_argument("--chats", type=int, default=130_000)
+    ap.add_argument("--minutes", type=float, default=56.0, help="time for the optimiser")
     ap.add_argument("--steps", type=int, help="number of steps instead of --minutes: repeatable")
     ap.add_argument("--tokens-per-batch", type=int, default=4_096)
-    ap.add_argument("--learning-rate", type=float, default=4e-3)
+    ap.add_argument("--learning-rate", type=float, default=1e-2)
     ap.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[1] / "star_tl/models/demo")
     ap.add_argument("--seed", type=int, default=0)
     ap.add_argument("--processes", type=int, default=multiprocessing.cpu_count())
