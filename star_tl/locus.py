@@ -51,13 +51,19 @@ class Locus:
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """The layer that writes most, and how often each layer would be chosen from resampled pairs."""
+    """The layer that writes most, and how often each layer would be chosen from resampled pairs.
+
+    ``null`` is the score that the best layer reaches in 95 % of shuffles of the pairs' labels, and
+    ``p_value`` the share of shuffles in which any layer reaches the chosen layer's score.
+    """
 
     layer: int
     writes: Float[Tensor, " layer"]
     low: Float[Tensor, " layer"]
     high: Float[Tensor, " layer"]
     frequency: Float[Tensor, " layer"]
+    null: float
+    p_value: float
 
     @property
     def last_ranked(self) -> int:
@@ -66,15 +72,32 @@ class LayerChoice:
 
 
 def choose_layer(attr: AttributionMap, resamples: int = 1000, seed: int = 0) -> LayerChoice:
-    """The layer with the largest mean write score; intervals are 95 % bootstrap over pairs."""
+    """The layer with the largest mean write score; intervals are 95 % bootstrap over pairs.
+
+    The null shuffles which of a pair's two replies counts as the one with the trait; that turns
+    the sign of the pair's metric, and with it of its scores (a sign-flip permutation test on the largest
+    layer, so that it accounts for choosing among all of them).
+    """
     writes = attr.writes().double()
     n, layers = writes.shape
-    index = torch.randint(n, (resamples, n), generator=torch.Generator().manual_seed(seed))
+    chance = torch.Generator().manual_seed(seed)
+    index = torch.randint(n, (resamples, n), generator=chance)
     means = writes[index].mean(1)
     frequency = torch.bincount(means.argmax(1), minlength=layers) / resamples
     low, high = means.quantile(0.025, dim=0), means.quantile(0.975, dim=0)
     mean = writes.mean(0)
-    return LayerChoice(int(mean.argmax()), mean.float(), low.float(), high.float(), frequency)
+    signs = 2.0 * torch.randint(2, (resamples, n), generator=chance).double() - 1
+    shuffled = (signs @ writes / n).max(1).values
+    p_value = (1 + int((shuffled >= mean.max()).sum())) / (1 + resamples)
+    return LayerChoice(
+        layer=int(mean.argmax()),
+        writes=mean.float(),
+        low=low.float(),
+        high=high.float(),
+        frequency=frequency,
+        null=float(shuffled.quantile(0.95)),
+        p_value=p_value,
+    )
 
 
 def top_locus(attr: AttributionMap, coverage: float = 0.8) -> Locus:
@@ -83,10 +106,14 @@ def top_locus(attr: AttributionMap, coverage: float = 0.8) -> Locus:
     Positions are ranked by the steering form, the first-order effect of the injection itself,
     among the prompt tokens that clean and corrupted runs share.
     """
+    from star_tl.attribution.result import COMPONENTS
+
     if not 0 < coverage <= 1:
         raise StarError(f"coverage is {coverage}: use a share above 0, at most 1.")
     layer = attr.choose_layer().layer
-    scores = attr.steering[2, layer].clamp_min(0)
+    scores = attr.steering[COMPONENTS.index("resid_post"), layer].clamp_min(0)
+    if bool(scores.isnan().any()):
+        raise StarError("This map holds no scores at resid_post: attribute with hook_points that include it.")
     if float(scores.sum()) <= 0:
         raise StarError("Attribution found no prompt position with a positive score: the pairs do not move the trait.")
     order = scores.argsort(descending=True)

@@ -185,7 +185,14 @@ def plot_choice(attr: AttributionMap) -> go.Figure:
             share = percent(frequency[layer])
             words = f"<b>chosen</b> in {share} of resamples" if layer == choice.layer else share
             _note(fig, words, max(float(high[layer]), 0.0), layer, xanchor="left", xshift=6)
-    least, most = min(float(low.min()), 0.0), max(float(high.max()), 0.0)
+    fig.add_vline(
+        x=choice.null,
+        line={"color": GREY, "dash": "dot", "width": 1},
+        annotation_text=f"95 % of label shuffles stay below (p {choice.p_value:.3f})",
+        annotation_position="bottom right",
+        annotation_font_size=11,
+    )
+    least, most = min(float(low.min()), 0.0), max(float(high.max()), choice.null)
     reach = (most - least) or 1.0
     room = [least - 0.03 * reach, most + 0.5 * reach]  # at the right for the words
     fig.update_xaxes(title_text=f"written: attn_out + mlp_out, {SCORE}", range=room)

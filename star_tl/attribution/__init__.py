@@ -2,46 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from transformer_lens import HookedTransformer
 
 from star_tl.attribution.atp import attribute_atp
+from star_tl.attribution.integrated_gradients import attribute_ig
+from star_tl.attribution.passes import MODES
 from star_tl.attribution.relp import attribute_relp
-from star_tl.attribution.result import COMPONENTS, AttributionMap
+from star_tl.attribution.result import COMPONENTS, POINTS, AttributionMap
 from star_tl.errors import StarError, nearest
 from star_tl.pairs import Pairs
 
-METHODS = {"atp": attribute_atp, "relp": attribute_relp}
+METHODS = {"atp": attribute_atp, "ig": attribute_ig, "relp": attribute_relp}
 
-__all__ = ["COMPONENTS", "METHODS", "AttributionMap", "attribute"]
+__all__ = ["COMPONENTS", "METHODS", "POINTS", "AttributionMap", "attribute"]
 
 
 def attribute(
     model: HookedTransformer,
     pairs: Pairs,
     method: str = "atp",
-    batch_size: int = 8,
+    hook_points: Sequence[str] = POINTS,
+    mode: str | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
     progress: bool = True,
 ) -> AttributionMap:
     """Score every hook point by how far moving it toward the clean run raises the trait metric.
 
-    Uses the extraction split of ``pairs``. Scores come for ``resid_pre``, ``resid_mid``,
-    ``resid_post``, ``attn_out``, ``mlp_out`` and every head at ``attn.hook_z``, per pair, layer
-    and token position, in nats of the metric (mean log-probability per token of the positive reply minus
-    that of the negative one).
+    Uses the extraction split of ``pairs``. Scores come per pair, layer (and head) and token position,
+    in nats of the metric: mean log-probability per token of the positive reply minus that of the
+    negative one.
 
     Args:
         model: any HookedTransformer with a tokenizer.
         pairs: contrastive pairs, see :func:`star_tl.load_pairs`.
-        method: ``"atp"`` (gradient times difference) or ``"relp"`` (the same with relevance propagation's
-            rules instead of the plain gradient).
-        batch_size: pairs per forward and backward pass.
+        method: ``"atp"`` (gradient times difference), ``"ig"`` (integrated gradients), or ``"relp"``
+            (relevance propagation's rules instead of the plain gradient).
+        hook_points: some of POINTS; ``"z"`` is every head's ``attn.hook_z``. Choosing a layer needs
+            ``attn_out``, ``mlp_out`` and ``resid_post``.
+        mode: for atp and relp, how to run a micro-batch: ``"one_batch"`` (clean and corrupted rows in
+            one forward and one backward pass), ``"two_passes"`` (clean rows first, without a graph), or
+            ``"layer_by_layer"`` (least memory). Default ``"auto"``: whichever of the first two is faster.
+        steps: for ig, points on the path; default 5.
+        batch_size: pairs in a micro-batch. Default: what makes full use of a pass, halved as often
+            as memory runs out.
         progress: show a progress bar.
 
     Raises:
-        StarError: unknown method, batch_size below 1, or a pair longer than the model's context.
+        StarError: unknown or conflicting options, a pair longer than the model's context, or too little
+            memory for a single pair.
     """
     if method not in METHODS:
         raise StarError(f"Unknown attribution method {method!r}.{nearest(method, METHODS)}")
-    if batch_size < 1:
+    points = (hook_points,) if isinstance(hook_points, str) else tuple(hook_points)
+    for point in points:
+        if point not in POINTS:
+            raise StarError(f"Unknown hook point {point!r}.{nearest(point, POINTS)}")
+    if not points:
+        raise StarError(f"There are no hook points: name some of {', '.join(POINTS)}.")
+    if batch_size is not None and batch_size < 1:
         raise StarError(f"batch_size is {batch_size}: use at least 1.")
-    return METHODS[method](model, pairs.extraction, batch_size=batch_size, progress=progress)
+    options: dict[str, Any] = {}
+    if method == "ig":
+        if mode is not None:
+            raise StarError("mode is for atp and relp, and integrated gradients have one of their own: leave it out.")
+        if steps is not None and steps < 1:
+            raise StarError(f"steps is {steps}: use at least 1.")
+        options |= {"steps": steps} if steps is not None else {}
+    else:
+        if steps is not None:
+            raise StarError(f"steps is for method='ig', and {method!r} takes one gradient: leave it out.")
+        if mode not in (None, "auto", *MODES):
+            raise StarError(f"Unknown mode {mode!r}.{nearest(mode, ('auto', *MODES))}")
+        options |= {"mode": mode} if mode is not None else {}
+    return METHODS[method](model, pairs.extraction, points, batch_size=batch_size, progress=progress, **options)

@@ -5,42 +5,73 @@ First-order estimate of activation patching (Nanda 2023, "Attribution Patching";
 
 .. math:: s = (a_{clean} - a_{corrupted}) \cdot \partial M / \partial a \,|_{corrupted}
 
-Clean and corrupted rows run in one batch. The difference is taken in the forward hook, the score
-in the gradient's hook, and both are freed there, so that memory holds one micro-batch's graph.
-Parameters need no gradient and get none: the graph is rooted at the embedding's output.
+The score is taken where difference and gradient meet, and both are freed there, so that memory holds the
+weights and one micro-batch's graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 
-from star_tl.attribution.prepare import PreparedPair, labels, pair_batch, pair_metrics, prepare
-from star_tl.attribution.result import COMPONENTS, AttributionMap
+from star_tl.attribution.forward import Part
+from star_tl.attribution.passes import MODES, Receive
+from star_tl.attribution.prepare import PairBatch, PreparedPair, labels, pair_batch, prepare
+from star_tl.attribution.result import COMPONENTS, POINTS, AttributionMap
+from star_tl.errors import StarError
 from star_tl.injection import NamedHook
 from star_tl.pairs import Pairs
 
 WINDOW = 24  # prompt positions, from the end, for which the steering form is kept
+# Below this many token positions in a micro-batch a pass is bound by its number of operators, not by
+# arithmetic, and one batch is faster than two passes: the crossover in scripts/bench_attribution.py.
+FEW_POSITIONS = 256
+MICRO_BATCH = 4096  # token positions, all rows together: beyond it a pass per pair gets no cheaper
+
+Backward = Callable[[HookedTransformer, PairBatch, Sequence[str], Receive], Tensor]
 
 
-def attribute_atp(model: HookedTransformer, pairs: Pairs, batch_size: int = 8, progress: bool = True) -> AttributionMap:
+def attribute_atp(
+    model: HookedTransformer,
+    pairs: Pairs,
+    points: Sequence[str] = POINTS,
+    mode: str = "auto",
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> AttributionMap:
     """Scores of every pair at every hook point; see :func:`star_tl.attribute`."""
-    return score_pairs(model, pairs, batch_size, progress, method="atp")
+    return score_pairs(model, pairs, points, one_gradient(mode), batch_size, progress, "atp")
+
+
+def one_gradient(mode: str, rules: Sequence[NamedHook] = ()) -> Backward:
+    """The pass of ``mode`` over a micro-batch, with ``rules`` (forward hooks) shaping its gradient."""
+
+    def automatic(model: HookedTransformer, rows: PairBatch, points: Sequence[str], receive: Receive) -> Tensor:
+        few = rows.prompts.numel() + 2 * rows.replies.numel() < FEW_POSITIONS
+        return MODES["one_batch" if few else "two_passes"](model, rows, points, receive, rules)
+
+    return automatic if mode == "auto" else partial(MODES[mode], rules=rules)
 
 
 def score_pairs(
     model: HookedTransformer,
     pairs: Pairs,
-    batch_size: int,
+    points: Sequence[str],
+    backward: Backward,
+    batch_size: int | None,
     progress: bool,
     method: str,
-    rules: Sequence[NamedHook] = (),
+    copies: int = 1,
 ) -> AttributionMap:
-    """Difference times gradient at every hook point, the gradient as ``rules`` (forward hooks) make it."""
+    """Difference times gradient at every hook point, the gradient as ``backward`` makes it.
+
+    ``copies`` is how many times ``backward`` holds a pair's rows, for the size of a micro-batch.
+    """
     from star_tl.models.load import fingerprint
 
     prepared = prepare(model, pairs)
@@ -49,48 +80,69 @@ def score_pairs(
     width = end + positive + max(len(p.negative) for p in prepared)
     window = max(1, min(WINDOW, min(p.shared_suffix for p in prepared)))
     n, layers, heads = len(prepared), model.cfg.n_layers, model.cfg.n_heads
-    widths = [model.cfg.d_model] * len(COMPONENTS) + [heads * model.cfg.d_head]
 
-    scores = torch.zeros(n, len(COMPONENTS), layers, width)
-    head_scores = torch.zeros(n, layers, heads, width)
-    mean_difference = [torch.zeros(layers, window, d, dtype=torch.float64) for d in widths]
-    mean_gradient = [torch.zeros_like(m) for m in mean_difference]
+    absent = float("nan")  # what was not asked for is unknown, not zero
+    scores = torch.full((n, len(COMPONENTS), layers, width), absent)
+    head_scores = torch.full((n, layers, heads, width), absent)
+    for point in points:
+        (head_scores if point == "z" else scores[:, COMPONENTS.index(point)]).zero_()
     metric = torch.zeros(2, n)
+    # Sums over pairs of difference and gradient near the prompt's end, whose product is the steering form.
+    near: dict[tuple[str, int], Tensor] = {}
 
-    bar = tqdm(total=n, desc="attribution", unit="pair", disable=not progress, delay=1)
-    for first in range(0, n, batch_size):
-        chunk = prepared[first : first + batch_size]
-        at = slice(first, first + len(chunk))
+    def score(first: int, chunk: Sequence[PreparedPair]) -> None:
+        rows = pair_batch(model, chunk)
+        at, b, stop = slice(first, first + len(chunk)), len(chunk), rows.prompts.shape[1]
+        found: dict[tuple[str, int], Tensor] = {}
 
-        def place(into: Tensor, layer: int, s: Tensor, chunk_end: int, at: slice = at) -> None:
-            b = s.shape[0] // 2
-            lead, replies = end - chunk_end, s.shape[-1] - chunk_end
-            plus, minus = s[:b], s[b:]
-            into[at, layer, ..., lead:end] = plus[..., :chunk_end] + minus[..., :chunk_end]
-            room = min(replies, positive)
-            into[at, layer, ..., end : end + room] = plus[..., chunk_end : chunk_end + room]
-            room = min(replies, width - end - positive)
-            into[at, layer, ..., end + positive : end + positive + room] = minus[..., chunk_end : chunk_end + room]
+        def place(into: Tensor, part: Part, s: Tensor) -> None:
+            if part == "prompt":
+                into[..., end - stop : end] = s
+                return
+            for reply, first, last in ((s[:b], end, end + positive), (s[b:], end + positive, width)):
+                taken = reply[..., : last - first]
+                into[..., first : first + taken.shape[-1]] = taken
 
-        def receive(kind: int, layer: int, difference: Tensor, gradient: Tensor, chunk_end: int) -> None:
-            b = difference.shape[0] // 2
-            product = (
-                (difference.float() * gradient.float()) if gradient.dtype != torch.float64 else difference * gradient
-            )
-            if kind == len(COMPONENTS):
-                place(head_scores, layer, product.sum(-1).movedim(-1, 1), chunk_end)
+        def receive(point: str, layer: int, part: Part, difference: Tensor, gradient: Tensor) -> None:
+            wide = torch.promote_types(gradient.dtype, torch.float32)
+            product = (difference.to(wide) * gradient.to(wide)).sum(-1)
+            if point == "z":
+                place(head_scores[at, layer], part, product.movedim(-1, 1))
             else:
-                place(scores[:, kind], layer, product.sum(-1), chunk_end)
-            near = slice(chunk_end - window, chunk_end)
-            mean_difference[kind][layer] += difference[:b, near].flatten(2).sum(0).double().cpu() / n
-            both = gradient[:b, near] + gradient[b:, near]
-            mean_gradient[kind][layer] += both.flatten(2).sum(0).double().cpu() / n
+                place(scores[at, COMPONENTS.index(point), layer], part, product)
+            if part == "prompt":
+                both = torch.stack([difference[:, -window:], gradient[:, -window:]])
+                found[point, layer] = both.sum(1, dtype=torch.float64).cpu()
 
-        metric[:, at] = backward(model, chunk, receive, rules)
-        bar.update(len(chunk))
-    bar.close()
+        metric[:, at] = backward(model, rows, points, receive).cpu()
+        for key, value in found.items():
+            near[key] = near.get(key, 0) + value
 
-    products = [v * g for v, g in zip(mean_difference, mean_gradient, strict=True)]
+    with tqdm(total=n, desc="attribution", unit="pair", disable=not progress, delay=1) as bar:
+        first, size = 0, batch_size or max(1, MICRO_BATCH // (2 * copies * width))
+        while first < n:
+            chunk = prepared[first : first + size]
+            try:
+                score(first, chunk)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                if len(chunk) == 1:
+                    raise StarError(
+                        f"Memory is too small for pair {chunk[0].pair.id!r} alone: "
+                        "use mode='layer_by_layer', shorter pairs, or a model in bfloat16."
+                    ) from None
+                size = max(1, len(chunk) // 2)
+                continue
+            first += len(chunk)
+            bar.update(len(chunk))
+
+    def steering(point: str) -> Tensor:
+        if point not in points:
+            return torch.full((layers, window, *([heads] if point == "z" else [])), absent)
+        both = torch.stack([near[point, layer] for layer in range(layers)], 1) / n
+        return (both[0] * both[1]).sum(-1).float()
+
     named = [labels(model, p, end, positive, width) for p in prepared]
     return AttributionMap(
         trait=pairs.trait.name,
@@ -99,8 +151,8 @@ def score_pairs(
         fingerprint=fingerprint(model),
         scores=scores,
         head_scores=head_scores,
-        steering=torch.stack([p.sum(-1) for p in products[:-1]]).float(),
-        head_steering=products[-1].unflatten(-1, (heads, -1)).sum(-1).transpose(1, 2).float(),
+        steering=torch.stack([steering(c) for c in COMPONENTS]),
+        head_steering=steering("z").transpose(1, 2),
         metric_corrupted=metric[0],
         metric_clean=metric[1],
         prompt_end=end,
@@ -111,40 +163,5 @@ def score_pairs(
     )
 
 
-def backward(
-    model: HookedTransformer,
-    chunk: Sequence[PreparedPair],
-    receive: Callable[[int, int, Tensor, Tensor, int], None],
-    rules: Sequence[NamedHook] = (),
-) -> Tensor:
-    """One forward and one backward pass of ``chunk``; the metrics ``[2 pair]``, corrupted first.
-
-    ``receive(kind, layer, difference, gradient, prompt_end)`` is called for every hook point with
-    tensors ``[2*pair position d]`` (positive rows, then negative; heads keep their axis). ``kind``
-    indexes COMPONENTS, one past its end means ``attn.hook_z``.
-    """
-    rows = pair_batch(model, chunk)
-    half, end = 2 * rows.size, rows.batch.prompt_end
-    root: list[Tensor] = []
-
-    def watch(kind: int, layer: int) -> Callable[..., Tensor]:
-        def hook(activation: Tensor, hook: object) -> Tensor:
-            if not root:  # the first locus: the graph begins here
-                activation = activation.detach().requires_grad_()
-                root.append(activation)
-            difference = rows.difference(activation.detach())
-            activation.register_hook(lambda g: receive(kind, layer, difference, g[:half], end))
-            return activation
-
-        return hook
-
-    names = [f"hook_{c}" for c in COMPONENTS] + ["attn.hook_z"]
-    hooks: list[NamedHook] = [
-        (f"blocks.{layer}.{name}", watch(kind, layer))
-        for layer in range(model.cfg.n_layers)
-        for kind, name in enumerate(names)
-    ]
-    with torch.enable_grad(), model.hooks(fwd_hooks=[*rules, *hooks]):
-        corrupted, clean = pair_metrics(model, rows)
-        torch.autograd.grad(corrupted.sum(), root)
-    return torch.stack([corrupted.detach(), clean.detach()]).cpu()
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

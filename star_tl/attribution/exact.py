@@ -2,8 +2,8 @@ r"""Exact activation patching: the truth that attribution estimates.
 
 The effect of a locus on a pair is :math:`M(corrupted, a \leftarrow a_{clean}) - M(corrupted)`, with the
 activation replaced at the locus's positions in one more forward pass (Vig et al. 2020; Meng et al.
-2022). Loci of one layer share a batch, and every pass starts at the patched layer from the
-corrupted run's residual stream, because nothing below it changes.
+2022). Nothing below the patched layer changes, and nothing before the patched token: loci of one layer
+share a batch, which starts there from the corrupted run's residual stream and keys and values.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from scipy import stats
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
+from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
 
-from star_tl.attribution.prepare import PairBatch, PreparedPair, pair_batch, prepare, row_values
+from star_tl.attribution.forward import KeysValues, Part, forward, run_metrics, through_blocks
+from star_tl.attribution.prepare import PairBatch, PreparedPair, pair_batch, prepare
 from star_tl.attribution.result import COMPONENTS, AttributionMap
-from star_tl.batch import TokenBatch, unembed
 from star_tl.errors import StarError
 from star_tl.injection import NamedHook
 from star_tl.locus import Locus
@@ -100,7 +101,7 @@ def verify(
         raise StarError("This attribution map was computed for other pairs or another model: attribute again.")
     if top_k < 0 or sample < 0 or top_k + sample < 2:
         raise StarError(f"top_k {top_k} and sample {sample} give too few loci: use at least 2 together.")
-    loci, estimates = _candidates(attr)
+    loci, estimates = candidates(attr)
     order = estimates.abs().argsort(descending=True)
     rest = order[top_k:][torch.randperm(len(order) - top_k, generator=torch.Generator().manual_seed(seed))]
     taken = torch.cat([order[:top_k], rest[:sample]]).tolist()
@@ -110,7 +111,8 @@ def verify(
     return Verification(tuple(chosen_loci), estimates[taken], exact, marks, len(pairs))
 
 
-def _candidates(attr: AttributionMap) -> tuple[list[Locus], Float[Tensor, " locus"]]:
+def candidates(attr: AttributionMap) -> tuple[list[Locus], Float[Tensor, " locus"]]:
+    """Every single prompt position in the window at every component and head, and its mean score."""
     loci, values = [], []
     near = attr.prompt_scores().mean(0)
     heads = attr.head_scores[..., attr.prompt_end - attr.window : attr.prompt_end].mean(0)
@@ -131,7 +133,7 @@ def exact_effects(
     model: HookedTransformer,
     pairs: Pairs,
     loci: Sequence[Locus],
-    rows_per_batch: int = 64,
+    rows_per_batch: int = 32,
     progress: bool = True,
 ) -> Float[Tensor, "pair locus"]:
     """The exact effect of patching each locus with the clean run's activation, nats of the metric.
@@ -140,7 +142,7 @@ def exact_effects(
         model: any HookedTransformer.
         pairs: contrastive pairs; all that are given are used.
         loci: where to patch, one at a time.
-        rows_per_batch: sequences per forward pass, two a locus.
+        rows_per_batch: sequences per forward pass, two replies a locus.
         progress: show a progress bar.
     """
     prepared = prepare(model, pairs)
@@ -161,74 +163,81 @@ def _effects_of_pair(
     loci_per_batch: int,
 ) -> Float[Tensor, " locus"]:
     rows = pair_batch(model, [pair])
+    entering: dict[tuple[Part, int], Tensor] = {}
     differences: dict[str, Tensor] = {}
-    entering: dict[int, Tensor] = {}
 
-    def keep_difference(name: str) -> NamedHook:
-        return name, lambda activation, hook: differences.__setitem__(name, rows.difference(activation))
+    def keep(part: Part) -> list[NamedHook]:
+        def enter(layer: int) -> NamedHook:
+            name = f"blocks.{layer}.hook_resid_pre"
+            return name, lambda activation, hook: entering.__setitem__((part, layer), activation)
 
-    def keep_entering(layer: int) -> NamedHook:
-        name = f"blocks.{layer}.hook_resid_pre"
-        return name, lambda activation, hook: entering.__setitem__(layer, activation[:2])
+        def differ(name: str) -> NamedHook:
+            return name, lambda activation, hook: differences.__setitem__(
+                name, rows.difference(part, *activation.split(1))
+            )
 
-    hooks = [keep_difference(name) for name in {locus.hook_point for locus in loci}]
-    hooks += [keep_entering(layer) for layer in by_layer]
-    with model.hooks(fwd_hooks=hooks):
-        final = model(rows.batch.tokens, attention_mask=rows.batch.mask.int(), stop_at_layer=model.cfg.n_layers)
-    baseline = _metric(model, rows, final[:2])
+        places = {locus.hook_point for locus in loci} if part == "prompt" else set()
+        return [*map(enter, by_layer), *map(differ, places)]
+
+    residual, before = forward(model, rows, slice(None), keep)
+    run = _CorruptedRun(rows, entering, before, differences, residual[:, :0])
+    baseline = run_metrics(residual[:2], model, rows)[0]
     effects = torch.zeros(len(loci))
-    for layer, indices in by_layer.items():
-        for first in range(0, len(indices), loci_per_batch):
-            part = indices[first : first + loci_per_batch]
-            patched = _patched_metrics(model, rows, entering[layer], differences, [loci[i] for i in part])
+    for indices in by_layer.values():
+        late_first = sorted(indices, key=lambda i: -min(loci[i].positions))
+        for first in range(0, len(late_first), loci_per_batch):
+            part = late_first[first : first + loci_per_batch]
+            patched = _patched_metrics(model, run, [loci[i] for i in part])
             effects[part] = (patched - baseline).float().cpu()
     return effects
 
 
-def _patched_metrics(
-    model: HookedTransformer,
-    rows: PairBatch,
-    entering: Tensor,
-    differences: dict[str, Tensor],
-    loci: Sequence[Locus],
-) -> Float[Tensor, " locus"]:
-    end = rows.batch.prompt_end
+@dataclass(frozen=True)
+class _CorruptedRun:
+    """What the two runs of one pair left behind, corrupted row first, and the differences between them."""
 
-    def patch(name: str) -> NamedHook:
-        def hook(activation: Tensor, hook: object) -> Tensor:
-            out = activation.clone()
-            for i, locus in enumerate(loci):
-                if locus.hook_point == name:
-                    columns = [end + p for p in locus.positions]
-                    at = (slice(2 * i, 2 * i + 2), columns) + (() if locus.head is None else (locus.head,))
-                    out[at] += differences[name][(slice(None), *at[1:])]
-            return out
+    rows: PairBatch
+    entering: dict[tuple[Part, int], Float[Tensor, "row position d"]]
+    before: KeysValues
+    differences: dict[str, Float[Tensor, "one position ..."]]
+    no_reply: Float[Tensor, "row zero d"]
 
-        return name, hook
 
-    hooks = [patch(name) for name in {locus.hook_point for locus in loci}]
-    mask = rows.batch.mask[:2].int().repeat(len(loci), 1)
-    with model.hooks(fwd_hooks=hooks):
-        final = model(
-            entering.repeat(len(loci), 1, 1),
-            start_at_layer=loci[0].layer,
-            attention_mask=mask,
-            stop_at_layer=model.cfg.n_layers,
+def _patched_metrics(model: HookedTransformer, run: _CorruptedRun, loci: Sequence[Locus]) -> Float[Tensor, " locus"]:
+    """The metric with each of ``loci``, which are all of one layer, patched."""
+    end, layer, copies = run.rows.prompts.shape[1], loci[0].layer, len(loci)
+    start = end + min(min(locus.positions) for locus in loci)
+
+    def patch(part: Part) -> list[NamedHook]:
+        def at(name: str) -> NamedHook:
+            def hook(activation: Tensor, hook: object) -> Tensor:
+                out = activation.clone()
+                for i, locus in enumerate(loci):
+                    if locus.hook_point == name:
+                        columns = torch.tensor([end + p for p in locus.positions])
+                        head = () if locus.head is None else (locus.head,)
+                        out[(i, columns - start, *head)] += run.differences[name][(0, columns, *head)]
+                return out
+
+            return name, hook
+
+        return [at(name) for name in {locus.hook_point for locus in loci}] if part == "prompt" else []
+
+    before = [
+        TransformerLensKeyValueCacheEntry(
+            e.past_keys[:1, :start].expand(copies, -1, -1, -1), e.past_values[:1, :start].expand(copies, -1, -1, -1)
         )
-    return _metric(model, rows, final)
-
-
-def _metric(
-    model: HookedTransformer, rows: PairBatch, final: Float[Tensor, "row position d"]
-) -> Float[Tensor, " pair"]:
-    """The metric of rows that alternate between the pair's positive and negative reply."""
-    copies = len(final) // 2
-    batch = TokenBatch(
-        rows.batch.tokens[:2].repeat(copies, 1),
-        rows.batch.mask[:2].repeat(copies, 1),
-        rows.batch.prompt_end,
-        rows.batch.reply_lengths[:2].repeat(copies),
+        for e in run.before
+    ]
+    prompt, reply = through_blocks(
+        model,
+        run.rows,
+        range(layer, model.cfg.n_layers),
+        run.entering["prompt", layer][:1, start:].repeat(copies, 1, 1),
+        run.entering.get(("reply", layer), run.no_reply)[:2].repeat(copies, 1, 1),
+        run.rows.prompt_mask[:1].int().repeat(copies, 1),
+        before,
+        patch,
     )
-    logits = unembed(model, final[:, batch.prompt_end - 1 : -1])
-    values = row_values(logits, batch, rows.single_token.repeat(2 * copies)).view(-1, 2)
-    return values[:, 0] - values[:, 1]
+    spread = torch.arange(copies, device=prompt.device).repeat_interleave(2)
+    return run_metrics(torch.cat([prompt[spread, -1:], reply], 1), model, run.rows)[:, 0]

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from star_tl.batch import TokenBatch, make_batch, reply_logits, reply_logprobs
+from star_tl.batch import pad_id
 from star_tl.chat import Rendered, Span, render, reply_ids
 from star_tl.errors import StarError
 from star_tl.pairs import ContrastivePair, Pairs
@@ -95,65 +95,78 @@ def _by_turn(prompt: Rendered) -> dict[tuple[str, int], Span]:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Rows ``[corrupted+positive, corrupted+negative, clean+positive, clean+negative]`` × pairs."""
+    """Rows of some pairs: prompts ``[corrupted, clean] × pairs``, padded on the left, and replies
+    ``[positive, negative] × pairs``, padded on the right, each of which follows both of its prompts.
 
-    batch: TokenBatch
-    size: int
-    gather: Int[Tensor, "pair position"]
-    aligned: Bool[Tensor, "pair position"]
+    ``gather`` is the clean column that corresponds to each corrupted one, where ``aligned``.
+    """
+
+    prompts: Int[Tensor, "2*pair prompt"]
+    prompt_mask: Bool[Tensor, "2*pair prompt"]
+    replies: Int[Tensor, "2*pair reply"]
+    reply_mask: Bool[Tensor, "2*pair reply"]
+    gather: Int[Tensor, "pair prompt"]
+    aligned: Bool[Tensor, "pair prompt"]
     single_token: Bool[Tensor, " pair"]
 
-    def difference(self, activation: Float[Tensor, "row position ..."]) -> Float[Tensor, "half position ..."]:
-        """Clean − corrupted at aligned positions, for the positive and the negative rows."""
-        half = 2 * self.size
-        corrupted, clean = activation[:half], activation[half:]
-        index = self.gather.repeat(2, 1)
-        columns = torch.arange(index.shape[1], device=index.device)
-        if not bool((index == columns).all()):
-            clean = clean[torch.arange(half, device=index.device)[:, None], index]
-        keep = self.aligned.repeat(2, 1).view(half, -1, *[1] * (activation.ndim - 2))
-        return (clean - corrupted) * keep
+    @property
+    def size(self) -> int:
+        """Number of pairs."""
+        return len(self.gather)
+
+    def spread(self, prompt_rows: int) -> Int[Tensor, " row"]:
+        """For rows ``[run, positive | negative, pair]`` the prompt row ``[run, pair]`` of each."""
+        rows = torch.arange(prompt_rows, device=self.gather.device)
+        return rows.view(-1, 1, self.size).expand(-1, 2, -1).reshape(-1)
+
+    def difference(
+        self, part: str, corrupted: Float[Tensor, "half position ..."], clean: Float[Tensor, "half position ..."]
+    ) -> Float[Tensor, "half position ..."]:
+        """Clean − corrupted, zero where a prompt token has no counterpart."""
+        if part == "reply":
+            return clean - corrupted
+        rows = torch.arange(self.size, device=self.gather.device)[:, None]
+        keep = self.aligned.view(*self.aligned.shape, *[1] * (corrupted.ndim - 2))
+        return (clean[rows, self.gather] - corrupted) * keep
 
 
 def pair_batch(model: HookedTransformer, chunk: Sequence[PreparedPair]) -> PairBatch:
-    """The four rows of each pair as one batch: one forward and one backward pass serve all."""
-    prompts = [p.corrupted.ids for p in chunk] * 2 + [p.clean.ids for p in chunk] * 2
-    replies = ([p.positive for p in chunk] + [p.negative for p in chunk]) * 2
-    batch = make_batch(model, prompts, replies)
-    width, end = batch.tokens.shape[1], batch.prompt_end
-    gather = torch.arange(width).repeat(len(chunk), 1)
-    aligned = torch.zeros(len(chunk), width, dtype=torch.bool)
-    aligned[:, end:] = True
+    """The rows of some pairs on the model's device.
+
+    Raises:
+        StarError: a prompt with its reply is longer than the model's context.
+    """
+    longest = max(max(len(p.clean), len(p.corrupted)) + max(len(p.positive), len(p.negative)) for p in chunk)
+    if longest > model.cfg.n_ctx:
+        raise StarError(
+            f"A prompt with its reply has {longest} tokens and the model's context is {model.cfg.n_ctx}: shorten it."
+        )
+    prompts, prompt_mask = _padded(
+        [p.corrupted.ids for p in chunk] + [p.clean.ids for p in chunk], pad_id(model), left=True
+    )
+    replies, reply_mask = _padded([p.positive for p in chunk] + [p.negative for p in chunk], pad_id(model), left=False)
+    end = prompts.shape[1]
+    gather = torch.zeros(len(chunk), end, dtype=torch.long)
+    aligned = torch.zeros(len(chunk), end, dtype=torch.bool)
     for row, p in enumerate(chunk):
         start, clean_start = end - len(p.corrupted), end - len(p.clean)
         for i, j in enumerate(p.counterpart):
             if j >= 0:
                 gather[row, start + i] = clean_start + j
                 aligned[row, start + i] = True
-    device = batch.tokens.device
-    single = torch.tensor([p.pair.metric == "logit" for p in chunk], device=device)
-    return PairBatch(batch, len(chunk), gather.to(device), aligned.to(device), single)
+    single = torch.tensor([p.pair.metric == "logit" for p in chunk])
+    tensors = (prompts, prompt_mask, replies, reply_mask, gather, aligned, single)
+    return PairBatch(*(t.to(model.cfg.device) for t in tensors))
 
 
-def pair_metrics(model: HookedTransformer, rows: PairBatch) -> tuple[Float[Tensor, " pair"], Float[Tensor, " pair"]]:
-    """The trait metric of every pair in the corrupted and in the clean run.
-
-    Mean log-probability per token of the positive reply minus that of the negative one, in nats;
-    for ``logit`` pairs the difference of the two tokens' logits.
-    """
-    value = row_values(reply_logits(model, rows.batch), rows.batch, rows.single_token.repeat(4))
-    corrupted_positive, corrupted_negative, clean_positive, clean_negative = value.view(4, rows.size)
-    return corrupted_positive - corrupted_negative, clean_positive - clean_negative
-
-
-def row_values(
-    logits: Float[Tensor, "row reply vocab"], batch: TokenBatch, single_token: Bool[Tensor, " row"]
-) -> Float[Tensor, " row"]:
-    """Mean log-probability per token of each row's reply, or its one token's logit."""
-    means = reply_logprobs(logits, batch).sum(-1) / batch.reply_lengths
-    first = batch.tokens[:, batch.prompt_end]
-    single = logits[:, 0].gather(-1, first[:, None])[:, 0]
-    return torch.where(single_token, single, means)
+def _padded(rows: Sequence[Sequence[int]], pad: int, left: bool) -> tuple[Tensor, Tensor]:
+    width = max(map(len, rows))
+    tokens = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        at = slice(width - len(row), width) if left else slice(len(row))
+        tokens[i, at], mask[i, at] = torch.tensor(row), True
+    return tokens, mask
 
 
 def labels(

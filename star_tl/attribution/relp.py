@@ -15,25 +15,30 @@ conserved from layer to layer where there are no biases: :func:`conservation` te
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from star_tl.attribution.atp import score_pairs
-from star_tl.attribution.result import AttributionMap
+from star_tl.attribution.atp import one_gradient, score_pairs
+from star_tl.attribution.result import POINTS, AttributionMap
 from star_tl.errors import StarError
 from star_tl.injection import NamedHook
 from star_tl.pairs import Pairs
 
 
 def attribute_relp(
-    model: HookedTransformer, pairs: Pairs, batch_size: int = 8, progress: bool = True
+    model: HookedTransformer,
+    pairs: Pairs,
+    points: Sequence[str] = POINTS,
+    mode: str = "auto",
+    batch_size: int | None = None,
+    progress: bool = True,
 ) -> AttributionMap:
     """Scores of every pair at every hook point; see :func:`star_tl.attribute`."""
-    return score_pairs(model, pairs, batch_size, progress, method="relp", rules=rules(model))
+    return score_pairs(model, pairs, points, one_gradient(mode, rules(model)), batch_size, progress, "relp")
 
 
 def rules(model: HookedTransformer) -> list[NamedHook]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from star_tl.locus import LayerChoice, Locus
 
 COMPONENTS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+POINTS = (*COMPONENTS, "z")
 WRITES = ("attn_out", "mlp_out")
 _TENSORS = ("scores", "head_scores", "steering", "head_steering", "metric_corrupted", "metric_clean", "unaligned")
 _TEXTS = ("trait", "method", "model", "fingerprint", "prompt_end")
@@ -30,7 +32,8 @@ class AttributionMap:
     """Attribution scores of contrastive pairs over hook points, layers, heads and tokens.
 
     Sign convention: a positive score says that moving the corrupted run toward the clean one
-    at that place raises the trait metric. Unit: nats of the metric.
+    at that place raises the trait metric. Unit: nats of the metric. Hook points that were not
+    asked for hold NaN.
 
     The position axis is ``[prompt | positive reply | negative reply]``; prompts end at column
     ``prompt_end`` in every pair, so that column ``prompt_end - 1`` is the last prompt token.
@@ -74,7 +77,10 @@ class AttributionMap:
         """Scores at one hook point of every layer, per pair and position."""
         if name not in COMPONENTS:
             raise StarError(f"Unknown component {name!r}: use one of {', '.join(COMPONENTS)}.")
-        return self.scores[:, COMPONENTS.index(name)]
+        found = self.scores[:, COMPONENTS.index(name)]
+        if bool(found.isnan().any()):
+            raise StarError(f"This map holds no scores at {name}: attribute with hook_points that include it.")
+        return found
 
     def layer_scores(self) -> Float[Tensor, "component layer"]:
         """Mean over pairs of the scores summed over all positions."""
@@ -94,8 +100,25 @@ class AttributionMap:
         The residual stream's own scores add up along depth, so that their argmax is nearly always
         a late layer; the layer is chosen by what it adds.
         """
-        at = [COMPONENTS.index(c) for c in WRITES]
-        return self.prompt_scores()[:, at].sum((1, 3))
+        written = torch.stack([self.component(c) for c in WRITES]).sum(0)
+        return written[..., self.prompt_end - self.window : self.prompt_end].sum(-1)
+
+    def by_span(self) -> pandas.DataFrame:
+        """A row per span of the chat (system, each turn, reply) and layer: mean scores over the pairs that have it.
+
+        Spans are named as in ``spans``; columns are the components' classical scores summed over the
+        span's tokens, and ``n``, the number of pairs.
+        """
+        import pandas as pd
+
+        rows = [
+            {"span": span.name, "layer": layer, **dict(zip(COMPONENTS, values, strict=True))}
+            for i, spans in enumerate(self.spans)
+            for span in spans
+            for layer, values in enumerate(self.scores[i, :, :, span.start : span.end].sum(-1).T.tolist())
+        ]
+        grouped = pd.DataFrame(rows).groupby(["span", "layer"], sort=False)
+        return grouped.mean().assign(n=grouped.size()).reset_index()
 
     def completeness(self) -> Float[Tensor, " layer"]:
         """Share of M_clean − M_corrupted that ``resid_post`` explains at every layer; 1 is exact.
@@ -121,12 +144,16 @@ class AttributionMap:
         """A row per layer: scores of every component, what it writes, and how often it is chosen."""
         import pandas as pd
 
-        choice = self.choose_layer()
         frame = pd.DataFrame(self.layer_scores().T.numpy(), columns=list(COMPONENTS))
         frame.insert(0, "layer", range(self.n_layers))
+        frame = frame.dropna(axis="columns")
+        if not set(WRITES) <= set(frame):
+            return frame
+        choice = self.choose_layer()
         frame["writes"] = self.writes().mean(0).numpy()
         frame["chosen"] = choice.frequency.numpy()
-        frame["completeness"] = self.completeness().numpy()
+        if "resid_post" in frame:
+            frame["completeness"] = self.completeness().numpy()
         return frame
 
     def plot(self) -> go.Figure:
@@ -190,12 +217,14 @@ class AttributionMap:
         )
 
     def __repr__(self) -> str:
-        choice = self.choose_layer()
         gain = float((self.metric_clean - self.metric_corrupted).mean())
-        return (
-            f"AttributionMap({self.trait}, {self.method}, {len(self.pair_ids)} pairs, {self.n_layers} layers; "
-            f"layer {choice.layer} in {choice.frequency[choice.layer]:.0%} of resamples, metric {gain:+.2f} nats)"
-        )
+        known = f"AttributionMap({self.trait}, {self.method}, {len(self.pair_ids)} pairs, {self.n_layers} layers"
+        try:
+            choice = self.choose_layer()
+        except StarError:  # attributed without the hook points that the choice needs
+            return f"{known}, metric {gain:+.2f} nats)"
+        often = f"layer {choice.layer} in {choice.frequency[choice.layer]:.0%} of resamples"
+        return f"{known}; {often}, metric {gain:+.2f} nats)"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **kwargs: Any) -> dict[str, Any]:
         bundle = self.plot()._repr_mimebundle_(include, exclude, **kwargs)

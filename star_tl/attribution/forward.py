@@ -1,0 +1,115 @@
+"""Pairs through the model: every prompt once, and on its keys and values both of its replies.
+
+The positive and the negative row of a pair have their prompt in common, which is most of their tokens.
+Running it once nearly halves the work and the memory of a pass, and the gradient at a prompt token is
+at once the one of the metric, positive minus negative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens import HookedTransformer
+from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
+
+from star_tl.attribution.prepare import PairBatch
+from star_tl.batch import unembed
+from star_tl.injection import NamedHook
+
+Part = Literal["prompt", "reply"]
+HooksOf = Callable[[Part], Sequence[NamedHook]]
+KeysValues = list[TransformerLensKeyValueCacheEntry]
+
+
+def no_hooks(part: Part) -> Sequence[NamedHook]:
+    return ()
+
+
+def forward(
+    model: HookedTransformer, rows: PairBatch, prompts: slice, hooks: HooksOf = no_hooks, copies: int = 1
+) -> tuple[Float[Tensor, "row reply d"], KeysValues]:
+    """The last residual stream where it predicts reply tokens, and the prompts' keys and values.
+
+    ``prompts`` selects corrupted or clean prompts or both. Rows of the result are
+    ``[run, positive | negative, pair]``, as :func:`run_metrics` takes them.
+    """
+    tokens, mask = rows.prompts[prompts].repeat(copies, 1), rows.prompt_mask[prompts].int().repeat(copies, 1)
+    cache = TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, len(tokens))
+    last = model.cfg.n_layers
+    with model.hooks(fwd_hooks=list(hooks("prompt"))):
+        head = model(tokens, attention_mask=mask, past_kv_cache=cache, stop_at_layer=last)
+    spread, runs = rows.spread(len(tokens)), len(tokens) // rows.size
+    both = head[spread, -1:]
+    if rows.replies.shape[1] > 1:  # nothing follows from a reply's last token
+        twice = TransformerLensKeyValueCache(_taken(cache.entries, spread), mask[spread])
+        with model.hooks(fwd_hooks=list(hooks("reply"))):
+            tail = model(
+                rows.replies[:, :-1].repeat(runs, 1),
+                attention_mask=rows.reply_mask[:, :-1].int().repeat(runs, 1),
+                past_kv_cache=twice,
+                stop_at_layer=last,
+            )
+        both = torch.cat([both, tail], 1)
+    return both, cache.entries
+
+
+def through_blocks(
+    model: HookedTransformer,
+    rows: PairBatch,
+    blocks: range,
+    prompt: Float[Tensor, "run*pair column d"],
+    reply: Float[Tensor, "row reply d"],
+    mask: Int[Tensor, "run*pair prompt"],
+    before: KeysValues,
+    hooks: HooksOf = no_hooks,
+) -> tuple[Tensor, Tensor]:
+    """The residual streams that leave ``blocks``, of the prompts' last columns and of the replies.
+
+    ``before`` holds the keys and values of the columns in front of these, for every layer; it is added to.
+    """
+    only = {"start_at_layer": blocks.start, "stop_at_layer": blocks.stop}
+    cache = TransformerLensKeyValueCache(before, mask)
+    with model.hooks(fwd_hooks=list(hooks("prompt"))):
+        prompt = model(prompt, attention_mask=mask, past_kv_cache=cache, **only)
+    if reply.shape[1]:
+        spread = rows.spread(len(prompt))
+        runs = len(prompt) // rows.size
+        twice = [before[i] for i in range(blocks.start)] + _taken(before[blocks.start : blocks.stop], spread)
+        whole = torch.cat([mask[spread], rows.reply_mask[:, :-1].int().repeat(runs, 1)], 1)
+        with model.hooks(fwd_hooks=list(hooks("reply"))):
+            reply = model(
+                reply, attention_mask=whole, past_kv_cache=TransformerLensKeyValueCache(twice, mask[spread]), **only
+            )
+    return prompt, reply
+
+
+def empty_keys_values(model: HookedTransformer, rows: int) -> KeysValues:
+    """Keys and values of nothing, for every layer."""
+    return TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, rows).entries
+
+
+def _taken(entries: KeysValues, rows: Int[Tensor, " row"]) -> KeysValues:
+    return [TransformerLensKeyValueCacheEntry(e.past_keys[rows], e.past_values[rows]) for e in entries]
+
+
+def run_metrics(
+    residual: Float[Tensor, "row reply d"], model: HookedTransformer, rows: PairBatch
+) -> Float[Tensor, "run pair"]:
+    """The trait metric of every pair in each run whose last residual stream is given.
+
+    Mean log-probability per token of the positive reply minus that of the negative one, in nats;
+    for ``logit`` pairs the difference of the two tokens' logits.
+    """
+    runs = len(residual) // (2 * rows.size)
+    logits, targets = unembed(model, residual), rows.replies.repeat(runs, 1)[..., None]
+    mask = rows.reply_mask.repeat(runs, 1)
+    logprobs = logits.log_softmax(-1).gather(-1, targets)[..., 0].masked_fill(~mask, 0.0)
+    single = logits[:, 0].gather(-1, targets[:, 0])[:, 0]
+    means = logprobs.sum(-1) / mask.sum(-1)
+    values = torch.where(rows.single_token.repeat(2 * runs), single, means).view(runs, 2, rows.size)
+    return values[:, 0] - values[:, 1]

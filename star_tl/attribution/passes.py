@@ -1,0 +1,264 @@
+"""Ways to run a micro-batch of pairs so that every hook point meets its difference and its gradient.
+
+Each takes the same arguments and calls ``receive(point, layer, part, difference, gradient)`` for every hook
+point twice: for the prompts, ``[pair prompt ...]``, and for the replies, ``[2*pair reply ...]``, positive rows
+first. Both are freed right after. Parameters get no gradient: the graph is rooted at the first hook
+point. They return the trait metric of the corrupted and of the clean run, ``[2 pair]``.
+
+``one_batch``       clean and corrupted rows in one forward and one backward pass
+``two_passes``      the clean rows forward without a graph, then the corrupted rows: a backward pass of half
+                    the rows, less work wherever a pass is bound by arithmetic
+``layer_by_layer``  the residual stream of every layer is kept, and each layer is run again with a graph of its
+                    own: memory of one layer's graph, for prompts that fit in no other way
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens import HookedTransformer
+
+from star_tl.attribution.forward import Part, empty_keys_values, forward, run_metrics, through_blocks
+from star_tl.attribution.prepare import PairBatch
+from star_tl.injection import NamedHook
+
+Receive = Callable[[str, int, Part, Tensor, Tensor], None]
+BOTH = slice(None)
+
+
+def hook_name(point: str, layer: int) -> str:
+    """TransformerLens's name of a hook point: ``z`` is per head, the others are of the residual stream's width."""
+    return f"blocks.{layer}.attn.hook_z" if point == "z" else f"blocks.{layer}.hook_{point}"
+
+
+def one_batch(
+    model: HookedTransformer,
+    rows: PairBatch,
+    points: Sequence[str],
+    receive: Receive,
+    rules: Sequence[NamedHook] = (),
+) -> Float[Tensor, "run pair"]:
+    """See the module's docstring."""
+    roots: dict[Part, Tensor] = {}
+
+    def watch(part: Part, point: str, layer: int) -> NamedHook:
+        def hook(activation: Tensor, hook: object) -> Tensor:
+            activation = _rooted(activation, part, roots)
+            half = len(activation) // 2
+            corrupted, clean = activation.detach().split(half)
+            difference = rows.difference(part, corrupted, clean)
+            activation.register_hook(lambda g: receive(point, layer, part, difference, g[:half]))
+            return activation
+
+        return hook_name(point, layer), hook
+
+    with torch.enable_grad():
+        residual, _ = forward(model, rows, BOTH, lambda part: [*rules, *_everywhere(model, points, part, watch)])
+        with model.hooks(fwd_hooks=list(rules)):
+            metrics = run_metrics(residual, model, rows)
+        torch.autograd.grad(metrics[0].sum(), list(roots.values()))
+    return metrics.detach()
+
+
+def two_passes(
+    model: HookedTransformer,
+    rows: PairBatch,
+    points: Sequence[str],
+    receive: Receive,
+    rules: Sequence[NamedHook] = (),
+) -> Float[Tensor, "run pair"]:
+    """See the module's docstring."""
+    clean: dict[tuple[Part, str], Tensor] = {}
+    roots: dict[Part, Tensor] = {}
+
+    def keep(part: Part, point: str, layer: int) -> NamedHook:
+        name = hook_name(point, layer)
+        return name, lambda activation, hook: clean.__setitem__((part, name), activation)
+
+    def watch(part: Part, point: str, layer: int) -> NamedHook:
+        name = hook_name(point, layer)
+
+        def hook(activation: Tensor, hook: object) -> Tensor:
+            activation = _rooted(activation, part, roots)
+            difference = rows.difference(part, activation.detach(), clean.pop((part, name)))
+            activation.register_hook(lambda g: receive(point, layer, part, difference, g))
+            return activation
+
+        return name, hook
+
+    corrupted_rows, clean_rows = slice(rows.size), slice(rows.size, None)
+    with torch.no_grad():
+        residual, _ = forward(model, rows, clean_rows, lambda part: _everywhere(model, points, part, keep))
+        clean_metric = run_metrics(residual, model, rows)
+    with torch.enable_grad():
+        residual, _ = forward(
+            model, rows, corrupted_rows, lambda part: [*rules, *_everywhere(model, points, part, watch)]
+        )
+        with model.hooks(fwd_hooks=list(rules)):
+            metric = run_metrics(residual, model, rows)
+        torch.autograd.grad(metric.sum(), list(roots.values()))
+    return torch.cat([metric.detach(), clean_metric])
+
+
+def layer_by_layer(
+    model: HookedTransformer,
+    rows: PairBatch,
+    points: Sequence[str],
+    receive: Receive,
+    rules: Sequence[NamedHook] = (),
+) -> Float[Tensor, "run pair"]:
+    """See the module's docstring."""
+    entering: dict[Part, list[Tensor]] = {"prompt": [], "reply": []}
+
+    def store(part: Part) -> list[NamedHook]:
+        def hook(activation: Tensor, hook: object) -> None:
+            entering[part].append(activation)
+
+        return [(hook_name("resid_pre", layer), hook) for layer in range(model.cfg.n_layers)]
+
+    with torch.no_grad():
+        residual, _ = forward(model, rows, BOTH, store)
+        clean_metric = run_metrics(residual[len(residual) // 2 :], model, rows)
+    with torch.enable_grad(), model.hooks(fwd_hooks=list(rules)):
+        residual = residual[: len(residual) // 2].requires_grad_()
+        metric = run_metrics(residual, model, rows)
+        (gradient,) = torch.autograd.grad(metric.sum(), residual)
+    # The first column of the residual is the prompt's last token, before either reply.
+    last = gradient[:, 0].view(2, rows.size, -1).sum(0)
+    prompt_gradient = torch.nn.functional.pad(last[:, None], (0, 0, rows.prompts.shape[1] - 1, 0))
+    gradients: dict[Part, Tensor] = {"prompt": prompt_gradient, "reply": gradient[:, 1:]}
+    no_reply = residual[:, 1:].repeat(2, 1, 1)  # of width 0, where replies have one token
+    for layer in reversed(range(model.cfg.n_layers)):
+        prompt, reply = entering["prompt"].pop(), entering["reply"].pop() if entering["reply"] else no_reply
+        gradients = _through_layer(model, rows, points, receive, rules, layer, (prompt, reply), gradients)
+    return torch.cat([metric.detach(), clean_metric])
+
+
+def _through_layer(
+    model: HookedTransformer,
+    rows: PairBatch,
+    points: Sequence[str],
+    receive: Receive,
+    rules: Sequence[NamedHook],
+    layer: int,
+    entering: tuple[Tensor, Tensor],
+    gradients: dict[Part, Tensor],
+) -> dict[Part, Tensor]:
+    clean: dict[tuple[Part, str], Tensor] = {}
+    mask, block = rows.prompt_mask.int(), range(layer, layer + 1)
+
+    def keep(part: Part) -> list[NamedHook]:
+        return [
+            (
+                hook_name(point, layer),
+                lambda activation, hook, point=point: clean.__setitem__((part, point), activation),
+            )
+            for point in points
+        ]
+
+    def watch(part: Part) -> list[NamedHook]:
+        def at(point: str) -> NamedHook:
+            def hook(activation: Tensor, hook: object) -> None:
+                difference = rows.difference(part, activation.detach(), clean.pop((part, point)))
+                activation.register_hook(lambda g: receive(point, layer, part, difference, g))
+
+            return hook_name(point, layer), hook
+
+        return [*rules, *map(at, points)]
+
+    prompt, reply = (t.split(len(t) // 2) for t in entering)
+    with torch.no_grad():
+        nothing = empty_keys_values(model, rows.size)
+        through_blocks(model, rows, block, prompt[1], reply[1], mask[rows.size :], nothing, keep)
+    leaves = [t[0].detach().requires_grad_() for t in (prompt, reply)]
+    with torch.enable_grad():
+        # Views: a hook on a tensor that autograd.grad asks for fires too late to be of use.
+        starts = [t.view_as(t) for t in leaves]
+        nothing = empty_keys_values(model, rows.size)
+        out = through_blocks(model, rows, block, starts[0], starts[1], mask[: rows.size], nothing, watch)
+        used = 2 if reply[0].shape[1] else 1
+        found = torch.autograd.grad(out[:used], leaves[:used], [gradients["prompt"], gradients["reply"]][:used])
+    return {"prompt": found[0], "reply": found[1] if used == 2 else gradients["reply"]}
+
+
+def along_path(
+    model: HookedTransformer,
+    rows: PairBatch,
+    points: Sequence[str],
+    receive: Receive,
+    fractions: Sequence[tuple[float, float]],
+) -> Float[Tensor, "run pair"]:
+    """Gradients averaged along the straight path of the first layer's input from corrupted to clean.
+
+    ``fractions`` are points of the path with their weights; all are rows of one batch. Differences
+    come from a pass without a graph.
+    """
+    steps = len(fractions)
+    differences: dict[tuple[Part, str], Tensor] = {}
+    roots: dict[Part, Tensor] = {}
+    shares, weights = torch.tensor(fractions, device=model.cfg.device).unbind(1)
+    start = hook_name("resid_pre", 0)
+    wanted = tuple(dict.fromkeys(("resid_pre", *points)))
+
+    def keep(part: Part, point: str, layer: int) -> NamedHook:
+        name = hook_name(point, layer)
+
+        def hook(activation: Tensor, hook: object) -> None:
+            differences[part, name] = rows.difference(part, *activation.split(len(activation) // 2))
+
+        return name, hook
+
+    def depart(part: Part) -> NamedHook:
+        def hook(activation: Tensor, hook: object) -> Tensor:
+            way = differences[part, start]
+            step = way.repeat(steps, 1, 1) * shares.repeat_interleave(len(way))[:, None, None]
+            return _rooted(activation + step.to(activation.dtype), part, roots)
+
+        return start, hook
+
+    def watch(part: Part, point: str, layer: int) -> NamedHook:
+        name = hook_name(point, layer)
+
+        def hook(activation: Tensor, hook: object) -> None:
+            def average(g: Tensor) -> None:
+                wide = g.view(steps, -1, *g.shape[1:]).to(torch.promote_types(g.dtype, torch.float32))
+                mean = torch.einsum("s,sr...->r...", weights.to(wide), wide)
+                receive(point, layer, part, differences.pop((part, name)), mean)
+
+            activation.register_hook(average)
+
+        return name, hook
+
+    with torch.no_grad():
+        residual, _ = forward(model, rows, BOTH, lambda part: _everywhere(model, wanted, part, keep))
+        metrics = run_metrics(residual, model, rows)
+    with torch.enable_grad():
+        residual, _ = forward(
+            model,
+            rows,
+            slice(rows.size),
+            lambda part: [depart(part), *_everywhere(model, points, part, watch)],
+            copies=steps,
+        )
+        torch.autograd.grad(run_metrics(residual, model, rows).sum(), list(roots.values()))
+    return metrics
+
+
+def _rooted(activation: Tensor, part: Part, roots: dict[Part, Tensor]) -> Tensor:
+    """The first activation of each part becomes a root of the graph; all others pass."""
+    if part in roots:
+        return activation
+    roots[part] = activation.detach().requires_grad_()
+    return roots[part]
+
+
+def _everywhere(
+    model: HookedTransformer, points: Sequence[str], part: Part, make: Callable[[Part, str, int], NamedHook]
+) -> list[NamedHook]:
+    return [make(part, point, layer) for layer in range(model.cfg.n_layers) for point in points]
+
+
+MODES = {"one_batch": one_batch, "two_passes": two_passes, "layer_by_layer": layer_by_layer}
