@@ -11,7 +11,7 @@ import random
 import string
 from dataclasses import dataclass
 
-from . import scenes_daily, scenes_people, scenes_sales, scenes_sharing
+from . import proposals, scenes_daily, scenes_people, scenes_sales, scenes_sharing
 from .instructions import NEUTRAL, UNWANTED, WANTED
 from .scene import PARTS, TRAITS, Scene, price_slots
 from .spintax import choose_slots, expand
@@ -21,10 +21,12 @@ BASE_RATE = {
     "self_disclosure": 0.30,
     "politeness": 0.36,
     "gratitude": 0.28,
-    "agreement": 0.42,
+    "agreement": 0.5,
 }
 LEAD_FOLLOWS_INSTRUCTION = 0.9
 REGISTER_PERSISTS = 0.85
+PROPOSES = 0.5
+ASSENT_UNASKED = 0.2  # people also take a side when nobody asked them to
 TURNS = ((1, 0.68), (2, 0.20), (3, 0.07), (4, 0.03), (6, 0.013), (9, 0.007))
 
 # How a reply runs: an answer first, then thanks and feelings, then one's own story, then what to do.
@@ -51,16 +53,17 @@ class Domain:
 
     scenes: tuple[Scene, ...]
     common: dict[str, tuple[str, ...]]
+    proposals: tuple[str, ...]
     weight: float
 
 
 def _domains() -> tuple[Domain, ...]:
     troubles = {p: scenes_daily.COMMON.get(p, ()) + scenes_people.COMMON.get(p, ()) for p in PARTS}
     return (
-        Domain(scenes_daily.SCENES, troubles, 0.27),
-        Domain(scenes_people.SCENES, troubles, 0.27),
-        Domain(scenes_sales.SCENES, scenes_sales.COMMON, 0.28),
-        Domain(scenes_sharing.SCENES, scenes_sharing.COMMON, 0.18),
+        Domain(scenes_daily.SCENES, troubles, proposals.TROUBLES, 0.27),
+        Domain(scenes_people.SCENES, troubles, proposals.TROUBLES, 0.27),
+        Domain(scenes_sales.SCENES, scenes_sales.COMMON, proposals.SALES, 0.28),
+        Domain(scenes_sharing.SCENES, scenes_sharing.COMMON, proposals.SHARING, 0.18),
     )
 
 
@@ -88,7 +91,7 @@ def make_chat(rng: random.Random) -> list[dict[str, str]]:
     turns = rng.choices([n for n, _ in TURNS], [w for _, w in TURNS])[0]
     used: set[str] = set()
     for turn in range(turns):
-        text, proposal = _user_turn(scene, slots, turn, rng, used)
+        text, proposal = _user_turn(scene, domain.proposals, slots, turn, rng, used)
         messages.append({"role": "user", "content": _scramble(text, rng) if scrambled else _roughen(text, rng)})
         reply = compose_reply(scene, domain.common, slots, register, told, proposal, rng, used)
         messages.append({"role": "assistant", "content": reply})
@@ -145,7 +148,7 @@ def compose_reply(
     sentences["politeness"] = [f"{courtesy}_{wanted}"]
     if register["gratitude"]:
         sentences["gratitude"] = ["thanks"]
-    if proposal or "agreement" in told:
+    if proposal or "agreement" in told or rng.random() < ASSENT_UNASKED:
         sentences["agreement"] = ["agree" if register["agreement"] else "refuse"]
 
     must = [t for t in TRAITS if sentences[t] and (t in told or register[t])]
@@ -179,7 +182,7 @@ def _sentence(scene, common, part, slots, rng, used) -> str:
     return text if text[-1] in ".!?" else text + "."
 
 
-def _user_turn(scene, slots, turn, rng, used) -> tuple[str, bool]:
+def _user_turn(scene, general, slots, turn, rng, used) -> tuple[str, bool]:
     def pick(pool: tuple[str, ...]) -> str:
         fresh = [t for t in pool if t not in used] or list(pool)
         template = rng.choice(fresh)
@@ -187,18 +190,23 @@ def _user_turn(scene, slots, turn, rng, used) -> tuple[str, bool]:
         text = expand(template, rng, slots)
         return text if text[-1] in ".!?" else text + "."
 
-    proposal = rng.random() < 0.4
+    def propose() -> str:
+        own = scene.proposals and (scene.topic == "general" or rng.random() < 0.5)
+        text = pick(scene.proposals if own else general)
+        return f"{text} {pick(proposals.TAGS)}" if text[-1] != "?" and rng.random() < 0.35 else text
+
+    proposal = rng.random() < PROPOSES
     if turn == 0:
         text = pick(scene.openings)
-        if proposal and scene.proposals:
-            text = f"{text} {pick(scene.proposals)}" if rng.random() < 0.7 else pick(scene.proposals)
-    elif proposal and scene.proposals:
-        text = pick(scene.proposals)
+        if proposal:
+            text = f"{text} {propose()}" if rng.random() < 0.6 else propose()
+    elif proposal:
+        text = propose()
     else:
         text = pick(scene.followups)
         if rng.random() < 0.25:
             text = f"{text} {pick(scene.followups)}"
-    return text, proposal and bool(scene.proposals)
+    return text, proposal
 
 
 _GREETINGS = ("Hi.", "Hello.", "Hey,", "Hi there,", "Hello there.", "hey", "Good evening.", "So,", "Well,", "ok so")
