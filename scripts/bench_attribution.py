@@ -8,6 +8,7 @@ a random Llama (8 layers, d_model 512, 8 query and 2 key-value heads) at 48 and 
 
     star_tl               attribute(), every hook point it knows
     star_tl one_batch     the same with clean and corrupted rows in one batch, always
+    star_tl z, mlp_out    two passes, at the hook points only that transformer_lens scores
     transformer_lens      tools.analysis.attribution_patch on a TransformerBridge (heads and mlp_out)
     attribution_demo      the Attribution Patching demo's way: caches of both runs, set_use_attn_result
     minimal_loop          two passes by hand on the copy-free weights, all of star_tl's hook points
@@ -15,9 +16,10 @@ a random Llama (8 layers, d_model 512, 8 query and 2 key-value heads) at 48 and 
     exact_star_tl         exact patching of resid_pre, layers x prompt positions
     exact_transformer_lens    patching.get_act_patch_resid_pre on the same weights as TransformerLens stores them
 
-Arms take turns; times are medians, peak memory is what a fresh process grows by. ``pearson_exact``
+Arms take turns; times are medians, peak memory is what a call makes a process grow by. ``pearson_exact``
 correlates an arm's scores at heads and mlp_out with exact patching, at the places with the largest scores and a
-random sample of the rest.
+random sample of the rest. The texts are random words, which is harder on a first-order estimate than
+real pairs are: see measure_attribution.py for those.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from scipy import stats
@@ -48,11 +51,14 @@ from star_tl.models.load import DEMO
 from star_tl.pairs import ContrastivePair, Pairs, Trait
 
 REPLY = 8
+# glibc returns freed tensors to the system at once, so that the growth is what a call holds.
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 CASES = [("demo", 48), ("demo", 192), ("llama-512", 48), ("llama-512", 192)]
 MANY = ", 8 pairs"
 ARMS = (
     "star_tl",
     "star_tl one_batch",
+    "star_tl z, mlp_out",
     "transformer_lens",
     "attribution_demo",
     "minimal_loop",
@@ -129,9 +135,9 @@ def reply_metric(tokens: Tensor, end: int) -> Callable[[Tensor], Tensor]:
     return metric
 
 
-def ours(model: HookedTransformer, pairs: Pairs, mode: str) -> Callable[[], Scores]:
+def ours(model: HookedTransformer, pairs: Pairs, **options: Any) -> Callable[[], Scores]:
     def run() -> Scores:
-        attr = star.attribute(model, pairs, mode=mode, progress=False)
+        attr = star.attribute(model, pairs, progress=False, **options)
         return {
             "z": attr.head_scores[0, ..., : attr.prompt_end],
             "mlp_out": attr.component("mlp_out")[0, :, : attr.prompt_end],
@@ -283,7 +289,9 @@ def arm(name: str, case: str, length: int, work: Path) -> Callable[[], Scores] |
         return attribution_demo(model, tokens, end)
     if name.startswith("minimal_loop"):
         return minimal_loop(model, tokens, end)
-    return ours(model, pairs, "one_batch" if name.endswith("one_batch") else "auto")
+    if name.endswith("mlp_out"):
+        return ours(model, pairs, mode="two_passes", hook_points=("z", "mlp_out"))
+    return ours(model, pairs, mode="one_batch" if name.endswith("one_batch") else "auto")
 
 
 def truth(case: str, length: int, scores: Scores, work: Path, top: int = 40, sample: int = 120) -> list[tuple]:
@@ -309,9 +317,9 @@ def pearson(scores: Scores, exact: list[tuple]) -> float:
 
 
 def peak(name: str, case: str, length: int, work: Path) -> float:
-    """Megabytes by which one call grows a fresh process."""
+    """Megabytes by which the second call grows a fresh process: the first loads code, not tensors."""
     command = [sys.executable, __file__, "--peak", name, case, str(length), str(work)]
-    out = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+    out = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | GIVE_BACK)
     return float(out.stdout.split()[-1])
 
 
@@ -322,6 +330,7 @@ def _status(key: str) -> float:
 
 def measure_peak(name: str, case: str, length: int, work: Path) -> None:
     run = arm(name, case, length, work)
+    run()
     Path("/proc/self/clear_refs").write_text("5")  # forget the loading's peak
     before = _status("VmRSS")
     run()

@@ -35,11 +35,14 @@ if TYPE_CHECKING:
     from star_tl.sampling import generate as generate
     from star_tl.sampling import sample as sample
     from star_tl.scores import score as score
+    from star_tl.sweep import Comparison as Comparison
+    from star_tl.sweep import compare as compare
     from star_tl.vectors import SteeringVector as SteeringVector
     from star_tl.vectors import extract_vector as extract_vector
 
 _HOMES = {
     "AttributionMap": "attribution",
+    "Comparison": "sweep",
     "ContrastivePair": "pairs",
     "Locus": "locus",
     "Pairs": "pairs",
@@ -47,6 +50,7 @@ _HOMES = {
     "SteeringVector": "vectors",
     "Trait": "pairs",
     "attribute": "attribution",
+    "compare": "sweep",
     "exact_effects": "attribution.exact",
     "extract_vector": "vectors",
     "generate": "sampling",

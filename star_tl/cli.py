@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
 from star_tl.errors import StarError
 
@@ -18,7 +20,26 @@ if TYPE_CHECKING:
 
     from star_tl.pipeline import RunResult
 
+
+class _OneLineErrors(TyperGroup):
+    """Options that cannot be read are refused in one line too."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **more: Any) -> Any:
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **more)
+        try:
+            code = super().main(*args, standalone_mode=False, **more)
+        except TyperException as error:
+            if message := error.format_message():  # empty where the help was asked for by no argument at all
+                typer.echo(f"star-tl: {message}", err=True)
+            sys.exit(2)
+        except typer.Abort:
+            sys.exit(130)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
 app = typer.Typer(
+    cls=_OneLineErrors,
     help="Find where a language model carries a social trait, and turn it up while it writes.",
     no_args_is_help=True,
     add_completion=False,
@@ -122,7 +143,8 @@ def attribute(
     out: Annotated[Path, typer.Option("--out", help="Where to write the attribution map (safetensors).")],
     trait: TraitOption = "emotional_support",
     model: ModelOption = "demo",
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Pairs per forward and backward pass.")] = 8,
+    method: Annotated[str, typer.Option("--method", help="atp, ig or relp.")] = "atp",
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Pairs in a micro-batch.")] = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
     overwrite: OverwriteOption = False,
@@ -134,7 +156,7 @@ def attribute(
     _check_file(out, overwrite)
     from star_tl.attribution import attribute as compute
 
-    attr = compute(_load(model, dtype, device), pairs, batch_size=batch_size)
+    attr = compute(_load(model, dtype, device), pairs, method, batch_size=batch_size)
     attr.save(out)
     _print_frame(attr.to_frame(), f"{attr.trait}: scores in nats, summed over positions, mean over pairs")
     typer.echo(f"{attr!r}\ntop locus: {attr.top_locus()}\nWrote {out}.")
@@ -221,6 +243,73 @@ def generate(
         hooks = SteeringVector.load(vector, loaded).hooks(strength, at)
     for text in sample(loaded, questions, hooks, max_new_tokens, temperature, top_p, seed):
         typer.echo(text)
+
+
+@app.command()
+@one_line_errors
+def sweep(
+    trait: TraitOption = "emotional_support",
+    model: ModelOption = "demo",
+    prompts: PromptsOption = None,
+    mode: ModeOption = "single",
+    limit: LimitOption = 64,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder; default runs/sweep-TRAIT.")] = None,
+    layers: Annotated[str, typer.Option("--layers", help="e.g. 3,5,6; default all.")] = "",
+    strengths: Annotated[
+        str, typer.Option("--strengths", help="Comma-separated; 1 is the natural difference.")
+    ] = "1,2,3",
+    positions: Annotated[
+        str, typer.Option("--positions", help="Schedules: locus, prompt, last_prompt, generated, all.")
+    ] = "locus",
+    seeds: Annotated[int, typer.Option("--seeds", help="Replies per prompt and way to steer.")] = 1,
+    max_new_tokens: TokensOption = 60,
+    temperature: TemperatureOption = 0.8,
+    top_p: TopPOption = 1.0,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+) -> None:
+    """Sample a grid of layers, strengths and schedules in large batches; goes on where it was stopped."""
+    try:
+        grid = [float(x) for x in strengths.split(",")]
+    except ValueError:
+        raise StarError(f"--strengths {strengths!r}: give numbers, e.g. 1,2,3.") from None
+    for strength in grid:
+        _check_strength(strength)
+    if seeds < 1:
+        raise StarError(f"--seeds is {seeds}: use at least 1.")
+    from star_tl.pairs import load_pairs
+
+    pairs = load_pairs(trait)
+    questions = None
+    if prompts is not None:
+        from star_tl.dialogues import load_prompts
+
+        questions = [item.messages for item in load_prompts(prompts, mode=mode, limit=limit)]
+    from star_tl.locus import Locus
+    from star_tl.sweep import compare
+
+    loaded = _load(model, dtype, device)
+    chosen = _numbers(layers) if layers else range(loaded.cfg.n_layers)
+    folder = out or Path("runs") / f"sweep-{pairs.trait.name}"
+    found = compare(
+        loaded,
+        pairs,
+        questions,
+        loci=[Locus(f"blocks.{i}.hook_resid_post") for i in chosen],
+        strengths=grid,
+        positions=positions.split(","),
+        seeds=range(seeds),
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        out=folder / "samples.jsonl",
+    )
+    found.to_frame().to_csv(folder / "samples.csv", index=False)
+    summary = found.summary()
+    summary.to_csv(folder / "summary.csv", index=False)
+    found.plot().write_html(folder / "sweep.html", include_plotlyjs=True)
+    _print_frame(summary, f"{pairs.trait.name}: coherent replies with the trait")
+    typer.echo(f"Wrote {folder}/samples.jsonl, samples.csv, summary.csv and sweep.html.")
 
 
 @app.command()

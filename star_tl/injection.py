@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from star_tl.errors import StarError
@@ -47,17 +47,59 @@ def injection_hooks(
         StarError: unknown schedule, positions that are not whole numbers, or ``resid_pre`` of layer 0,
             which no attention precedes.
     """
-    schedule: str | tuple[int, ...]
-    if positions is None or isinstance(positions, str):
-        schedule = "locus" if positions is None else positions
-        if schedule not in SCHEDULES:
-            raise StarError(f"Unknown positions {schedule!r}: use one of {', '.join(SCHEDULES)} or a list of numbers.")
-    else:
-        schedule = _numbers(positions)
-    if schedule == "locus" or set(schedule) == set(locus.positions):
-        rows, schedule = vector, locus.positions
-    else:
-        rows = vector.mean(0, keepdim=True)
+    schedule = _schedule(locus, positions)
+    return _hooks(_rows(vector, locus, schedule)[None], None, locus, schedule, prompt_length)
+
+
+def row_hooks(
+    rows: Sequence[tuple[Float[Tensor, "position d"], Locus, str | Sequence[int] | None] | None],
+) -> list[NamedHook]:
+    """Hooks for a batch whose rows are steered each in its own way, or not at all.
+
+    Args:
+        rows: for every row of the batch a vector, its locus and positions, as in
+            :func:`injection_hooks`; None leaves the row alone.
+
+    Raises:
+        StarError: as :func:`injection_hooks`.
+    """
+    groups: dict[tuple[Locus, str | tuple[int, ...]], list[tuple[int, Tensor]]] = {}
+    for i, row in enumerate(rows):
+        if row is not None:
+            vector, locus, positions = row
+            schedule = _schedule(locus, positions)
+            groups.setdefault((locus, schedule), []).append((i, _rows(vector, locus, schedule)))
+    hooks: list[NamedHook] = []
+    for (locus, schedule), members in groups.items():
+        index = torch.tensor([i for i, _ in members])
+        hooks += _hooks(torch.stack([v for _, v in members]), index, locus, schedule, None)
+    return hooks
+
+
+def _schedule(locus: Locus, positions: str | Sequence[int] | None) -> str | tuple[int, ...]:
+    if positions is None or positions == "locus":
+        return locus.positions
+    if isinstance(positions, str):
+        if positions not in SCHEDULES:
+            raise StarError(f"Unknown positions {positions!r}: use one of {', '.join(SCHEDULES)} or a list of numbers.")
+        return positions
+    numbers = _numbers(positions)
+    return locus.positions if set(numbers) == set(locus.positions) else numbers
+
+
+def _rows(vector: Tensor, locus: Locus, schedule: str | tuple[int, ...]) -> Tensor:
+    """A row per position of the locus's own; for other schedules the mean, once."""
+    return vector if schedule == locus.positions else vector.mean(0, keepdim=True)
+
+
+def _hooks(
+    vectors: Float[Tensor, "row position d"],
+    index: Int[Tensor, " row"] | None,
+    locus: Locus,
+    schedule: str | tuple[int, ...],
+    prompt_length: int | None,
+) -> list[NamedHook]:
+    """Add ``vectors`` to the rows ``index`` of a batch; without an index the one vector to all rows."""
     watched = locus.layer
     if locus.hook_point.endswith("hook_resid_pre"):
         watched -= 1
@@ -78,13 +120,15 @@ def injection_hooks(
         chunk = _columns(schedule, seen["end"], seen["offset"], activation.shape[1])
         if not chunk:
             return activation
-        columns = [c for c, _ in chunk]
-        added = torch.stack([rows[r if len(rows) > 1 else 0] for _, r in chunk]).to(activation.device)
-        out = activation.clone()
-        target = out if locus.head is None else out[:, :, locus.head]
+        several = vectors.shape[1] > 1
+        added = vectors[:, [r if several else 0 for _, r in chunk]].to(activation.device)
+        columns = torch.tensor([c for c, _ in chunk], device=activation.device)
+        rows = torch.arange(len(activation)) if index is None else index
+        at = (rows.to(activation.device)[:, None], columns, *(() if locus.head is None else (locus.head,)))
         # bf16 would round a small vector away against a large residual: add in float32.
-        wide = torch.promote_types(out.dtype, torch.float32)
-        target[:, columns] = (target[:, columns].to(wide) + added.to(wide)).to(out.dtype)
+        wide = torch.promote_types(activation.dtype, torch.float32)
+        out = activation.clone()
+        out[at] = (activation[at].to(wide) + added.to(wide)).to(out.dtype)
         return out
 
     return [(f"blocks.{watched}.attn.hook_attn_scores", observe), (locus.hook_point, inject)]

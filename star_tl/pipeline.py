@@ -27,7 +27,9 @@ from star_tl.vectors import SteeringVector, extract_vector
 
 ARMS = (REFERENCE, "steered", "random", "last_ranked_layer", "reply_mean_everywhere", "primed")
 DOSES = (0.5, 1.0, 2.0, 3.0, 4.0)
+DOSES_EVERYWHERE = (0.25, 0.5, 1.0, 2.0)  # added at every token, a vector does more, and more harm
 DRIFT_LIMIT = 0.2  # nats per token
+ENOUGH = 0.95  # of the best rate: a higher strength costs drift and brings next to nothing
 FILES = ("vector.safetensors", "attribution.safetensors", "samples.jsonl", "scores.csv", "report.html")
 
 
@@ -127,8 +129,9 @@ def run(
         pairs: from :func:`star_tl.load_pairs`.
         prompts: what to reply to; default the held-out contexts of ``pairs``.
         out: folder for the vector, the attribution map, samples, scores and ``report.html``.
-        strength: 1 is the natural difference. Default: the one of DOSES with the highest trait rate at a
-            drift of at most DRIFT_LIMIT, on the contexts of the extraction pairs.
+        strength: 1 is the natural difference. Default: the least of DOSES that reaches nearly the highest
+            trait rate at a drift of at most DRIFT_LIMIT, on the contexts of the extraction pairs. The
+            mean reply difference gets a strength of its own in the same way.
         seeds: one reply per prompt, arm and seed.
         max_new_tokens, temperature, top_p, batch_size: as in :func:`star_tl.generate`.
         overwrite: replace an earlier run in ``out``.
@@ -165,10 +168,15 @@ def run(
         return pd.concat(frames, ignore_index=True)
 
     doses = [Arm(REFERENCE), *(Arm("steered", vector, dose) for dose in DOSES)]
-    dosed = write([(a, seeds[0]) for a in doses], pairs.extraction.prompts, "dose-response")
+    practice = pairs.extraction.prompts
+    dosed = write([(a, seeds[0]) for a in doses], practice, "dose-response")
     dose = dose_table(mark_coherent(dosed))
     given = strength is not None
     strength = strength if strength is not None else best_dose(dose)
+    flooded = [(Arm("everywhere", everywhere, d, "all"), seeds[0]) for d in DOSES_EVERYWHERE]
+    flood = write(flooded, practice, "dose-response everywhere")
+    dosed = pd.concat([dosed.loc[dosed.arm == REFERENCE], flood], ignore_index=True)
+    strength_everywhere = best_dose(dose_table(mark_coherent(dosed)))
 
     last = attr.choose_layer().last_ranked
     arms = [
@@ -176,7 +184,7 @@ def run(
         Arm("steered", vector, strength),
         Arm("random", vector.random_like(), strength),
         Arm("last_ranked_layer", vector.at_layer(last), strength),
-        Arm("reply_mean_everywhere", everywhere, strength, "all"),
+        Arm("reply_mean_everywhere", everywhere, strength_everywhere, "all"),
         Arm("primed", instruction=pairs.trait.positive_instruction),
     ]
     samples = mark_coherent(write([(a, s) for a in arms for s in seeds], chosen, "arms"))
@@ -202,6 +210,7 @@ def run(
             "replies": f"{len(chosen)} prompts × {len(seeds)} seeds {tuple(seeds)} per arm",
             "sampling": f"temperature {temperature:g}, top-p {top_p:g}, at most {max_new_tokens} tokens",
             "layer ranked last": str(last),
+            "reply mean everywhere": f"strength {strength_everywhere:g}, chosen in the same way",
             "star_tl": __version__,
         },
     )
@@ -257,10 +266,14 @@ def dose_table(samples: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_dose(dose: pd.DataFrame, limit: float = DRIFT_LIMIT) -> float:
-    """The strength with the highest trait rate whose drift is within ``limit``; the least one if none is."""
+    """The least strength whose trait rate is nearly (ENOUGH) the highest that any within ``limit`` of drift reaches.
+
+    The least of all strengths where none is within the limit.
+    """
     rows = [row for row in dose.sort_values("strength").to_dict(orient="records") if row["strength"] > 0]
     within = [row for row in rows if row["drift"] <= limit] or rows[:1]
-    return float(max(within, key=lambda row: (row["trait_rate"], row["strength"]))["strength"])
+    best = max(row["trait_rate"] for row in within)
+    return float(next(row for row in within if row["trait_rate"] >= ENOUGH * best)["strength"])
 
 
 def _append(path: Path, frame: pd.DataFrame, part: str) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas
 
     from star_tl.attribution.exact import Verification
+    from star_tl.sweep import Comparison
 
 # Okabe & Ito's colours, which colour-blind readers tell apart.
 BLUE, SKY, GREEN, ORANGE, PINK, VERMILION, GREY = (
@@ -279,6 +280,42 @@ def plot_arms(summary: pandas.DataFrame) -> go.Figure:
     fig.update_yaxes(autorange="reversed", showgrid=False)
     height = 34 * len(names) + 165
     return _finish(fig, "What each arm does", "whiskers: 95 % intervals of the rate", 760, height, bargap=0.35)
+
+
+def plot_comparison(comparison: Comparison) -> go.Figure:
+    """Place × strength: percentage of coherent replies with the trait, and the drift (nats per token) below it."""
+    table = comparison.summary()
+    unsteered = float(table.loc[table.strength == 0, "trait_rate"].iloc[0])
+    steered = table[table.layer >= 0].copy()
+    shared = steered.positions.nunique() == 1
+    steered["place"] = steered.locus if shared else steered.locus + ", " + steered.positions
+    places = list(dict.fromkeys(steered.place))
+    rate, drift = (
+        steered.pivot(index="place", columns="strength", values=name).loc[places] for name in ("trait_rate", "drift")
+    )
+    fig = go.Figure(
+        go.Heatmap(
+            z=100 * rate.to_numpy(),
+            x=[f"{x:g}" for x in rate.columns],
+            y=[visible(p) for p in places],
+            customdata=drift.to_numpy(),
+            texttemplate="%{z:.0f} %<br>%{customdata:.2f}",
+            hovertemplate="%{y}<br>strength %{x}: %{z:.0f} % of replies"
+            "<br>drift %{customdata:.3f} nats/token<extra></extra>",
+            colorscale=[[0, "#F7F7F7"], [1, BLUE]],
+            zmin=0,
+            zmax=100,
+            colorbar={"title": {"text": "%"}},
+            xgap=2,
+            ygap=2,
+        )
+    )
+    fig.update_xaxes(title_text="strength (1 = the natural difference)", type="category", showgrid=False)
+    fig.update_yaxes(type="category", showgrid=False)
+    title = f"Where {visible(comparison.trait.replace('_', ' '))} can be turned up"
+    n = int(steered.n.min())
+    subtitle = f"coherent replies with the trait, drift below; unsteered {percent(unsteered)}; {n} replies a cell"
+    return _finish(fig, title, subtitle, max(560, 90 * rate.shape[1] + 330), max(MIN_PLOT, 42 * len(places)) + 150)
 
 
 def plot_verification(verification: Verification) -> go.Figure:

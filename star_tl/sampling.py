@@ -7,9 +7,10 @@ on its prompt, its hooks and the seed, not on the batch, its order or its size.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -81,19 +82,46 @@ def generate(
         StarError: no prompts, an empty one, one that leaves no room for a reply, or an argument
             out of range.
     """
-    _check_arguments(prompts, max_new_tokens, temperature, top_p, seed, batch_size)
+    check_arguments(prompts, max_new_tokens, temperature, top_p, seed, batch_size)
+    _check_hooks(model, hooks)
     rendered = render_prompts(model, prompts, max_new_tokens)
-    order = sorted(range(len(rendered)), key=lambda i: len(rendered[i]))
     replies: list[Reply | None] = [None] * len(rendered)
-    bar = tqdm(total=len(rendered), desc="sampling", unit="reply", disable=not progress, delay=2)
-    for first in range(0, len(order), batch_size):
-        rows = order[first : first + batch_size]
-        written = _batch(model, [rendered[i] for i in rows], hooks, max_new_tokens, temperature, top_p, seed)
+    options = Sampling(max_new_tokens, temperature, top_p, batch_size)
+    for rows, written in in_batches(model, rendered, [seed] * len(rendered), lambda _: hooks, options, progress):
         for i, reply in zip(rows, written, strict=True):
             replies[i] = reply
-        bar.update(len(rows))
-    bar.close()
     return [r for r in replies if r is not None]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample; see :func:`generate`."""
+
+    max_new_tokens: int = 60
+    temperature: float = 1.0
+    top_p: float = 1.0
+    batch_size: int = 64
+
+
+@torch.no_grad()
+def in_batches(
+    model: HookedTransformer,
+    prompts: Sequence[tuple[int, ...]],
+    seeds: Sequence[int],
+    hooks_of: Callable[[list[int]], Sequence[NamedHook]],
+    options: Sampling,
+    progress: bool,
+) -> Iterator[tuple[list[int], list[Reply]]]:
+    """Replies as batches of rows of like length are finished, with the indices of their rows.
+
+    ``hooks_of`` makes the hooks of a batch from the indices of its rows.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    with tqdm(total=len(prompts), desc="sampling", unit="reply", disable=not progress, delay=2) as bar:
+        for first in range(0, len(order), options.batch_size):
+            rows = order[first : first + options.batch_size]
+            yield rows, _batch(model, [prompts[i] for i in rows], [seeds[i] for i in rows], hooks_of(rows), options)
+            bar.update(len(rows))
 
 
 def render_prompts(model: HookedTransformer, prompts: Sequence[Prompt], max_new_tokens: int) -> list[tuple[int, ...]]:
@@ -112,16 +140,16 @@ def render_prompts(model: HookedTransformer, prompts: Sequence[Prompt], max_new_
 def _batch(
     model: HookedTransformer,
     prompts: list[tuple[int, ...]],
+    seeds: list[int],
     hooks: Sequence[NamedHook],
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
+    options: Sampling,
 ) -> list[Reply]:
-    batch = make_batch(model, prompts)
+    batch, max_new_tokens = make_batch(model, prompts), options.max_new_tokens
     n, device = len(prompts), batch.tokens.device
     cache = TransformerLensKeyValueCache.init_cache(model.cfg, device, n)
-    uniforms = torch.stack([_uniforms(seed, ids, max_new_tokens) for ids in prompts]).to(device)
+    uniforms = torch.stack([_uniforms(seed, ids, max_new_tokens) for seed, ids in zip(seeds, prompts, strict=True)]).to(
+        device
+    )
     stops = torch.tensor(stop_ids(model.tokenizer), device=device)
     written = torch.zeros(n, max_new_tokens, dtype=torch.long, device=device)
     lengths = torch.full((n,), max_new_tokens, device=device)
@@ -131,7 +159,7 @@ def _batch(
         for step in range(max_new_tokens):
             residual = model(tokens, attention_mask=mask, past_kv_cache=cache, stop_at_layer=model.cfg.n_layers)
             logits = unembed(model, residual[:, -1:])[:, 0]
-            chosen = pick(logits, uniforms[:, step], temperature, top_p)
+            chosen = pick(logits, uniforms[:, step], options.temperature, options.top_p)
             ends = torch.isin(chosen, stops) & ~stopped
             lengths[ends] = step
             stopped |= ends
@@ -171,9 +199,21 @@ def _uniforms(seed: int, ids: tuple[int, ...], count: int) -> Tensor:
     return torch.rand(count, generator=generator, dtype=torch.float64)
 
 
-def _check_arguments(
+def _check_hooks(model: HookedTransformer, hooks: Sequence[NamedHook]) -> None:
+    try:
+        names = [name for name, _ in hooks]
+    except (TypeError, ValueError):
+        raise StarError("hooks is not a list of (name, function): pass vector.hooks(strength=...).") from None
+    for name in names:
+        if isinstance(name, str) and name not in model.hook_dict:
+            close = difflib.get_close_matches(name, model.hook_dict, n=1, cutoff=0.0)[0]
+            raise StarError(f"The model has no hook point {name!r}: model.hook_dict has {close!r}, say.")
+
+
+def check_arguments(
     prompts: Sequence[Prompt], max_new_tokens: int, temperature: float, top_p: float, seed: int, batch_size: int
 ) -> None:
+    """Raises StarError where an argument of :func:`generate` is out of range."""
     if isinstance(prompts, str):
         raise StarError("prompts is one text: give a list of prompts.")
     if len(prompts) == 0:  # also of a pandas column, whose truth value is undefined

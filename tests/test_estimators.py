@@ -15,6 +15,7 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 
 import star_tl as star
+from star_tl.attribution.prepare import ALIGNMENTS, prepare
 from star_tl.attribution.result import COMPONENTS, AttributionMap
 from star_tl.errors import StarError
 
@@ -107,6 +108,8 @@ def test_hook_points_that_were_not_asked_for_are_unknown_and_the_others_the_same
         ({"hook_points": ["mlp_ot"]}, "Did you mean 'mlp_out'"),
         ({"hook_points": []}, "no hook points"),
         ({"batch_size": 0}, "use at least 1"),
+        ({"alignment": "left"}, "Unknown alignment 'left'"),
+        ({"alignment": "strict"}, "pair 'short' has a clean prompt of .* use alignment='spans'"),
     ],
 )
 def test_unknown_and_conflicting_options_name_the_remedy(
@@ -121,6 +124,29 @@ def test_relp_is_the_same_in_every_mode(model: HookedTransformer, mode: str) -> 
     got, wanted = (attribute(model, unequal_pairs(), method="relp", **m) for m in ({"mode": mode}, {}))
     torch.testing.assert_close(got.scores, wanted.scores)
     torch.testing.assert_close(got.head_steering, wanted.head_steering)
+
+
+@pytest.mark.parametrize("difference", [1, 5, 40])
+@pytest.mark.parametrize("longer", ["clean", "corrupted"])
+def test_right_alignment_counts_from_the_prompts_end(model: HookedTransformer, longer: str, difference: int) -> None:
+    long, short = "Be good" + " so" * difference, "Be good"
+    positive, negative = (long, short) if longer == "clean" else (short, long)
+    pairs = by_hand.make_pairs(by_hand.pair("a", "I lost my keys.", "Yes", "No"), positive=positive, negative=negative)
+    (p,) = prepare(model, pairs, alignment="right")
+    clean, corrupted = p.clean.ids, p.corrupted.ids
+    shift = len(clean) - len(corrupted)
+    assert abs(shift) >= difference
+    for i in range(max(1, 1 - shift), len(corrupted)):
+        assert p.counterpart[i] == i + shift
+    assert p.counterpart[0] == -1, "the first token has no counterpart but itself"
+    matched = sum(j >= 0 for j in p.counterpart)
+    assert p.unaligned == pytest.approx(1 - 2 * (matched + 1) / (len(clean) + len(corrupted)))
+
+
+def test_all_alignments_agree_where_prompts_have_equal_length(model: HookedTransformer) -> None:
+    spans, right, strict = (attribute(model, equal_length_pair(), alignment=a).scores for a in ALIGNMENTS)
+    torch.testing.assert_close(right, spans)
+    torch.testing.assert_close(strict, spans)
 
 
 # Memory.

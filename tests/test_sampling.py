@@ -263,6 +263,13 @@ def test_arguments_out_of_range_are_refused(tiny, name, values):
             star.generate(tiny, PROMPTS[:1], **{name: value})
 
 
+def test_hooks_that_cannot_be_used_are_refused(tiny):
+    with pytest.raises(StarError, match=r"no hook point 'blocks\.0\.hook_resid_pst'.*'blocks\.0\.hook_resid_post'"):
+        star.generate(tiny, PROMPTS, [("blocks.0.hook_resid_pst", lambda a, hook: a)])
+    with pytest.raises(StarError, match=r"pass vector\.hooks"):
+        star.generate(tiny, PROMPTS, steering_vector(scale=1.0))
+
+
 def test_hooks_are_gone_after_sampling(tiny):
     before = star.sample(tiny, PROMPTS, max_new_tokens=4)
     star.sample(tiny, PROMPTS, steering_vector(scale=3.0).hooks(), max_new_tokens=4)

@@ -10,6 +10,7 @@ from transformer_lens import HookedTransformer
 from star_tl.attribution.atp import attribute_atp
 from star_tl.attribution.integrated_gradients import attribute_ig
 from star_tl.attribution.passes import MODES
+from star_tl.attribution.prepare import ALIGNMENTS
 from star_tl.attribution.relp import attribute_relp
 from star_tl.attribution.result import COMPONENTS, POINTS, AttributionMap
 from star_tl.errors import StarError, nearest
@@ -27,6 +28,7 @@ def attribute(
     hook_points: Sequence[str] = POINTS,
     mode: str | None = None,
     steps: int | None = None,
+    alignment: str = "spans",
     batch_size: int | None = None,
     progress: bool = True,
 ) -> AttributionMap:
@@ -47,6 +49,9 @@ def attribute(
             one forward and one backward pass), ``"two_passes"`` (clean rows first, without a graph), or
             ``"layer_by_layer"`` (least memory). Default ``"auto"``: whichever of the first two is faster.
         steps: for ig, points on the path; default 5.
+        alignment: which clean token stands against which corrupted one: ``"spans"`` (the same turn of the
+            chat, counted from its end), ``"right"`` (counted from the prompt's end) or ``"strict"`` (prompts of
+            equal length only). ``unaligned`` of the result is the share of tokens without a counterpart.
         batch_size: pairs in a micro-batch. Default: what makes full use of a pass, halved as often
             as memory runs out.
         progress: show a progress bar.
@@ -65,7 +70,9 @@ def attribute(
         raise StarError(f"There are no hook points: name some of {', '.join(POINTS)}.")
     if batch_size is not None and batch_size < 1:
         raise StarError(f"batch_size is {batch_size}: use at least 1.")
-    options: dict[str, Any] = {}
+    if alignment not in ALIGNMENTS:
+        raise StarError(f"Unknown alignment {alignment!r}.{nearest(alignment, ALIGNMENTS)}")
+    options: dict[str, Any] = {"alignment": alignment}
     if method == "ig":
         if mode is not None:
             raise StarError("mode is for atp and relp, and integrated gradients have one of their own: leave it out.")

@@ -43,9 +43,10 @@ def attribute_atp(
     mode: str = "auto",
     batch_size: int | None = None,
     progress: bool = True,
+    alignment: str = "spans",
 ) -> AttributionMap:
     """Scores of every pair at every hook point; see :func:`star_tl.attribute`."""
-    return score_pairs(model, pairs, points, one_gradient(mode), batch_size, progress, "atp")
+    return score_pairs(model, pairs, points, one_gradient(mode), batch_size, progress, alignment, "atp")
 
 
 def one_gradient(mode: str, rules: Sequence[NamedHook] = ()) -> Backward:
@@ -65,6 +66,7 @@ def score_pairs(
     backward: Backward,
     batch_size: int | None,
     progress: bool,
+    alignment: str,
     method: str,
     copies: int = 1,
 ) -> AttributionMap:
@@ -74,7 +76,7 @@ def score_pairs(
     """
     from star_tl.models.load import fingerprint
 
-    prepared = prepare(model, pairs)
+    prepared = prepare(model, pairs, alignment)
     end = max(max(len(p.corrupted), len(p.clean)) for p in prepared)
     positive = max(len(p.positive) for p in prepared)
     width = end + positive + max(len(p.negative) for p in prepared)

@@ -32,6 +32,7 @@ def attribute_ig(
     steps: int = STEPS,
     batch_size: int | None = None,
     progress: bool = True,
+    alignment: str = "spans",
 ) -> AttributionMap:
     """Scores of every pair at every hook point; see :func:`star_tl.attribute`."""
     nodes, weights = np.polynomial.legendre.leggauss(steps)
@@ -40,4 +41,4 @@ def attribute_ig(
     def backward(model: HookedTransformer, rows: PairBatch, points: Sequence[str], receive: Receive) -> Tensor:
         return along_path(model, rows, points, receive, fractions)
 
-    return score_pairs(model, pairs, points, backward, batch_size, progress, "ig", copies=steps)
+    return score_pairs(model, pairs, points, backward, batch_size, progress, alignment, "ig", copies=steps)

@@ -47,11 +47,21 @@ class PreparedPair:
         return n
 
 
-def prepare(model: HookedTransformer, pairs: Pairs) -> list[PreparedPair]:
-    """Tokenize every pair and align its clean and corrupted prompt span by span, from the right.
+ALIGNMENTS = ("spans", "right", "strict")
+
+
+def prepare(model: HookedTransformer, pairs: Pairs, alignment: str = "spans") -> list[PreparedPair]:
+    """Tokenize every pair and align its clean and corrupted prompt.
+
+    Args:
+        model: only its tokenizer is used.
+        pairs: the pairs to prepare.
+        alignment: ``"spans"`` aligns the same turns of the chat, each from its end; ``"right"`` the whole
+            prompts from their ends, whatever the turns; ``"strict"`` token by token, lengths must be equal.
 
     Raises:
-        StarError: a reply has no tokens, or a ``logit`` pair has replies of several tokens.
+        StarError: a reply has no tokens, a ``logit`` pair has replies of several tokens, or lengths
+            differ under strict alignment.
     """
     prepared = []
     for pair in pairs:
@@ -63,7 +73,13 @@ def prepare(model: HookedTransformer, pairs: Pairs) -> list[PreparedPair]:
                 f"pair {pair.id!r} has metric 'logit' and replies of {len(positive)} and {len(negative)} tokens: "
                 "use one token each."
             )
-        prepared.append(PreparedPair(pair, clean, corrupted, positive, negative, _align(clean, corrupted)))
+        if alignment == "strict" and len(clean) != len(corrupted):
+            raise StarError(
+                f"pair {pair.id!r} has a clean prompt of {len(clean)} tokens and a corrupted one of {len(corrupted)}: "
+                "make them equal or use alignment='spans'."
+            )
+        counterpart = _align(clean, corrupted) if alignment == "spans" else _align_right(len(clean), len(corrupted))
+        prepared.append(PreparedPair(pair, clean, corrupted, positive, negative, counterpart))
     return prepared
 
 
@@ -80,6 +96,12 @@ def _align(clean: Rendered, corrupted: Rendered) -> tuple[int, ...]:
         for k in range(1, min(len(span) - skip_bos, len(other) - other_skip) + 1):
             counterpart[span.end - k] = other.end - k
     return tuple(counterpart)
+
+
+def _align_right(clean: int, corrupted: int) -> tuple[int, ...]:
+    """The same distance from the end; the first token (BOS) only with itself."""
+    shift = clean - corrupted
+    return tuple(i + shift if i + shift > 0 and i > 0 else 0 if i == shift == 0 else -1 for i in range(corrupted))
 
 
 def _by_turn(prompt: Rendered) -> dict[tuple[str, int], Span]:

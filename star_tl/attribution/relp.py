@@ -36,9 +36,10 @@ def attribute_relp(
     mode: str = "auto",
     batch_size: int | None = None,
     progress: bool = True,
+    alignment: str = "spans",
 ) -> AttributionMap:
     """Scores of every pair at every hook point; see :func:`star_tl.attribute`."""
-    return score_pairs(model, pairs, points, one_gradient(mode, rules(model)), batch_size, progress, "relp")
+    return score_pairs(model, pairs, points, one_gradient(mode, rules(model)), batch_size, progress, alignment, "relp")
 
 
 def rules(model: HookedTransformer) -> list[NamedHook]:
