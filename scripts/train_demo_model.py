@@ -291,7 +291,9 @@ def main() -> None:
             if step % 500 == 0:
                 save(model, tokenizer, args.out)
 
+    save(model, tokenizer, args.out)
     model.eval()
+    model.set_attn_implementation("sdpa")
     model = model.half().float()  # what is shipped is what is measured
     total, count = 0.0, 0
     with torch.no_grad():
@@ -302,8 +304,6 @@ def main() -> None:
     perplexity = math.exp(total / count)
     print(f"held-out perplexity of assistant tokens {perplexity:.3f} over {count:.0f} tokens", flush=True)
 
-    model.set_attn_implementation("sdpa")
-    save(model.cpu(), tokenizer, args.out)
     record = {
         "chats": len(lengths),
         "corpus_tokens": len(ids),
