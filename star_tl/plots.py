@@ -39,6 +39,7 @@ ARM_COLOURS = {
     "primed": GREEN,
 }
 OTHER_ARM = "#A6761D"
+LOCUS_COLOURS = (BLUE, GREEN, PINK, SKY, OTHER_ARM)  # orange stands for drift, grey for unsteered
 INK = "#757575"  # legible on white and on near-black alike
 GRID = "rgba(128,128,128,0.25)"
 # Negative to positive; a light middle for light pages, a dark one for dark pages.
@@ -130,7 +131,7 @@ def plot_tokens(attr: AttributionMap, pair: int | None = None, component: str = 
     scores, end, n = attr.component(component), attr.prompt_end, len(attr.pair_ids)
     if pair is None:
         first, last = end - attr.window, end
-        z, spans = scores.mean(0), _shared_spans(attr, first)
+        z, spans = scores.mean(0), shared_spans(attr, first)
         shared = [{row[i] for row in attr.tokens} for i in range(first, last)]
         names = [visible(t.pop()) if len(t) == 1 else "" for t in shared]
         ticks = [f"{name}  {i - end}" if name else str(i - end) for i, name in enumerate(names, first)]
@@ -415,7 +416,7 @@ def _layer_axis(fig: go.Figure, n: int, col: int | None = None) -> None:
     fig.update_yaxes(title_text="layer", dtick=_step(n), range=[-0.5, n - 0.5], showgrid=False, zeroline=False, col=col)
 
 
-def _shared_spans(attr: AttributionMap, first: int) -> list[Span]:
+def shared_spans(attr: AttributionMap, first: int) -> list[Span]:
     """Spans of the window that lie at the same place in every pair."""
     clipped = [{Span(s.name, max(s.start, first), s.end) for s in row if s.end > first} for row in attr.spans]
     same = set.intersection(*clipped)
