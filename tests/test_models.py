@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +31,7 @@ import star_tl as star
 from star_tl.batch import make_batch
 from star_tl.errors import StarError
 from star_tl.models import load as loading
+from star_tl.models import size as sizes
 from star_tl.models.layout import is_copy_free, relay
 from star_tl.models.load import fingerprint
 
@@ -203,6 +207,15 @@ def test_loading_prints_nothing(tiny_folder: Path, capfd: pytest.CaptureFixture[
     assert capfd.readouterr().out == ""
 
 
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_the_first_layers_alone_give_the_residual_stream_of_the_whole(tiny_folder: Path, layers: int) -> None:
+    whole, part = star.load_model(tiny_folder), star.load_model(tiny_folder, first_n_layers=layers)
+    assert part.cfg.n_layers == len(part.blocks) == layers
+    ids = tokens().to(whole.cfg.device)
+    with torch.no_grad():
+        assert torch.equal(part(ids, stop_at_layer=layers), whole(ids, stop_at_layer=layers))
+
+
 # --- memory layout ---------------------------------------------------------------------------
 
 
@@ -290,6 +303,77 @@ def test_tied_embeddings_are_held_once(write_llama: Write) -> None:
     assert model.embed.W_E.data_ptr() == model.unembed.W_U.data_ptr()
 
 
+@pytest.mark.parametrize("kv_heads", [2, 4], ids=["grouped", "ungrouped"])
+def test_fused_weights_lie_in_one_storage_in_huggingface_order(write_llama: Write, kv_heads: int) -> None:
+    folder = write_llama(num_key_value_heads=kv_heads)
+    weights, block = load_file(folder / "model.safetensors"), star.load_model(folder, device="cpu").blocks[1]
+    side = "_" if kv_heads != 4 else ""
+
+    def in_memory(first: torch.Tensor, rows: int, *others: torch.Tensor) -> torch.Tensor:
+        for tensor in others:
+            assert tensor.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        assert first.untyped_storage().nbytes() == rows * 32 * 4
+        return torch.as_strided(first, (rows, 32), (32, 1), 0)
+
+    def stored(*names: str) -> torch.Tensor:
+        return torch.cat([weights[f"model.layers.1.{name}.weight"] for name in names])
+
+    attn = {name: getattr(block.attn, name) for name in ("W_Q", f"{side}W_K", f"{side}W_V")}
+    fused = in_memory(attn.pop("W_Q"), (4 + 2 * kv_heads) * 8, *attn.values())
+    assert torch.equal(fused, stored("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"))
+    fused = in_memory(block.mlp.W_gate, 2 * 64, block.mlp.W_in)
+    assert torch.equal(fused, stored("mlp.gate_proj", "mlp.up_proj"))
+
+
+def test_the_context_length_costs_no_memory(write_llama: Write) -> None:
+    """131,072 positions: no mask of that many squared, and one table of angles for all layers."""
+    model = star.load_model(write_llama(max_position_embeddings=131072), device="cpu")
+    assert model.cfg.n_ctx == 131072
+    assert sum(b.nbytes for b in model.buffers()) < 1e6
+    assert len({block.attn.rotary_sin.data_ptr() for block in model.blocks}) == 1
+    with torch.no_grad():
+        assert model(tokens(1, 2100)).isfinite().all()  # past the part of the table that is made at first
+
+
+def test_a_loaded_state_dict_goes_back_in(tiny_folder: Path) -> None:
+    model = star.load_model(tiny_folder, device="cpu")
+    before, state = model(tokens()), {k: v.clone() for k, v in model.state_dict().items()}
+    for parameter in model.parameters():
+        parameter.zero_()
+    model.load_state_dict(state)
+    assert is_copy_free(model)
+    assert torch.equal(model(tokens()), before)
+
+
+# Runs in a process of its own: prints the bytes of the weights and by how much loading them raised the peak.
+PEAK = """
+import sys
+from pathlib import Path
+import torch
+import star_tl as star
+star.load_model("demo", device="cpu")
+status = lambda key: int(Path("/proc/self/status").read_text().split(key)[1].split()[0]) * 1024
+before = status("VmRSS:")
+Path("/proc/self/clear_refs").write_text("5")
+model = star.load_model(sys.argv[1], dtype=sys.argv[2], device="cpu")
+held = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}
+print(sum(held.values()), status("VmHWM:") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux to measure a peak")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_loading_holds_the_weights_once(write_llama: Write, dtype: str) -> None:
+    folder = write_llama(hidden_size=1024, intermediate_size=4096, num_hidden_layers=6, head_dim=64)
+    found = subprocess.run(
+        [sys.executable, "-c", PEAK, str(folder), dtype], capture_output=True, text=True, check=True
+    ).stdout.split()
+    weights, peak = map(int, found)
+    assert weights > 1.4e8
+    # A piece that is converted on its way is the only other memory, and some tens of megabytes.
+    assert peak < 1.15 * weights + (70e6 if dtype == "bfloat16" else 0)
+
+
 @pytest.mark.parametrize("name", STOCK)
 def test_relay_keeps_outputs_bit_identical_and_ends_the_copying(name: str) -> None:
     model, ids = stock(**STOCK[name]), tokens(2, 9)
@@ -362,6 +446,11 @@ def drop_lm_head(weights: Tensors) -> None:
     del weights["lm_head.weight"]
 
 
+def quantize_one(weights: Tensors) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    weights[name] = weights[name].to(torch.float8_e4m3fn)
+
+
 AGAIN = "download or save the model again"
 BROKEN: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "no config": ({"drop": ("config.json",)}, ("no config.json", "save_pretrained")),
@@ -374,8 +463,8 @@ BROKEN: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "MLP biases missing": ({"config": {"mlp_bias": True}}, ("mlp.down_proj.bias", AGAIN)),
     "other width": ({"config": {"hidden_size": 64, "head_dim": None}}, ("do not fit its config.json",)),
     "other head count": ({"config": {"num_attention_heads": 8}}, ("do not fit its config.json",)),
-    "other vocabulary": ({"config": {"vocab_size": 599}}, ("do not fit its config.json", "embed.W_")),
-    "other MLP": ({"config": {"intermediate_size": 65}}, ("do not fit its config.json", "mlp.W_gate")),
+    "other vocabulary": ({"config": {"vocab_size": 599}}, ("do not fit its config.json", "embed_tokens")),
+    "other MLP": ({"config": {"intermediate_size": 65}}, ("do not fit its config.json", "mlp.gate_proj")),
     "no sizes": (
         {"config": {"hidden_size": None, "num_attention_heads": None}},
         ("config.json lacks hidden_size, num_attention_heads", AGAIN),
@@ -389,6 +478,10 @@ BROKEN: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "another rope": (
         {"config": {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}},
         ("'yarn' is not supported", "'llama3' or none"),
+    ),
+    "8-bit weights": (
+        {"tensors": quantize_one},
+        ("holds model.layers.1.mlp.up_proj.weight as F8_E4M3", "bfloat16 or float32"),
     ),
     "an old rope": (
         {"config": {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 2.0}}},
@@ -458,6 +551,8 @@ def test_unknown_names_are_refused_with_suggestions() -> None:
     assert "Did you mean 'demo'?" in refused("demoo", "Unknown model 'demoo'", "a folder or a Hub name", "Known: demo")
     assert "Did you mean 'float32'" in refused("demo", "Unknown dtype 'float3'", "bfloat16", dtype="float3")
     refused("demo", "Device 'tpuu' cannot be used", "'cpu'", device="tpuu")
+    refused("demo", "first_n_layers is 9", "use 1 to 8", first_n_layers=9)
+    refused("demo", "first_n_layers is 0", "use 1 to 8", first_n_layers=0)
     refused("no such/folder", "neither a folder nor a model on the Hub", "Known: demo")
 
 
@@ -477,11 +572,12 @@ def test_an_unreachable_hub_is_named_with_the_remedy(monkeypatch: pytest.MonkeyP
         ),
         (
             RepositoryNotFoundError("404 Client Error.\n", response=SimpleNamespace(headers={}, request=None)),
-            ("neither a folder nor a model on the Hub", "Did you mean 'meta-llama/Llama-3.1-8B-Instruct'?"),
+            ("neither a folder nor a model on the Hub", "Did you mean 'meta-llama/Llama-3.1-8B-Instruct'"),
         ),
+        (OSError(errno.ENOSPC, "No space left on device"), ("disk is full", "HF_HOME")),
         (ConnectionError("Name or service\nnot known"), ("Hub cannot be reached", "connect once")),
     ],
-    ids=["gated", "not found", "no connection"],
+    ids=["gated", "not found", "disk full", "no connection"],
 )
 def test_what_the_hub_refuses_is_named_with_the_remedy(
     monkeypatch: pytest.MonkeyPatch, error: Exception, words: tuple[str, ...]
@@ -501,14 +597,18 @@ def test_a_hub_name_downloads_all_that_loading_needs(
     (hub / "pytorch_model.bin").write_bytes(b"the same again")
     (tmp_path / "cache").mkdir()
 
+    asked: list[list[str]] = []
+
     def download(name: str, allow_patterns: list[str]) -> str:
         assert name == "someone/tiny"
+        asked.append(allow_patterns)
         for file in filter_repo_objects([p.name for p in hub.iterdir()], allow_patterns=allow_patterns):
             shutil.copy(hub / file, tmp_path / "cache" / file)
         return str(tmp_path / "cache")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     model = star.load_model("someone/tiny", device="cpu")
+    assert asked[0] == ["config.json"], "what does not fit shall not be downloaded"
     assert model.cfg.model_name == "someone/tiny"
     assert model.tokenizer.chat_template
     assert not (tmp_path / "cache" / "pytorch_model.bin").exists()
@@ -568,10 +668,45 @@ def test_a_model_larger_than_memory_is_refused_before_it_is_read(
     needed = count * {None: default, "float32": 4, "float64": 8}[dtype]
 
     def memory(available: float) -> None:
-        monkeypatch.setattr(loading.psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+        monkeypatch.setattr(sizes.psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
 
     memory(0.97 * needed)
     free = f"{0.97 * needed / 1e9:.1f} GB free"
     refused(tmp_path, f"needs {needed / 1e9:.1f} GB", free, "smaller model", dtype=dtype, device="cpu")
     memory(1.01 * needed)
     refused(tmp_path, "No tokenizer", dtype=dtype, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "dtype", "words"),
+    [
+        (20.0, "float32", ("in float32 and cpu has 20.0 GB free", "dtype='bfloat16' (16.1 GB)")),
+        (10.0, "bfloat16", ("first_n_layers=18", "smaller model")),
+        (10.0, "float32", ("first_n_layers=18, dtype='bfloat16'",)),
+        (1.0, "bfloat16", ("a larger device, or a smaller model",)),
+    ],
+)
+def test_what_would_fit_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gigabytes: float, dtype: str, words: tuple[str, ...]
+) -> None:
+    config = LARGE["8B"]
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(tmp_path)
+    monkeypatch.setattr(sizes.psutil, "virtual_memory", lambda: SimpleNamespace(available=gigabytes * 1e9))
+    message = refused(tmp_path, *words, dtype=dtype, device="cpu")
+    assert ("first_n_layers" in message) == any("first_n_layers" in w for w in words) or gigabytes == 20.0
+    if "first_n_layers" in message:
+        refused(tmp_path, "No tokenizer", dtype="bfloat16", device="cpu", first_n_layers=18)
+        refused(tmp_path, "GB", dtype="bfloat16", device="cpu", first_n_layers=19)
+
+
+def test_a_gpu_too_small_points_to_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizes, "free_memory", lambda device: 4e9 if device.startswith("cuda") else 64e9)
+    with pytest.raises(StarError, match=r"cuda has 4\.0 GB free: use first_n_layers=4, device='cpu', a larger device"):
+        sizes.check_memory("8B", sizes.llama_size(LARGE["8B"].to_dict()), torch.bfloat16, "cuda")
+
+
+@pytest.mark.parametrize("name", sizes.SHAPES)
+def test_the_known_shapes_have_the_parameters_that_their_names_say(name: str) -> None:
+    published = {"1B": 1_235_814_400, "3B": 3_212_749_824, "8B": 8_030_261_248, "70B": 70_553_706_496}
+    assert sizes.llama_size(sizes.SHAPES[name]).parameters == published[name.split("-")[-2]]

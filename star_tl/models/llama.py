@@ -1,37 +1,27 @@
 """Read a HuggingFace folder of the Llama family straight into a HookedTransformer.
 
-The tensors of the checkpoint become views with HookedTransformer's shapes: no weight is copied or
-transposed in memory. That is also the layout in which HookedTransformer's own
-``W.T.contiguous()`` and einops rearrangements cost nothing (see :mod:`star_tl.models.layout`).
+The model is made without memory for its weights; every tensor of the checkpoint is then read to where it
+stays. What HookedTransformer sees are views of these with its own shapes, in the layout in which its
+``W.T.contiguous()`` and einops rearrangements cost nothing (see :mod:`star_tl.models.layout`): queries, keys
+and values of a layer lie in one matrix, gate and up projection in another.
 """
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformer_lens import HookedTransformer
 from transformer_lens.config.hooked_transformer_config import HookedTransformerConfig
 from transformer_lens.utilities.activation_functions import SUPPORTED_ACTIVATIONS
 
 from star_tl.errors import StarError
+from star_tl.models.checkpoint import StoredTensor, read_into, read_json, stored_tensors
 
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise StarError(f"{path} is not valid JSON ({error}): download or save the model again.") from None
-    if not isinstance(value, dict):
-        raise StarError(f"{path} holds no JSON object: download or save the model again.")
-    return value
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -39,7 +29,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise StarError(f"{folder} holds no config.json: give a folder that save_pretrained wrote.")
-    config = _read_json(path)
+    config = read_json(path)
     absent = [key for key in _SIZES if key not in config]
     if "LlamaForCausalLM" in (config.get("architectures") or ()) and absent:
         raise StarError(f"{path} lacks {', '.join(absent)}: download or save the model again.")
@@ -95,97 +85,126 @@ def hooked_config(hf: dict[str, Any], dtype: torch.dtype, device: str) -> Hooked
     )
 
 
-def load_llama(folder: Path, tokenizer: Any, dtype: torch.dtype, device: str) -> HookedTransformer:
-    """The HookedTransformer of a Llama folder, weights held once.
+def load_llama(
+    folder: Path, tokenizer: Any, dtype: torch.dtype, device: str, first_n_layers: int | None = None
+) -> HookedTransformer:
+    """The HookedTransformer of a Llama folder, weights held once also while they are read.
+
+    Args:
+        folder: where ``config.json`` and the safetensors files are.
+        tokenizer: the model's, of transformers.
+        dtype: of the parameters.
+        device: of the parameters.
+        first_n_layers: leave out all later layers.
 
     Raises:
-        StarError: weights missing, truncated, or of other shapes than the config says.
+        StarError: weights missing, damaged, truncated, or of other shapes than the config says.
     """
     hf = read_config(folder)
     cfg = hooked_config(hf, dtype, device)
-    with warnings.catch_warnings():
+    cfg.n_layers = first_n_layers or cfg.n_layers
+    stored = stored_tensors(folder)
+    theirs, ours = _allocate(cfg, hf, tied=hf.get("tie_word_embeddings", "lm_head.weight" not in stored))
+    _check_stored(stored, theirs, folder)
+    _check_unheld_biases(stored, cfg, hf)
+    read_into(stored, theirs, f"Loading {folder.name}")
+    with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore", DeprecationWarning)
         model = HookedTransformer(cfg, move_to_device=False)
-    tensors = _tensors(folder, dtype, device)
-    try:
-        state = _state_dict(tensors, hf, cfg)
-        missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
-    except RuntimeError as error:
-        raise StarError(
-            f"The weights in {folder} do not fit its config.json: {str(error).splitlines()[-1].strip()}"
-        ) from None
-    absent = [k for k in missing if ".b_" not in k and "._b_" not in k and not k.endswith(_BUFFERS)]
-    if absent or unexpected:
-        raise StarError(
-            f"{folder} lacks weights for {', '.join((absent or unexpected)[:3])}: download or save the model again."
-        )
-    model.to(device, print_details=False)
+    model.load_state_dict({**_absent(model, cfg), **ours}, assign=True)
     model.tokenizer = tokenizer
     cfg.tokenizer_prepends_bos = len(tokenizer.encode("")) > 0
     return model.eval()
 
 
-_BUFFERS = ("mask", "IGNORE", "rotary_sin", "rotary_cos")
-
-
-def _tensors(folder: Path, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = sorted(set(_read_json(index).get("weight_map", {}).values()))
-    else:
-        shards = ["model.safetensors"]
-    found: dict[str, Tensor] = {}
-    for shard in shards:
-        if not (folder / shard).is_file():
-            raise StarError(f"{folder} lacks {shard}: download or save the model again, as safetensors.")
-        try:
-            with safe_open(folder / shard, framework="pt", device=device) as file:
-                for name in file.keys():  # noqa: SIM118 - not a dict
-                    found[name] = file.get_tensor(name).to(dtype)
-        except SafetensorError as error:
-            raise StarError(f"{folder / shard} is damaged ({error}): download it again.") from None
-    return found
-
-
-def _state_dict(hf: dict[str, Tensor], config: dict[str, Any], cfg: HookedTransformerConfig) -> dict[str, Tensor]:
+def _allocate(
+    cfg: HookedTransformerConfig, hf: dict[str, Any], tied: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Memory for all weights, seen twice: under HuggingFace's names and shapes, and under TransformerLens's."""
+    theirs: dict[str, Tensor] = {}
+    ours: dict[str, Tensor] = {}
     grouped = "_" if cfg.n_key_value_heads is not None else ""
     kv_heads = cfg.n_key_value_heads or cfg.n_heads
+    assert cfg.d_mlp is not None
+    heads = {"Q": cfg.n_heads, f"{grouped}K": kv_heads, f"{grouped}V": kv_heads}
 
-    def take(name: str) -> Tensor:
-        if name not in hf:
-            raise StarError(f"The checkpoint lacks {name}: download or save the model again.")
-        return hf[name]
+    def new(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=cfg.dtype, device=cfg.device)
 
-    def heads_in(name: str, n: int) -> Tensor:  # [(head d_head) d_model] -> [head d_model d_head]
-        return take(name).view(n, cfg.d_head, cfg.d_model).transpose(1, 2)
+    def same(our_name: str, their_name: str, *shape: int) -> Tensor:
+        ours[our_name] = theirs[their_name] = new(*shape)
+        return ours[our_name]
 
-    state = {"embed.W_E": take("model.embed_tokens.weight"), "ln_final.w": take("model.norm.weight")}
-    tied = config.get("tie_word_embeddings", "lm_head.weight" not in hf)
-    state["unembed.W_U"] = (state["embed.W_E"] if tied else take("lm_head.weight")).T
+    embedding = same("embed.W_E", "model.embed_tokens.weight", cfg.d_vocab, cfg.d_model)
+    if not tied:
+        theirs["lm_head.weight"] = new(cfg.d_vocab, cfg.d_model)
+    ours["unembed.W_U"] = theirs.get("lm_head.weight", embedding).T
+    same("ln_final.w", "model.norm.weight", cfg.d_model)
     for layer in range(cfg.n_layers):
-        theirs, ours = f"model.layers.{layer}.", f"blocks.{layer}."
-        state[ours + "ln1.w"] = take(theirs + "input_layernorm.weight")
-        state[ours + "ln2.w"] = take(theirs + "post_attention_layernorm.weight")
-        state[ours + "attn.W_Q"] = heads_in(theirs + "self_attn.q_proj.weight", cfg.n_heads)
-        state[ours + f"attn.{grouped}W_K"] = heads_in(theirs + "self_attn.k_proj.weight", kv_heads)
-        state[ours + f"attn.{grouped}W_V"] = heads_in(theirs + "self_attn.v_proj.weight", kv_heads)
-        out = take(theirs + "self_attn.o_proj.weight")  # [d_model (head d_head)]
-        state[ours + "attn.W_O"] = out.view(cfg.d_model, cfg.n_heads, cfg.d_head).permute(1, 2, 0)
-        state[ours + "mlp.W_gate"] = take(theirs + "mlp.gate_proj.weight").T
-        state[ours + "mlp.W_in"] = take(theirs + "mlp.up_proj.weight").T
-        state[ours + "mlp.W_out"] = take(theirs + "mlp.down_proj.weight").T
-        if config.get("attention_bias"):
-            for ours_name, name, n in (
-                ("b_Q", "q", cfg.n_heads),
-                (f"{grouped}b_K", "k", kv_heads),
-                (f"{grouped}b_V", "v", kv_heads),
-            ):
-                state[ours + f"attn.{ours_name}"] = take(theirs + f"self_attn.{name}_proj.bias").view(n, cfg.d_head)
-            state[ours + "attn.b_O"] = take(theirs + "self_attn.o_proj.bias")
-        if config.get("mlp_bias"):
-            state[ours + "mlp.b_out"] = take(theirs + "mlp.down_proj.bias")
-            if any(take(theirs + f"mlp.{n}_proj.bias").any() for n in ("gate", "up")):
-                raise StarError(
-                    "This checkpoint has biases on the MLP's gate or up projection: HookedTransformer cannot hold them."
-                )
-    return state
+        block, attn, mlp = f"blocks.{layer}.", f"model.layers.{layer}.self_attn.", f"model.layers.{layer}.mlp."
+        same(block + "ln1.w", f"model.layers.{layer}.input_layernorm.weight", cfg.d_model)
+        same(block + "ln2.w", f"model.layers.{layer}.post_attention_layernorm.weight", cfg.d_model)
+        rows = [n * cfg.d_head for n in heads.values()]
+        for (name, n), weight in zip(heads.items(), new(sum(rows), cfg.d_model).split(rows), strict=True):
+            projection = f"{attn}{name[-1].lower()}_proj."
+            theirs[projection + "weight"] = weight
+            side = name.removesuffix(name[-1])  # the underscore of grouped keys and values
+            ours[f"{block}attn.{side}W_{name[-1]}"] = weight.view(n, cfg.d_head, cfg.d_model).transpose(1, 2)
+            if hf.get("attention_bias"):
+                theirs[projection + "bias"] = new(n * cfg.d_head)
+                ours[f"{block}attn.{side}b_{name[-1]}"] = theirs[projection + "bias"].view(n, cfg.d_head)
+        out = theirs[attn + "o_proj.weight"] = new(cfg.d_model, cfg.n_heads * cfg.d_head)
+        ours[block + "attn.W_O"] = out.view(cfg.d_model, cfg.n_heads, cfg.d_head).permute(1, 2, 0)
+        if hf.get("attention_bias"):
+            same(block + "attn.b_O", attn + "o_proj.bias", cfg.d_model)
+        gate, up = new(2 * cfg.d_mlp, cfg.d_model).split(cfg.d_mlp)
+        theirs |= {mlp + "gate_proj.weight": gate, mlp + "up_proj.weight": up}
+        ours |= {block + "mlp.W_gate": gate.T, block + "mlp.W_in": up.T}
+        down = theirs[mlp + "down_proj.weight"] = new(cfg.d_model, cfg.d_mlp)
+        ours[block + "mlp.W_out"] = down.T
+        if hf.get("mlp_bias"):
+            same(block + "mlp.b_out", mlp + "down_proj.bias", cfg.d_model)
+    return theirs, ours
+
+
+def _check_stored(stored: dict[str, StoredTensor], wanted: dict[str, Tensor], folder: Path) -> None:
+    for name, tensor in wanted.items():
+        if name not in stored:
+            raise StarError(f"The checkpoint lacks {name}: download or save the model again.")
+        if stored[name].shape != tuple(tensor.shape):
+            raise StarError(
+                f"The weights in {folder} do not fit its config.json: {name} is {list(stored[name].shape)} and "
+                f"should be {list(tensor.shape)}; download or save the model again."
+            )
+
+
+def _check_unheld_biases(stored: dict[str, StoredTensor], cfg: HookedTransformerConfig, hf: dict[str, Any]) -> None:
+    """The biases of gate and up projection have no place in a HookedTransformer: they must be zero."""
+    if not hf.get("mlp_bias"):
+        return
+    names = [f"model.layers.{i}.mlp.{p}_proj.bias" for i in range(cfg.n_layers) for p in ("gate", "up")]
+    biases = {name: torch.zeros(stored[name].shape) for name in names if name in stored}
+    read_into(stored, biases, "Checking biases")
+    if any(bias.any() for bias in biases.values()):
+        raise StarError(
+            "This checkpoint has biases on the MLP's gate or up projection: HookedTransformer cannot hold them."
+        )
+
+
+def _absent(model: HookedTransformer, cfg: HookedTransformerConfig) -> dict[str, Tensor]:
+    """What no Llama checkpoint holds: zeros for the other biases, and the buffers, one table of angles for all."""
+    state = {
+        name: torch.zeros(parameter.shape, dtype=cfg.dtype, device=cfg.device)
+        for name, parameter in model.named_parameters()
+        if ".b_" in name or "._b_" in name
+    }
+    attention: Any = model.blocks[0].attn
+    rows = len(attention.rotary_sin)  # the first part of the context; TransformerLens lengthens it as need be
+    sin, cos = attention.calculate_sin_cos_rotary(cfg.rotary_dim, rows, base=cfg.rotary_base, dtype=cfg.dtype)
+    buffers = {
+        "rotary_sin": sin.to(cfg.device),
+        "rotary_cos": cos.to(cfg.device),
+        "mask": torch.empty((0, 0), dtype=torch.bool, device=cfg.device),
+        "IGNORE": torch.tensor(-torch.inf, device=cfg.device),
+    }
+    return state | {f"blocks.{i}.attn.{name}": value for i in range(cfg.n_layers) for name, value in buffers.items()}

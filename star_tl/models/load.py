@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from transformer_lens import HookedTransformer
 
 from star_tl.errors import StarError, nearest
 from star_tl.models.layout import relay
 from star_tl.models.llama import load_llama, read_config
+from star_tl.models.size import SHAPES, check_memory, llama_size
 
 DEMO = Path(__file__).parent / "demo"
-KNOWN = ("demo", "meta-llama/Llama-3.1-8B-Instruct")
+KNOWN = ("demo", *SHAPES)
+FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template*",
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
-def load_model(name: str | Path = "demo", dtype: str | None = None, device: str | None = None) -> HookedTransformer:
+def load_model(
+    name: str | Path = "demo",
+    dtype: str | None = None,
+    device: str | None = None,
+    first_n_layers: int | None = None,
+) -> HookedTransformer:
     """A HookedTransformer with frozen parameters, in evaluation mode, without processed weights.
 
     Args:
@@ -29,30 +45,34 @@ def load_model(name: str | Path = "demo", dtype: str | None = None, device: str 
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``float64``. Default: float32 for
             models under 1 B parameters, bfloat16 above.
         device: where to put it. Default: ``cuda`` where there is one, else ``cpu``.
+        first_n_layers: leave out all later layers, to look into a model that does not fit whole.
 
     Raises:
-        StarError: the model is unknown, gated, not downloaded, damaged, or larger than memory.
+        StarError: the model is unknown, gated, not downloaded, damaged, quantized, or larger than memory.
     """
     if dtype is not None and dtype not in DTYPES:
         raise StarError(f"Unknown dtype {dtype!r}.{nearest(dtype, DTYPES)}")
     name = str(name)
     device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    folder = DEMO if name == "demo" else Path(name)
-    if not folder.is_dir():
-        folder = _download(name)
+    local = DEMO if name == "demo" else Path(name)
+    # The config first: what does not fit shall not be downloaded.
+    folder = local if local.is_dir() else _download(name, ("config.json",))
     config = read_config(folder)
     architecture = (config.get("architectures") or ["unknown"])[0]
     if config.get("quantization_config"):
         raise StarError(f"{name} is quantized: attribution needs full weights; name the unquantized checkpoint.")
-    numbers = _parameter_count(config) if architecture == "LlamaForCausalLM" else None
-    chosen = DTYPES[dtype] if dtype else torch.bfloat16 if (numbers or 0) > 1e9 else torch.float32
-    if numbers:
-        _check_memory(name, numbers * chosen.itemsize, device)
+    if first_n_layers is not None and not 1 <= first_n_layers <= config.get("num_hidden_layers", first_n_layers):
+        raise StarError(f"first_n_layers is {first_n_layers}: use 1 to {config['num_hidden_layers']}.")
+    size = llama_size(config).first(first_n_layers) if architecture == "LlamaForCausalLM" else None
+    chosen = DTYPES[dtype] if dtype else torch.bfloat16 if size and size.parameters > 1e9 else torch.float32
+    if size:
+        check_memory(name, size, chosen, device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         if architecture == "LlamaForCausalLM":
-            model = load_llama(folder, _tokenizer(folder), chosen, device)
-        elif Path(name).is_dir():
+            folder = local if local.is_dir() else _download(name, FILES)
+            model = load_llama(folder, _tokenizer(folder), chosen, device, first_n_layers)
+        elif local.is_dir():
             raise StarError(
                 f"A local folder of architecture {architecture} cannot be read: folders must be LlamaForCausalLM."
             )
@@ -110,7 +130,7 @@ def _tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def _download(name: str) -> Path:
+def _download(name: str, files: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -121,45 +141,19 @@ def _download(name: str) -> Path:
 
     if "/" not in name and "\\" not in name and name not in ("gpt2",):
         raise StarError(f"Unknown model {name!r}: give a folder or a Hub name.{nearest(name, KNOWN)}")
-    patterns = [
-        "*.safetensors",
-        "*.safetensors.index.json",
-        "config.json",
-        "tokenizer*",
-        "special_tokens_map.json",
-        "generation_config.json",
-        "chat_template*",
-    ]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
+        return Path(snapshot_download(name, allow_patterns=list(files)))
     except GatedRepoError:
         raise StarError(
             f"{name} is gated: accept its licence on huggingface.co and set HF_TOKEN, or run `hf auth login`."
         ) from None
     except (RepositoryNotFoundError, HFValidationError):
         raise StarError(f"{name} is neither a folder nor a model on the Hub.{nearest(name, KNOWN)}") from None
-    except (LocalEntryNotFoundError, OSError, ConnectionError):
+    except (LocalEntryNotFoundError, OSError, ConnectionError) as error:
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise StarError(
+                f"The disk is full: {name} needs more room; free some, or set HF_HOME to another."
+            ) from None
         raise StarError(
             f"{name} is not downloaded and the Hub cannot be reached: connect once, or name a local folder or 'demo'."
         ) from None
-
-
-def _parameter_count(config: dict[str, Any]) -> int:
-    d, layers, mlp = config["hidden_size"], config["num_hidden_layers"], config["intermediate_size"]
-    heads = config["num_attention_heads"]
-    d_head = config.get("head_dim") or d // heads
-    kv = config.get("num_key_value_heads") or heads
-    embeddings = config["vocab_size"] * d * (1 if config.get("tie_word_embeddings") else 2)
-    return embeddings + layers * (d * d_head * (2 * heads + 2 * kv) + 3 * d * mlp)
-
-
-def _check_memory(name: str, needed: int, device: str) -> None:
-    if device.startswith("cuda"):
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        free = psutil.virtual_memory().available
-    if needed > free:
-        raise StarError(
-            f"{name} needs {needed / 1e9:.1f} GB for its weights and {device} has {free / 1e9:.1f} GB free: "
-            "use dtype='bfloat16', a larger device, or a smaller model."
-        )
