@@ -27,7 +27,7 @@ from star_tl.attribution.result import COMPONENTS, WRITES
 from star_tl.batch import make_batch, reply_logits, reply_logprobs
 from star_tl.chat import Span, as_messages, render
 from star_tl.errors import StarError
-from star_tl.injection import SCHEDULES, row_hooks
+from star_tl.injection import row_hooks
 from star_tl.locus import Locus
 from star_tl.pairs import Pairs, Trait
 from star_tl.pipeline import DRIFT_LIMIT, best_dose, dose_table
@@ -43,6 +43,7 @@ except ModuleNotFoundError:
     raise StarError("The explorer needs Jupyter's widgets: pip install 'star_tl[notebook]'.") from None
 
 FORMS = ("classical", "steering")
+SCHEDULES = ("locus", "last_prompt", "prompt", "generated", "all")
 DOSES = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)  # shares of the slider's end
 DOSE_PROMPTS = 12
 MAX_NEW_TOKENS, TEMPERATURE = 60, 0.8
