@@ -68,7 +68,11 @@ function render({ model, el: root }) {
   const seed = el("input", { type: "number", min: 0, step: 1, value: start.seed, onchange: () => generate() });
   const go = el("button", { class: "go", onclick: () => generate() }, "Generate");
   const stop = el("button", { onclick: () => send("stop"), disabled: true }, "Stop");
-  const generate = () => send("generate", {
+  const ask = (what, more) => {
+    status.textContent = "Asking …";  // until the kernel answers
+    send(what, more);
+  };
+  const generate = () => ask("generate", {
     prompt: prompt.value, strength: Number(strength.value), positions: positions.value, seed: Number(seed.value) || 0,
   });
   const sayStrength = () => {
@@ -134,6 +138,7 @@ function render({ model, el: root }) {
     cursor[tab].col = Math.min(cursor[tab].col, last.col);
     const width = wide ? "minmax(64px, 1fr)" : tab === "heads" ? "minmax(22px, 54px)" : "22px";
     grid.style.gridTemplateColumns = `44px ${groups.map(g => `repeat(${g.end - g.start}, ${width})`).join(" ")}`;
+    grid.style.setProperty("--cell", `${Math.round(Math.max(18, Math.min(wide ? 38 : 30, 320 / shown.layers)))}px`);
     grid.className = `grid ${tab}`;
     grid.setAttribute("aria-label",
       `${TABS[tab]}: arrow keys move, Enter selects or removes a locus. Scores in nats, positive raises the trait.`);
@@ -202,7 +207,7 @@ function render({ model, el: root }) {
   }
 
   function choose(locus, usable = true) {
-    if (usable) send("toggle", locus);
+    if (usable) ask("toggle", locus);
   }
 
   function showTip(node, said, locus) {
@@ -253,16 +258,21 @@ function render({ model, el: root }) {
     const locus = model.get("loci").find(l => l.name === name);
     return locus ? about.colours.loci[locus.colour] : about.colours.unsteered;
   };
+  const nameOf = name => {
+    const locus = model.get("loci").find(l => l.name === name);
+    return locus ? where(locus).toLowerCase() : "";
+  };
   const swatch = name => el("span", { class: "swatch", style: `background: ${colourOf(name)}`, "aria-hidden": "true" });
 
   function drawLoci() {
-    const loci = model.get("loci"), s = about.suggested;
+    const loci = model.get("loci"), s = about.suggested, focused = chips.contains(root.getRootNode().activeElement);
     chips.replaceChildren(...loci.map(locus => el("li", {},
       swatch(locus.name), `${where(locus)} · ${at(locus)}`,
       el("button", { "aria-label": `Remove ${where(locus)}`, title: "Remove", onclick: () => choose(locus) }, "×"))));
     if (!loci.some(l => same(l, s)))
       chips.append(el("li", { class: "add" }, el("button", { onclick: () => choose(s) },
         `★ Add ${where(s)} · ${at(s)}, chosen by attribution (${percent(s.frequency)} of resamples)`)));
+    if (focused) chips.querySelector("button")?.focus();
     drawMap();
     drawReplies();
     drawDoses();
@@ -313,11 +323,11 @@ function render({ model, el: root }) {
     const doses = model.get("doses"), loci = model.get("loci"), value = Number(strength.value);
     const reach = Math.min(about.most, ...doses.map(d => d.safe));
     safe.replaceChildren(...(doses.length ? [el("div", { style: `width: ${100 * reach / about.most}%` })] : []));
-    const shown = loci.map(l => `${where(l)}: ${(value / (model.get("about").fractions?.[l.name] ?? NaN)).toFixed(1)}`);
+    const natural = doses.map(d => `${(value / d.fraction).toFixed(1)} × at ${nameOf(d.name)}`).join(", ");
     safeSaid.textContent = doses.length
-      ? `Shaded: drift stays below ${about.limit} nats per token${doses.length > 1 ? " at every locus" : ""}, up to ${reach.toFixed(2)}.`
-        + ` ${value.toFixed(2)} is ${doses.map(d => `${(value / d.fraction).toFixed(1)}`).join(", ")} × the natural difference.`
-      : "The safe range is shaded once the dose–response of a locus is measured.";
+      ? `Shaded: up to ${reach.toFixed(2)} the drift stays below ${about.limit} nats per token${doses.length > 1 ? " everywhere" : ""}.`
+        + ` In natural differences: ${natural}.`
+      : "Where drift stays small is shaded once the dose–response of a locus is measured.";
     const series = doses.map((d, i) => ({ name: d.name, rows: d.rows, dash: ["", "6 3", "2 3", "8 3 2 3", "1 3"][i % 5] }));
     charts.hidden = table.hidden = !doses.length;
     if (!doses.length) return;
@@ -398,9 +408,8 @@ function render({ model, el: root }) {
         el("div", { class: "controls" }, field("Added", positions), field("Seed", seed), el("div", { class: "buttons" }, go, stop)),
         el("div", { class: "state" }, progress, status, problem), replies,
         el("p", { class: "soft key" }, el("mark", {}, "marked"), " trait marker   ",
-          el("span", { class: "drift", style: "--drift: 35%" }, "tinted"), " drift: this token differs from what the unsteered model would write"),
-        kept)),
-    el("section", { class: "measures", "aria-label": "Dose–response and scores" }, charts, table)));
+          el("span", { class: "drift", style: "--drift: 45%" }, "tinted"), " drift: how far this token is from what the unsteered model would write"))),
+    kept, el("section", { class: "measures", "aria-label": "Dose–response and scores" }, charts, table)));
 
   // Keys typed here are for these controls, not for the notebook's shortcuts.
   root.firstChild.dataset.lmSuppressShortcuts = "true";

@@ -115,7 +115,8 @@ class Explorer(anywidget.AnyWidget):
             "positions": "locus",
             "seed": 0,
         }
-        self.status = {"busy": False, "text": "", "progress": None, "error": ""}
+        self._said = 0
+        self._say("")
         self._draw_map()
         self.on_msg(self._hear)
         _OPEN.add(self)
@@ -202,7 +203,8 @@ class Explorer(anywidget.AnyWidget):
                 self._say("Stopped." if stop.is_set() else "Done.", error=error)
 
     def _say(self, text: str, progress: float | None = None, busy: bool = False, error: str = "") -> None:
-        self.status = {"busy": busy, "text": text, "progress": progress, "error": error}
+        self._said += 1  # so that the page hears the same words twice
+        self.status = {"busy": busy, "text": text, "progress": progress, "error": error, "said": self._said}
 
     def _attribute(self, stop: threading.Event) -> None:
         method = self.settings["estimator"]
@@ -225,7 +227,7 @@ class Explorer(anywidget.AnyWidget):
         self._say("Extracting the vector …" if loci else "Writing …", busy=True)
         messages = as_messages(s["prompt"])
         vectors = [self._vector(locus) for locus in loci]
-        ways = [None, *((v.vector * (s["strength"] / v.fraction), v.locus, s["positions"]) for v in vectors)]
+        ways = [None, *((v.vector * _natural(v, s["strength"]), v.locus, s["positions"]) for v in vectors)]
         shown, replies = 0.0, []
         options = {"max_new_tokens": MAX_NEW_TOKENS, "temperature": TEMPERATURE, "seed": s["seed"]}
         for step, replies in enumerate(stream(self._model, [messages] * len(ways), row_hooks(ways), **options), 1):
@@ -272,7 +274,7 @@ class Explorer(anywidget.AnyWidget):
             return
         vector = self._vector(locus) if locus else None
         shares = [dose * self.about["most"] for dose in DOSES] if vector else [0.0]
-        strengths = [share / vector.fraction if vector else 0.0 for share in shares]
+        strengths = [_natural(vector, share) if vector else 0.0 for share in shares]
         prompts = [p for _ in strengths for p in self._practice]
         rows = [
             (vector.vector * x, vector.locus, positions) if vector else None for x in strengths for _ in self._practice
@@ -321,11 +323,11 @@ class Explorer(anywidget.AnyWidget):
         head = f"_head{locus.head}" if locus.head is not None else ""
         path = _free_path(Path(f"{vector.trait}_{place}{head}.safetensors"), vector)
         vector.save(path)
-        strength = s["strength"] / vector.fraction
+        strength = _natural(vector, s["strength"])
         self.kept = {
             "path": str(path),
             "code": f'vector = star.SteeringVector.load("{path}", model)\n'
-            f'hooks = vector.hooks(strength={strength!r}, positions="{s["positions"]}")\n'
+            f'hooks = vector.hooks(strength={strength}, positions="{s["positions"]}")\n'
             f"star.sample(model, [{s['prompt']!r}], hooks, {MAX_NEW_TOKENS}, {TEMPERATURE}, seed={s['seed']})",
         }
 
@@ -457,7 +459,7 @@ def _fluency(
         base = reply_logits(model, batch)
         kl = torch.zeros(batch.reply_mask.shape[1])
         if vector is not None:
-            strength = settings["strength"] / vector.fraction
+            strength = _natural(vector, settings["strength"])
             hooks = vector.hooks(strength, settings["positions"], prompt_length=batch.prompt_end)
             with model.hooks(fwd_hooks=hooks):
                 kl = kl_per_token(reply_logits(model, batch), base)[0].cpu()
@@ -473,6 +475,11 @@ def safe_until(dose: pd.DataFrame, limit: float = DRIFT_LIMIT) -> float:
         return float(x[-1])
     k = int(above[0])
     return float(np.interp(limit, drift[k - 1 : k + 1], x[k - 1 : k + 1])) if k else 0.0
+
+
+def _natural(vector: SteeringVector, share: float) -> float:
+    """A share of the residual norm as a strength, in natural differences; short enough to be read in code."""
+    return round(share / vector.fraction, 3)
 
 
 def _as_dict(locus: Locus) -> dict[str, Any]:

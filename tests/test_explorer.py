@@ -26,7 +26,7 @@ from star_tl.sampling import Reply
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "notebooks" / "03_compare_loci.ipynb"
 ARTIFACTS = Path(os.environ.get("STAR_TL_ARTIFACTS", ROOT / "artifacts"))
-WAIT = 120_000  # ms; the machine may be busy
+WAIT = 60_000  # ms; the machine may be busy
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +44,12 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
         "ServerApp.open_browser": False,
         "ServerApp.allow_root": True,
         "LabApp.expose_app_in_browser": True,
-        "LabApp.news_url": "",
     }
     arguments = [f"--{name}={value}" for name, value in options.items()]
     home = {f"JUPYTER_{kind}_DIR": str(tmp_path_factory.mktemp(kind.lower())) for kind in ("CONFIG", "RUNTIME")}
+    (Path(home["JUPYTER_CONFIG_DIR"]) / "labconfig").mkdir()
+    quiet = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
+    (Path(home["JUPYTER_CONFIG_DIR"]) / "labconfig" / "page_config.json").write_text(json.dumps(quiet))
     with (folder / "lab.log").open("w") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "jupyterlab", *arguments], stdout=log, stderr=log, env=os.environ | home, cwd=folder
@@ -83,7 +85,7 @@ def browser() -> Iterator:
 @pytest.fixture(scope="module")
 def page(lab: tuple[str, Path], browser) -> Iterator:
     """The notebook, opened and run as far as the widget."""
-    opened = browser.new_page(viewport={"width": 1440, "height": 1000})
+    opened = browser.new_page(viewport={"width": 1440, "height": 1500})
     opened.set_default_timeout(WAIT)
     opened.goto(f"{lab[0]}/lab/workspaces/test-{time.time_ns()}/tree/{NOTEBOOK.name}?reset")
     opened.wait_for_function("window.jupyterapp?.shell?.currentWidget?.sessionContext")
@@ -110,6 +112,11 @@ def finished(page) -> None:
     assert page.locator(".star-explorer .problem").text_content() == ""
 
 
+def photograph(page, name: str) -> None:
+    ARTIFACTS.mkdir(exist_ok=True)
+    page.locator(".star-explorer").screenshot(path=ARTIFACTS / f"{name}.png")
+
+
 def replies(page) -> list[str]:
     return page.locator(".star-explorer article .text").all_text_contents()
 
@@ -129,7 +136,7 @@ def test_click_slide_compare_and_keep(page, lab):
     assert page.locator("svg polyline").count() == 2
     assert re.search(r"up to \d", widget.locator(".strength .soft").text_content())
 
-    slider = widget.locator("input[type=range]")
+    slider = widget.get_by_role("slider")
     slider.fill(str(float(slider.get_attribute("max")) * 0.5))
     finished(page)
     assert "1.50" in widget.locator("output").text_content()
@@ -148,10 +155,81 @@ def test_click_slide_compare_and_keep(page, lab):
     model = star.load_model("demo")
     assert star.SteeringVector.load(saved, model).locus.layer == 6
     assert len(code.splitlines()) == 3
-    ARTIFACTS.mkdir(exist_ok=True)
-    widget.screenshot(path=ARTIFACTS / "explorer.png")
+    photograph(page, "explorer")
 
     names = {"star": star, "model": model}
     *lines, last = code.replace(saved.name, str(saved)).splitlines()
     exec("\n".join(lines), names)
     assert eval(last, names) == [replies(page)[1]], "the three lines write what the widget wrote"
+
+
+def test_every_control_is_labelled_and_reached_by_keyboard(page):
+    widget, press = page.locator(".star-explorer"), page.keyboard.press
+    nameless = widget.evaluate(
+        """root => [...root.querySelectorAll("button, select, input, textarea, [role=gridcell][aria-label], [role=grid]")]
+            .filter(e => !(e.ariaLabel || e.textContent.trim() && e.tagName === "BUTTON" || e.labels?.length))
+            .map(e => e.outerHTML.slice(0, 90))"""
+    )
+    assert nameless == []
+    for chip in range(widget.locator(".chips li:not(.add)").count(), 0, -1):
+        widget.locator(".chips li button").first.focus()
+        press("Enter")
+        page.wait_for_function(f"document.querySelectorAll('.chips li:not(.add)').length === {chip - 1}")
+
+    widget.get_by_role("tab", name="Layer × component").focus()
+    press("ArrowRight")
+    assert page.evaluate("document.activeElement.textContent") == "Layer × head"
+    for _ in range(4):  # estimator, form, pairs, then the map
+        press("Tab")
+    assert page.evaluate("document.activeElement.getAttribute('role')") == "gridcell"
+    press("Home")
+    press("ArrowRight")
+    press("ArrowDown")
+    assert page.evaluate("document.activeElement.ariaLabel").startswith("layer 5, head 1, attn.hook_z".split(", attn")[0])
+    press("Enter")
+    widget.locator(".chips", has_text="Layer 5 · head 1").wait_for()
+    finished(page)
+    assert page.evaluate("document.activeElement.ariaSelected") == "true", "the focus stays where it was"
+
+    for _ in range(20):
+        press("Tab")
+        if page.evaluate("document.activeElement.tagName") == "TEXTAREA":
+            break
+    press("Control+a")
+    page.keyboard.type("I lost <b>my</b> job & my flat.")
+    press("Tab")
+    press("ArrowRight")
+    finished(page)
+    assert widget.locator("output").text_content().startswith("1.55")
+    for _ in range(3):
+        press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Generate"
+    press("Enter")
+    press("Tab")
+    finished(page)
+    assert len(replies(page)) == 2
+    press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Keep this vector"
+    press("Enter")
+    widget.locator(".kept", has_text="layer5_attn_z_head1").wait_for()
+    assert "<b>my</b>" in widget.locator(".kept pre").text_content()
+    assert widget.locator(".kept b").count() == 0
+    photograph(page, "explorer-keyboard")
+
+
+def test_the_token_map_shows_a_pair_and_the_dark_theme_is_followed(page):
+    widget = page.locator(".star-explorer")
+    widget.get_by_role("tab", name="Layer × token").click()
+    assert widget.locator(".cell[data-row='0']").count() == 24
+    widget.get_by_label("Pairs").select_option(index=1)
+    widget.locator(".span", has_text="positive reply").wait_for()
+    assert widget.locator(".column", has_text="begin_of_text").count() == 1
+    last = widget.locator(".cell[data-row='6']").last
+    assert last.get_attribute("aria-disabled") == "true", "a reply's token is no locus"
+    page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    page.locator("[data-jp-theme-light='false']").wait_for()
+    widget.get_by_label("Pairs").select_option(index=0)
+    widget.get_by_label("Form").select_option("steering")
+    page.wait_for_function("document.querySelectorAll(\".cell[data-row='0']\").length === 24")
+    assert widget.get_by_label("Pairs").is_disabled()
+    photograph(page, "explorer-dark")
