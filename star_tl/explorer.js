@@ -13,7 +13,7 @@ const put = (node, attributes, children) => {
     if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
     else if (value === true) node.setAttribute(key, "");
     else if (value !== false && value != null) node.setAttribute(key, value);
-  node.append(...children.flat().filter(child => child != null));
+  node.append(...children.flat(Infinity).filter(child => child != null));
   return node;
 };
 const el = (tag, attributes = {}, ...children) => put(document.createElement(tag), attributes, children);
@@ -47,7 +47,7 @@ function render({ model, el: root }) {
     estimator: estimator.value, form: form.value, pair: Number(pair.value), component: component.value,
   });
   const estimator = select(about.estimators, start.estimator, redraw);
-  const form = select({ classical: "classical: Δa · gradient", steering: "steering: v · gradient" }, start.form, redraw);
+  const form = select({ classical: "classical (Δa·g)", steering: "steering (v·g)" }, start.form, redraw);
   const pair = select([], "", redraw);
   pair.append(...pairs.map(([key, name]) => el("option", { value: key }, name)));
   pair.value = start.pair;
@@ -355,10 +355,11 @@ function render({ model, el: root }) {
       word("strength (share of the residual norm)", { x: (left + W - right) / 2, y: H - 6 }),
       limit ? line(left, y(limit), W - right, y(limit), "limit") : null,
       line(x(value), topEdge, x(value), H - bottom, "now"));
-    for (const { name, rows, dash } of series) {
+    for (const [k, { name, rows, dash }] of series.entries()) {
+      const aside = 4 * (k - (series.length - 1) / 2);  // so that whiskers stand beside each other
       const colour = colourOf(name), points = rows.map(r => [x(r.strength), y(r[key])]);
       if (key === "trait_rate")
-        for (const r of rows) picture.append(put(line(x(r.strength), y(r.low_rate), x(r.strength), y(r.high_rate), "whisker"), { stroke: colour }, []));
+        for (const r of rows) picture.append(put(line(x(r.strength) + aside, y(r.low_rate), x(r.strength) + aside, y(r.high_rate), "whisker"), { stroke: colour }, []));
       picture.append(svg("polyline", { points: points.join(" "), stroke: colour, "stroke-dasharray": dash }));
       points.forEach(([cx, cy], i) => picture.append(svg("circle", { cx, cy, r: 4, fill: colour },
         svg("title", {}, `${name}\nstrength ${rows[i].strength.toFixed(2)}: ${say(rows[i][key])}`))));

@@ -8,6 +8,7 @@ its next pass through the model, because hooks belong to the model and all of th
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 import time
 import weakref
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from star_tl.attribution import METHODS, AttributionMap, attribute
+from star_tl.attribution import AttributionMap, attribute
 from star_tl.attribution.result import COMPONENTS, WRITES
 from star_tl.batch import make_batch, reply_logits, reply_logprobs
 from star_tl.chat import Span, as_messages, render
@@ -170,9 +171,7 @@ class Explorer(anywidget.AnyWidget):
             self._chosen.append(locus)
         taken = {entry["name"]: entry["colour"] for entry in self.loci}
         free = iter(sorted(set(range(len(LOCUS_COLOURS))) - set(taken.values())))
-        self.loci = [
-            {**_as_dict(x), "colour": taken[str(x)] if str(x) in taken else next(free)} for x in self._chosen
-        ]
+        self.loci = [{**_as_dict(x), "colour": taken[str(x)] if str(x) in taken else next(free)} for x in self._chosen]
         self.replies = [r for r in self.replies if r["name"] in {"", *(str(x) for x in self._chosen)}]
         self._show_doses()
         self._start(self._write)
@@ -262,9 +261,7 @@ class Explorer(anywidget.AnyWidget):
             parts = segments(self._pairs.trait, pieces)
             found = len(list(self._pairs.trait.pattern.finditer(reply.text)))
             going = writing and not reply.stopped
-            shown.append(
-                {"name": str(locus or ""), "segments": parts, "markers": found, "writing": going, **measures}
-            )
+            shown.append({"name": str(locus or ""), "segments": parts, "markers": found, "writing": going, **measures})
         self.replies = shown
 
     def _measure(self, locus: Locus | None, positions: str, stop: threading.Event) -> None:
@@ -282,9 +279,10 @@ class Explorer(anywidget.AnyWidget):
         what = f"layer {locus.layer}" if locus else "the unsteered model"
         options = {"max_new_tokens": MAX_NEW_TOKENS, "temperature": TEMPERATURE}
         replies: list[Reply] = []
-        for step, replies in enumerate(stream(self._model, prompts, row_hooks(rows), **options), 1):
+        for step, written in enumerate(stream(self._model, prompts, row_hooks(rows), **options), 1):
             if stop.is_set():
                 raise _Stopped
+            replies = written
             self._say(f"Dose–response of {what} …", step / MAX_NEW_TOKENS, busy=True)
         frames, n = [], len(self._practice)
         for i, (share, strength) in enumerate(zip(shares, strengths, strict=True)):
@@ -378,9 +376,7 @@ def view(attr: AttributionMap, form: str, pair: int | None, component: str) -> d
     }
 
 
-def _panel(
-    scores: Tensor, columns: list[dict[str, Any]], groups: list[tuple[str, int, int]]
-) -> dict[str, Any]:
+def _panel(scores: Tensor, columns: list[dict[str, Any]], groups: list[tuple[str, int, int]]) -> dict[str, Any]:
     """Mean over the first axis with 95 % bootstrap intervals; ``groups`` of columns have a colour scale each."""
     z = scores.mean(0)
     low = high = None
@@ -427,7 +423,7 @@ def segments(trait: Trait, pieces: Sequence[tuple[str, float | None]]) -> list[d
     edges = sorted(cuts)
     return [
         {"text": text[a:b], "marked": any(x <= a < y for x, y in marks), "drift": drift_at[a]}
-        for a, b in zip(edges, edges[1:], strict=False)
+        for a, b in itertools.pairwise(edges)
     ]
 
 
