@@ -24,7 +24,8 @@ from transformer_lens import HookedTransformer
 
 import star_tl as star
 from star_tl.pairs import TRAITS
-from star_tl.pipeline import best_dose, run
+from star_tl.pipeline import run
+from star_tl.strength import best_dose
 
 REAL = {
     "emotional_support": ("esconv/valid.jsonl",),

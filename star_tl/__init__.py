@@ -35,11 +35,15 @@ if TYPE_CHECKING:
     from star_tl.pipeline import run as run
     from star_tl.sampling import generate as generate
     from star_tl.sampling import sample as sample
+    from star_tl.sampling import stream as stream
     from star_tl.scores import score as score
+    from star_tl.strength import choose_strength as choose_strength
     from star_tl.sweep import Comparison as Comparison
     from star_tl.sweep import compare as compare
     from star_tl.vectors import SteeringVector as SteeringVector
+    from star_tl.vectors import combine as combine
     from star_tl.vectors import extract_vector as extract_vector
+    from star_tl.vectors import project_off as project_off
 
 _HOMES = {
     "AttributionMap": "attribution",
@@ -51,6 +55,8 @@ _HOMES = {
     "SteeringVector": "vectors",
     "Trait": "pairs",
     "attribute": "attribution",
+    "choose_strength": "strength",
+    "combine": "vectors",
     "compare": "sweep",
     "exact_effects": "attribution.exact",
     "explore": "explorer",
@@ -59,10 +65,12 @@ _HOMES = {
     "load_model": "models",
     "load_pairs": "pairs",
     "load_prompts": "dialogues",
+    "project_off": "vectors",
     "relay": "models.layout",
     "run": "pipeline",
     "sample": "sampling",
     "score": "scores",
+    "stream": "sampling",
     "verify": "attribution.exact",
 }
 __all__ = sorted(_HOMES)
