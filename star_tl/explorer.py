@@ -31,10 +31,10 @@ from star_tl.errors import StarError
 from star_tl.injection import row_hooks
 from star_tl.locus import Locus
 from star_tl.pairs import Pairs, Trait
-from star_tl.pipeline import DRIFT_LIMIT, best_dose, dose_table
 from star_tl.plots import DIVERGING, DIVERGING_DARK, GREY, LOCUS_COLOURS, ORANGE
 from star_tl.sampling import Reply, stream
 from star_tl.scores import REFERENCE, kl_per_token, mark_coherent, score
+from star_tl.strength import DRIFT_LIMIT, best_dose, dose_table
 from star_tl.vectors import SteeringVector, extract_vector
 
 try:

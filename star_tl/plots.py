@@ -340,7 +340,7 @@ def plot_loci(comparison: Comparison) -> go.Figure:
             fig.add_trace(line.update(hovertemplate=hover, legendgroup=name), row=1, col=col)
     rate = 100 * float(unsteered.trait_rate.iloc[0])
     note = {"annotation_text": "unsteered", "annotation_position": "bottom right", "annotation_font_size": 11}
-    fig.add_hline(y=rate, line={"color": GREY, "dash": "dot"}, row=1, col=1, **note)
+    fig.add_hline(y=rate, line={"color": GREY, "dash": "dot"}, row=1, col=1, **note)  # pyright: ignore[reportArgumentType]
     fig.update_xaxes(title_text="strength (1 = the natural difference)")
     fig.update_yaxes(title_text="coherent replies with the trait", ticksuffix=" %", range=[0, 104], col=1)
     fig.update_yaxes(title_text="drift (nats per token)", rangemode="tozero", col=2)
