@@ -16,7 +16,9 @@ const put = (node, attributes, children) => {
   node.append(...children.flat(Infinity).filter(child => child != null));
   return node;
 };
-const el = (tag, attributes = {}, ...children) => put(document.createElement(tag), attributes, children);
+// JupyterLab's shortcuts look at the focused element itself: keys pressed here are not for the notebook.
+const el = (tag, attributes = {}, ...children) =>
+  put(document.createElement(tag), { ...attributes, "data-lm-suppress-shortcuts": true }, children);
 const svg = (tag, attributes = {}, ...children) => put(document.createElementNS(SVG, tag), attributes, children);
 const minus = text => text.replace("-", "−");
 const signed = (x, digits = 3) => (x < 0 ? "" : "+") + minus(x.toFixed(digits));
@@ -412,8 +414,6 @@ function render({ model, el: root }) {
           el("span", { class: "drift", style: "--drift: 45%" }, "tinted"), " drift: how far this token is from what the unsteered model would write"))),
     kept, el("section", { class: "measures", "aria-label": "Dose–response and scores" }, charts, table)));
 
-  // Keys typed here are for these controls, not for the notebook's shortcuts.
-  root.firstChild.dataset.lmSuppressShortcuts = "true";
   const colours = root.firstChild.style;
   for (const [mode, [lowEnd, low, middle, high, highEnd]] of Object.entries(about.scales))
     for (const [name, value] of Object.entries({ "low-end": lowEnd, low, middle, high, "high-end": highEnd }))
