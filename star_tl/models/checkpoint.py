@@ -100,7 +100,7 @@ def read_into(stored: Mapping[str, StoredTensor], targets: Mapping[str, Tensor],
                     for piece in targets[name].view(-1).split(_PIECE):
                         direct = piece.dtype == stored[name].dtype and piece.device.type == "cpu"
                         read = piece if direct else torch.empty(piece.shape, dtype=stored[name].dtype)
-                        if file.readinto(read.view(torch.uint8).numpy()) != read.nbytes:
+                        if file.readinto(memoryview(read.view(torch.uint8).numpy())) != read.nbytes:
                             raise StarError(f"{path} is damaged (it ends within {name}): download it again.")
                         if not direct:
                             piece.copy_(read)

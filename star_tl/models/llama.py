@@ -107,7 +107,7 @@ def load_llama(
     theirs, ours = _allocate(cfg, hf, tied=hf.get("tie_word_embeddings", "lm_head.weight" not in stored))
     _check_stored(stored, theirs, folder)
     _check_unheld_biases(stored, cfg, hf)
-    read_into(stored, theirs, f"Loading {folder.name}")
+    read_into(stored, theirs, "Loading weights")
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore", DeprecationWarning)
         model = HookedTransformer(cfg, move_to_device=False)
