@@ -237,7 +237,7 @@ def generate(
     loaded = _load(model, dtype, device)
     hooks = []
     if vector is not None:
-        from star_tl.injection import SCHEDULES
+        from star_tl.schedules import SCHEDULES
 
         at = positions if positions is None or positions in SCHEDULES else _numbers(positions)
         hooks = SteeringVector.load(vector, loaded).hooks(strength, at)

@@ -9,8 +9,8 @@ have are left out; what a padded batch has there is padding, which is masked.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,26 +19,21 @@ from torch import Tensor
 
 from star_tl.errors import StarError
 from star_tl.locus import Locus
+from star_tl.schedules import Schedule, schedule, whole_numbers
 
 NamedHook = tuple[str | Callable[..., Any], Callable[..., Any]]
-SCHEDULES = ("locus", "prompt", "last_prompt", "generated", "all")
+Positions = str | Sequence[int] | None
 
 
 def injection_hooks(
-    vector: Float[Tensor, "position d"],
-    locus: Locus,
-    positions: str | Sequence[int] | None = None,
-    prompt_length: int | None = None,
+    vector: Float[Tensor, "position d"], locus: Locus, positions: Positions = None, prompt_length: int | None = None
 ) -> list[NamedHook]:
     """Hooks that add ``vector`` at ``locus``, for ``run_with_hooks``, ``model.hooks`` and ``generate``.
 
     Args:
         vector: one row per position of the locus. For schedules other than the locus's own, its mean.
         locus: hook point and positions.
-        positions: ``"locus"`` (default), ``"prompt"`` (all of it), ``"last_prompt"``, ``"generated"``
-            (from the last prompt token on, so that the first sampled token is steered too),
-            ``"all"``, or a sequence of positions: negative from the prompt's end (-1 its last
-            token), others counted from the first generated token (0).
+        positions: ``"locus"`` (default) or as in :func:`star_tl.schedules.schedule`.
         prompt_length: columns up to the prompt's end, where a forward pass holds prompt and reply
             at once, or only a part of the prompt. Default: all that the first pass of a call holds,
             with what was cached before it, which is right for cached generation.
@@ -47,13 +42,11 @@ def injection_hooks(
         StarError: unknown schedule, positions that are not whole numbers, or ``resid_pre`` of layer 0,
             which no attention precedes.
     """
-    schedule = _schedule(locus, positions)
-    return _hooks(_rows(vector, locus, schedule)[None], None, locus, schedule, prompt_length)
+    at = _positions(locus, positions)
+    return _hooks(_rows(vector, locus, at)[None], None, locus, at, prompt_length)
 
 
-def row_hooks(
-    rows: Sequence[tuple[Float[Tensor, "position d"], Locus, str | Sequence[int] | None] | None],
-) -> list[NamedHook]:
+def row_hooks(rows: Sequence[tuple[Float[Tensor, "position d"], Locus, Positions] | None]) -> list[NamedHook]:
     """Hooks for a batch whose rows are steered each in its own way, or not at all.
 
     Args:
@@ -67,92 +60,112 @@ def row_hooks(
     for i, row in enumerate(rows):
         if row is not None:
             vector, locus, positions = row
-            schedule = _schedule(locus, positions)
-            groups.setdefault((locus, schedule), []).append((i, _rows(vector, locus, schedule)))
+            at = _positions(locus, positions)
+            groups.setdefault((locus, at), []).append((i, _rows(vector, locus, at)))
     hooks: list[NamedHook] = []
-    for (locus, schedule), members in groups.items():
+    for (locus, at), members in groups.items():
         index = torch.tensor([i for i, _ in members])
-        hooks += _hooks(torch.stack([v for _, v in members]), index, locus, schedule, None)
+        hooks += _hooks(torch.stack([v for _, v in members]), index, locus, at, None)
     return hooks
 
 
-def _schedule(locus: Locus, positions: str | Sequence[int] | None) -> str | tuple[int, ...]:
+@dataclass
+class Clock:
+    """Where the current pass stands: its first column, and the column after the prompt's last."""
+
+    prompt_length: int | None = None
+    offset: int = 0
+    end: int = 0
+    keys: int = 0
+
+    def __call__(self, scores: Tensor, hook: object) -> None:
+        self.tick(*scores.shape[-2:])
+
+    def tick(self, queries: int, keys: int) -> None:
+        """A pass over the last ``queries`` of ``keys`` columns begins."""
+        self.offset = keys - queries
+        if self.prompt_length is not None:
+            self.end = self.prompt_length
+        elif not 0 < self.end <= self.offset <= self.keys:  # not the next step of the last pass
+            self.end = keys
+        self.keys = keys
+
+    def begin(self, end: int) -> None:
+        """A prompt of ``end`` columns begins, whatever passes it is cut into."""
+        self.offset, self.keys, self.end = 0, 0, end if self.prompt_length is None else self.prompt_length
+
+
+@dataclass(frozen=True)
+class Injection:
+    """Adds ``vectors`` to the rows ``index`` of a batch; without an index the one vector to all rows."""
+
+    clock: Clock
+    vectors: Float[Tensor, "row position d"]
+    index: Int[Tensor, " row"] | None
+    head: int | None
+    schedule: Schedule
+    ready: dict[tuple[Any, ...], tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
+
+    def __call__(self, activation: Tensor, hook: object) -> Tensor:
+        columns = self.schedule.columns(self.clock.end, self.clock.offset, activation.shape[1])
+        if not columns:
+            return activation
+        rows, at, added = self._place(columns, len(activation), activation.device)
+        where = (rows, at, *(() if self.head is None else (self.head,)))
+        # bf16 would round a small vector away against a large residual: add in float32.
+        wide = torch.promote_types(activation.dtype, torch.float32)
+        out = activation.clone()
+        out[where] = (activation[where].to(wide) + added.to(wide)).to(out.dtype)
+        return out
+
+    def _place(self, columns: list[tuple[int, int, float]], n: int, device: torch.device) -> tuple[Tensor, ...]:
+        """Row and column indices and what is added there; kept, for decode steps ask for the same again and again."""
+        key = (*columns, n, device)
+        if key not in self.ready:
+            self.ready.clear()
+            factors = torch.tensor([f for *_, f in columns], dtype=self.vectors.dtype)[:, None]
+            added = self.vectors[:, [r for _, r, _ in columns]] * factors.to(self.vectors.device)
+            rows = torch.arange(n) if self.index is None else self.index
+            at = torch.tensor([c for c, *_ in columns])
+            self.ready[key] = (rows.to(device)[:, None], at.to(device), added.to(device))
+        return self.ready[key]
+
+    def for_rows(self, kept: Int[Tensor, " kept"]) -> Injection | None:
+        """The same for a batch that keeps only these rows, in this order; None where none of its own is left."""
+        if self.index is None:
+            return self
+        mine, place = (kept.cpu()[:, None] == self.index.cpu()).nonzero(as_tuple=True)
+        if not len(mine):
+            return None
+        return replace(self, vectors=self.vectors[place.to(self.vectors.device)], index=mine, ready={})
+
+
+def _positions(locus: Locus, positions: Positions) -> str | tuple[int, ...]:
     if positions is None or positions == "locus":
         return locus.positions
     if isinstance(positions, str):
-        if positions not in SCHEDULES:
-            raise StarError(f"Unknown positions {positions!r}: use one of {', '.join(SCHEDULES)} or a list of numbers.")
+        schedule(positions)  # raises where it is unknown
         return positions
-    numbers = _numbers(positions)
+    numbers = whole_numbers(positions)
     return locus.positions if set(numbers) == set(locus.positions) else numbers
 
 
-def _rows(vector: Tensor, locus: Locus, schedule: str | tuple[int, ...]) -> Tensor:
+def _rows(vector: Tensor, locus: Locus, at: str | tuple[int, ...]) -> Tensor:
     """A row per position of the locus's own; for other schedules the mean, once."""
-    return vector if schedule == locus.positions else vector.mean(0, keepdim=True)
+    return vector if at == locus.positions else vector.mean(0, keepdim=True)
 
 
 def _hooks(
-    vectors: Float[Tensor, "row position d"],
-    index: Int[Tensor, " row"] | None,
-    locus: Locus,
-    schedule: str | tuple[int, ...],
-    prompt_length: int | None,
+    vectors: Tensor, index: Tensor | None, locus: Locus, at: str | tuple[int, ...], prompt_length: int | None
 ) -> list[NamedHook]:
-    """Add ``vectors`` to the rows ``index`` of a batch; without an index the one vector to all rows."""
     watched = locus.layer
     if locus.hook_point.endswith("hook_resid_pre"):
         watched -= 1
         if watched < 0:
             raise StarError("blocks.0.hook_resid_pre cannot be injected at: use blocks.0.hook_resid_post.")
-    seen = {"offset": 0, "end": 0, "keys": 0}
-
-    def observe(scores: Tensor, hook: object) -> None:
-        queries, keys = scores.shape[-2:]
-        seen["offset"] = keys - queries
-        if prompt_length is not None:
-            seen["end"] = prompt_length
-        elif not 0 < seen["end"] <= seen["offset"] <= seen["keys"]:  # not the next step of the last pass
-            seen["end"] = keys
-        seen["keys"] = keys
-
-    def inject(activation: Tensor, hook: object) -> Tensor:
-        chunk = _columns(schedule, seen["end"], seen["offset"], activation.shape[1])
-        if not chunk:
-            return activation
-        several = vectors.shape[1] > 1
-        added = vectors[:, [r if several else 0 for _, r in chunk]].to(activation.device)
-        columns = torch.tensor([c for c, _ in chunk], device=activation.device)
-        rows = torch.arange(len(activation)) if index is None else index
-        at = (rows.to(activation.device)[:, None], columns, *(() if locus.head is None else (locus.head,)))
-        # bf16 would round a small vector away against a large residual: add in float32.
-        wide = torch.promote_types(activation.dtype, torch.float32)
-        out = activation.clone()
-        out[at] = (activation[at].to(wide) + added.to(wide)).to(out.dtype)
-        return out
-
-    return [(f"blocks.{watched}.attn.hook_attn_scores", observe), (locus.hook_point, inject)]
-
-
-def _numbers(positions: Sequence[int]) -> tuple[int, ...]:
-    try:
-        numbers = tuple(operator.index(p) for p in positions)
-    except TypeError:
-        numbers = ()
-    if not numbers:
-        raise StarError(f"positions is {positions!r}: use one of {', '.join(SCHEDULES)} or a list of whole numbers.")
-    return numbers
-
-
-def _columns(schedule: str | tuple[int, ...], end: int, offset: int, length: int) -> list[tuple[int, int]]:
-    """Columns of the chunk to add at, each with its row of the vector."""
-    if isinstance(schedule, tuple):
-        wanted = {end + p: row for row, p in enumerate(schedule)}
-        return [(c - offset, row) for c, row in sorted(wanted.items()) if offset <= c < offset + length]
-    low, high = {
-        "prompt": (0, end),
-        "last_prompt": (end - 1, end),
-        "generated": (end - 1, offset + length),
-        "all": (0, offset + length),
-    }[schedule]
-    return [(c - offset, 0) for c in range(max(low, offset), min(high, offset + length))]
+    when = schedule(at)
+    if when.rows is not None and vectors.shape[1] == 1:
+        when = replace(when, rows=dict.fromkeys(when.rows, 0))
+    clock = Clock(prompt_length)
+    injection = Injection(clock, vectors, index, locus.head, when)
+    return [(f"blocks.{watched}.attn.hook_attn_scores", clock), (locus.hook_point, injection)]

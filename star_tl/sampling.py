@@ -15,26 +15,67 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
+import psutil
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
-from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
-from star_tl.batch import make_batch, unembed
+from star_tl.batch import make_batch
 from star_tl.chat import Prompt, render, stop_ids
+from star_tl.decoding import LlamaPass, Pass, begin
 from star_tl.errors import StarError
-from star_tl.injection import NamedHook
+from star_tl.injection import Clock, Injection, NamedHook
+
+CACHE_SHARE = 0.25  # of the free memory: the most that the KV cache of a batch takes
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What the model wrote. ``stopped`` says that it ended its turn by itself."""
+    """What the model wrote.
+
+    ``stopped`` says that it ended its turn by itself or at a stop string, ``broken`` that its logits became NaN or
+    infinite, where the reply ends. ``log_probs`` are the tokens' log-probabilities (nats) under the model as it was
+    steered, before temperature and bounds; empty unless they were asked for.
+    """
 
     text: str
     tokens: tuple[int, ...]
     stopped: bool
+    broken: bool = False
+    log_probs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample; see :func:`generate`."""
+
+    max_new_tokens: int = 60
+    temperature: float = 1.0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    batch_size: int = 64
+    log_probs: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "batch_size"):
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < 1:
+                raise StarError(f"{name} is {value!r}: use a whole number, at least 1.")
+        if not (isinstance(self.temperature, Real) and math.isfinite(self.temperature) and self.temperature >= 0):
+            raise StarError(f"temperature is {self.temperature!r}: use 0 (greedy) or more.")
+        if not (isinstance(self.top_p, Real) and 0 < self.top_p <= 1):
+            raise StarError(f"top_p is {self.top_p!r}: use a share above 0, at most 1.")
+        if not (isinstance(self.min_p, Real) and 0 <= self.min_p < 1):
+            raise StarError(f"min_p is {self.min_p!r}: use a share of the likeliest token's probability, 0 to below 1.")
+        penalty = self.repetition_penalty
+        if not (isinstance(penalty, Real) and math.isfinite(penalty) and penalty > 0):
+            raise StarError(f"repetition_penalty is {penalty!r}: use 1 (none) or more.")
+        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
+            raise StarError(f"stop is {self.stop!r}: give a list of texts.")
 
 
 def sample(
@@ -47,13 +88,13 @@ def sample(
     seed: int = 0,
     batch_size: int = 64,
     progress: bool = True,
+    **more: Any,
 ) -> list[str]:
     """One reply to each prompt, as text; arguments as in :func:`generate`."""
-    replies = generate(model, prompts, hooks, max_new_tokens, temperature, top_p, seed, batch_size, progress)
+    replies = generate(model, prompts, hooks, max_new_tokens, temperature, top_p, seed, batch_size, progress, **more)
     return [reply.text for reply in replies]
 
 
-@torch.no_grad()
 def generate(
     model: HookedTransformer,
     prompts: Sequence[Prompt],
@@ -64,6 +105,11 @@ def generate(
     seed: int = 0,
     batch_size: int = 64,
     progress: bool = True,
+    *,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    stop: Sequence[str] = (),
+    log_probs: bool = False,
 ) -> list[Reply]:
     """One reply to each prompt.
 
@@ -75,32 +121,55 @@ def generate(
         temperature: 0 is greedy.
         top_p: sample from the smallest set of tokens that holds this probability.
         seed: the same seed gives the same text for the same prompt and hooks.
-        batch_size: prompts per batch; the texts do not depend on it.
+        batch_size: prompts per batch; the texts do not depend on it. A batch whose cache would take more
+            than CACHE_SHARE of the free memory is cut smaller.
         progress: show a progress bar.
+        min_p: leave out tokens whose probability is below this share of the likeliest one's (arXiv 2407.01082).
+        repetition_penalty: divide the positive logits of tokens that the prompt or the reply holds by this, and
+            multiply the negative ones (arXiv 1909.05858).
+        stop: texts that end a reply; they are cut off.
+        log_probs: keep the tokens' log-probabilities.
 
     Raises:
         StarError: no prompts, an empty one, one that leaves no room for a reply, or an argument
             out of range.
     """
-    check_arguments(prompts, max_new_tokens, temperature, top_p, seed, batch_size)
+    options = Sampling(
+        max_new_tokens, temperature, top_p, min_p, repetition_penalty, _texts(stop), batch_size, log_probs
+    )
+    check_arguments(prompts, seed)
     _check_hooks(model, hooks)
     rendered = render_prompts(model, prompts, max_new_tokens)
     replies: list[Reply | None] = [None] * len(rendered)
-    options = Sampling(max_new_tokens, temperature, top_p, batch_size)
     for rows, written in in_batches(model, rendered, [seed] * len(rendered), lambda _: hooks, options, progress):
         for i, reply in zip(rows, written, strict=True):
             replies[i] = reply
     return [r for r in replies if r is not None]
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How to sample; see :func:`generate`."""
+def stream(
+    model: HookedTransformer,
+    prompts: Sequence[Prompt],
+    hooks: Sequence[NamedHook] = (),
+    max_new_tokens: int = 60,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    **more: Any,
+) -> Iterator[list[Reply]]:
+    """The replies so far, after every token, of prompts that are written side by side in one batch.
 
-    max_new_tokens: int = 60
-    temperature: float = 1.0
-    top_p: float = 1.0
-    batch_size: int = 64
+    Close the iterator to stop early. The last item equals what :func:`generate` returns; arguments as there.
+
+    Raises:
+        StarError: as :func:`generate`.
+    """
+    stop = _texts(more.pop("stop", ()))
+    options = Sampling(max_new_tokens, temperature, top_p, stop=stop, batch_size=max(1, len(prompts)), **more)
+    check_arguments(prompts, seed)
+    _check_hooks(model, hooks)
+    rendered = render_prompts(model, prompts, max_new_tokens)
+    return _written(model, rendered, [seed] * len(rendered), hooks, options)
 
 
 @torch.no_grad()
@@ -114,14 +183,33 @@ def in_batches(
 ) -> Iterator[tuple[list[int], list[Reply]]]:
     """Replies as batches of rows of like length are finished, with the indices of their rows.
 
-    ``hooks_of`` makes the hooks of a batch from the indices of its rows.
+    ``hooks_of`` makes the hooks of a batch from the indices of its rows. Rows of the same prompt stand together,
+    so that what they share is read once.
     """
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))
     with tqdm(total=len(prompts), desc="sampling", unit="reply", disable=not progress, delay=2) as bar:
-        for first in range(0, len(order), options.batch_size):
-            rows = order[first : first + options.batch_size]
-            yield rows, _batch(model, [prompts[i] for i in rows], [seeds[i] for i in rows], hooks_of(rows), options)
+        while order:
+            rows, order = _next_batch(model, prompts, order, options)
+            replies: list[Reply] = []
+            for replies in _written(  # noqa: B007 - the last is wanted
+                model, [prompts[i] for i in rows], [seeds[i] for i in rows], hooks_of(rows), options, every=False
+            ):
+                pass
+            yield rows, replies
             bar.update(len(rows))
+
+
+def _next_batch(
+    model: HookedTransformer, prompts: Sequence[tuple[int, ...]], order: list[int], options: Sampling
+) -> tuple[list[int], list[int]]:
+    """As many of the next rows as batch size and memory allow, at least one, and the rest."""
+    cfg: Any = model.cfg
+    device = torch.device(cfg.device)
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    per_column = 2 * cfg.n_layers * (cfg.n_key_value_heads or cfg.n_heads) * cfg.d_head * cfg.dtype.itemsize
+    longest = len(prompts[order[min(options.batch_size, len(order)) - 1]]) + options.max_new_tokens
+    n = max(1, min(options.batch_size, int(CACHE_SHARE * free / (per_column * longest))))
+    return order[:n], order[n:]
 
 
 def render_prompts(model: HookedTransformer, prompts: Sequence[Prompt], max_new_tokens: int) -> list[tuple[int, ...]]:
@@ -137,60 +225,153 @@ def render_prompts(model: HookedTransformer, prompts: Sequence[Prompt], max_new_
     return rendered
 
 
-def _batch(
+@torch.no_grad()
+def _written(
     model: HookedTransformer,
     prompts: list[tuple[int, ...]],
     seeds: list[int],
     hooks: Sequence[NamedHook],
     options: Sampling,
-) -> list[Reply]:
-    batch, max_new_tokens = make_batch(model, prompts), options.max_new_tokens
-    n, device = len(prompts), batch.tokens.device
-    cache = TransformerLensKeyValueCache.init_cache(model.cfg, device, n)
-    uniforms = torch.stack([_uniforms(seed, ids, max_new_tokens) for seed, ids in zip(seeds, prompts, strict=True)]).to(
-        device
-    )
-    stops = torch.tensor(stop_ids(model.tokenizer), device=device)
-    written = torch.zeros(n, max_new_tokens, dtype=torch.long, device=device)
-    lengths = torch.full((n,), max_new_tokens, device=device)
-    stopped = torch.zeros(n, dtype=torch.bool, device=device)
-    tokens, mask = batch.tokens, batch.mask.int()
-    with model.hooks(fwd_hooks=list(hooks)):
-        for step in range(max_new_tokens):
-            residual = model(tokens, attention_mask=mask, past_kv_cache=cache, stop_at_layer=model.cfg.n_layers)
-            logits = unembed(model, residual[:, -1:])[:, 0]
-            chosen = pick(logits, uniforms[:, step], options.temperature, options.top_p)
-            ends = torch.isin(chosen, stops) & ~stopped
-            lengths[ends] = step
-            stopped |= ends
-            written[:, step] = chosen
-            if bool(stopped.all()):
-                break
-            tokens, mask = chosen[:, None], torch.ones(n, 1, dtype=torch.int, device=device)
+    every: bool = True,
+) -> Iterator[list[Reply]]:
+    """One batch: the replies so far after every step, or with ``every`` False only the finished ones."""
     tokenizer: Any = model.tokenizer
-    replies = []
-    for row, length, ended in zip(written.tolist(), lengths.tolist(), stopped.tolist(), strict=True):
-        ids = tuple(row[:length])
-        replies.append(Reply(tokenizer.decode(ids, skip_special_tokens=True).strip(), ids, ended))
-    return replies
+    n, steps = len(prompts), options.max_new_tokens
+    uniforms = torch.stack([_uniforms(seed, ids, steps) for seed, ids in zip(seeds, prompts, strict=True)])
+    stops = set(stop_ids(tokenizer))
+    tokens: list[list[int]] = [[] for _ in prompts]
+    log_probs: list[list[float]] = [[] for _ in prompts]
+    ended: list[str | None] = [None] * n
+    texts: list[str] = [""] * n
+
+    def read(i: int) -> str:
+        return tokenizer.decode(tokens[i], skip_special_tokens=True)
+
+    def so_far() -> list[Reply]:
+        return [
+            Reply(
+                (texts[i] if ended[i] == "text" else read(i)).strip(),
+                tuple(tokens[i]),
+                ended[i] in ("turn", "text"),
+                ended[i] == "broken",
+                tuple(log_probs[i]),
+            )
+            for i in range(n)
+        ]
+
+    batch, logits = _read_prompts(model, prompts, hooks, options)
+    device = logits.device
+    alive = list(range(n))  # the row of the batch that each row of the pass is
+    seen = None
+    if options.repetition_penalty != 1:
+        seen = torch.zeros(n, logits.shape[-1], dtype=torch.bool, device=device)
+        for i, ids in enumerate(prompts):
+            seen[i, list(ids)] = True
+    for step in range(steps):
+        finite = torch.isfinite(logits).all(-1)
+        usable = logits if bool(finite.all()) else logits.where(finite[:, None], 0.0)
+        penalised = usable if seen is None else _penalised(usable, seen[alive], options.repetition_penalty)
+        chosen = pick(penalised, uniforms[alive, step].to(device), options.temperature, options.top_p, options.min_p)
+        own = usable.log_softmax(-1).gather(-1, chosen[:, None])[:, 0].tolist() if options.log_probs else None
+        for row, (i, token, whole) in enumerate(zip(alive, chosen.tolist(), finite.tolist(), strict=True)):
+            if ended[i] is not None:
+                continue
+            if not whole:
+                ended[i] = "broken"
+            elif token in stops:
+                ended[i] = "turn"
+            else:
+                tokens[i].append(token)
+                if own is not None:
+                    log_probs[i].append(own[row])
+                if options.stop:
+                    text = read(i)
+                    at = min((text.find(s) for s in options.stop if s in text), default=-1)
+                    if at >= 0:
+                        ended[i], texts[i] = "text", text[:at]
+        if seen is not None:
+            seen[alive, chosen] = True
+        if every:
+            yield so_far()
+        going = [row for row, i in enumerate(alive) if ended[i] is None]
+        if not going or step == steps - 1:
+            break
+        # Dropping rows copies the cache: worth it when a good part of the batch is finished.
+        if len(going) <= 0.75 * len(alive):
+            kept = torch.tensor(going, device=device)
+            if batch.keep(kept):
+                alive, chosen = [alive[row] for row in going], chosen[kept]
+        logits = batch(chosen[:, None])
+    if not every:
+        yield so_far()
+
+
+def _read_prompts(
+    model: HookedTransformer, prompts: list[tuple[int, ...]], hooks: Sequence[NamedHook], options: Sampling
+) -> tuple[Pass, Float[Tensor, "row vocab"]]:
+    """A pass that has read the prompts, and the logits after them.
+
+    What rows of the same prompt share, up to the first token that a hook of theirs may touch, is read once.
+    """
+    end = max(len(ids) for ids in prompts)
+    room = end + options.max_new_tokens
+    unique = sorted(set(prompts), key=prompts.index)
+    reach = _reach(hooks)
+    own = max(1, reach) if reach is not None else end
+    whole = make_batch(model, prompts)
+    if len(unique) == len(prompts) or own >= min(len(ids) for ids in prompts):
+        batch = begin(model, hooks, whole.mask, end, room)
+        return batch, batch(whole.tokens)
+    batch = begin(model, hooks, whole.mask, end, room)
+    if not isinstance(batch, LlamaPass):
+        return batch, batch(whole.tokens)
+    once = make_batch(model, unique)
+    shared = LlamaPass(model, {}, (~once.mask).sum(1), end, end - own)
+    shared(once.tokens[:, : end - own])
+    batch.go_on_from(shared, torch.tensor([unique.index(ids) for ids in prompts], device=once.tokens.device))
+    return batch, batch(whole.tokens[:, end - own :])
+
+
+def _reach(hooks: Sequence[NamedHook]) -> int | None:
+    """How many of a prompt's last tokens the hooks may touch; None where that is not known."""
+    reach = 0
+    for _, function in hooks:
+        if isinstance(function, Clock) and function.prompt_length is None:
+            continue
+        if not isinstance(function, Injection) or function.schedule.reach is None or function.clock.prompt_length:
+            return None
+        reach = max(reach, function.schedule.reach)
+    return reach
+
+
+def _penalised(logits: Float[Tensor, "row vocab"], seen: Tensor, penalty: float) -> Float[Tensor, "row vocab"]:
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def pick(
-    logits: Float[Tensor, "row vocab"], uniform: Float[Tensor, " row"], temperature: float, top_p: float
+    logits: Float[Tensor, "row vocab"],
+    uniform: Float[Tensor, " row"],
+    temperature: float,
+    top_p: float,
+    min_p: float = 0.0,
 ) -> Int[Tensor, " row"]:
     """The token of every row by inverse transform of ``uniform``; greedy at temperature 0.
 
-    Tokens are taken in the order of their probability, so that top-p is a bound on the sum.
+    Tokens are taken in the vocabulary's order, in which two nearly equal ones never change places.
     """
     if temperature == 0:
         return logits.argmax(-1)
-    probabilities, order = (logits.double() / temperature).softmax(-1).sort(stable=True, dim=-1, descending=True)
-    total = probabilities.cumsum(-1)
-    inside = total - probabilities < top_p
-    mass = torch.where(inside, total, 0.0).amax(-1)
-    index = (total < (uniform.double() * mass)[:, None]).sum(-1)
-    index = index.clamp(max=inside.sum(-1) - 1)
-    return order.gather(-1, index[:, None])[:, 0]
+    p = (logits.double() / temperature).softmax(-1)
+    if top_p < 1:
+        ranked, order = p.sort(stable=True, dim=-1, descending=True)
+        outside = ranked.cumsum(-1) - ranked >= top_p
+        p = p.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), 0.0)
+    if min_p > 0:
+        p = p.masked_fill(p < min_p * p.amax(-1, keepdim=True), 0.0)
+    total = p.cumsum(-1)
+    index = torch.searchsorted(total, (uniform.double() * total[:, -1])[:, None], right=True)[:, 0]
+    last = p.shape[-1] - 1 - (p > 0).int().flip(-1).argmax(-1)  # rounding must not run past what may be picked
+    return torch.minimum(index, last)
 
 
 def _uniforms(seed: int, ids: tuple[int, ...], count: int) -> Tensor:
@@ -210,20 +391,17 @@ def _check_hooks(model: HookedTransformer, hooks: Sequence[NamedHook]) -> None:
             raise StarError(f"The model has no hook point {name!r}: model.hook_dict has {close!r}, say.")
 
 
-def check_arguments(
-    prompts: Sequence[Prompt], max_new_tokens: int, temperature: float, top_p: float, seed: int, batch_size: int
-) -> None:
-    """Raises StarError where an argument of :func:`generate` is out of range."""
+def check_arguments(prompts: Sequence[Prompt], seed: int) -> None:
+    """Raises StarError where these arguments of :func:`generate` cannot be used."""
     if isinstance(prompts, str):
         raise StarError("prompts is one text: give a list of prompts.")
     if len(prompts) == 0:  # also of a pandas column, whose truth value is undefined
         raise StarError("There are no prompts: give at least one.")
-    for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
-        if not isinstance(value, Integral) or value < 1:
-            raise StarError(f"{name} is {value!r}: use a whole number, at least 1.")
-    if not (isinstance(temperature, Real) and math.isfinite(temperature) and temperature >= 0):
-        raise StarError(f"temperature is {temperature!r}: use 0 (greedy) or more.")
-    if not (isinstance(top_p, Real) and 0 < top_p <= 1):
-        raise StarError(f"top_p is {top_p!r}: use a share above 0, at most 1.")
     if not isinstance(seed, Integral):
         raise StarError(f"seed is {seed!r}: use a whole number.")
+
+
+def _texts(stop: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(stop, str):
+        raise StarError(f"stop is {stop!r}: give a list of texts.")
+    return tuple(stop)

@@ -126,7 +126,8 @@ def compare(
         StarError: bad arguments, or ``out`` holds the samples of another sweep.
     """
     chosen = [as_messages(p) for p in (prompts if prompts is not None else pairs.heldout.prompts)]
-    check_arguments(chosen, max_new_tokens, temperature, top_p, 0, batch_size)
+    options = Sampling(max_new_tokens, temperature, top_p, batch_size=batch_size)
+    check_arguments(chosen, 0)
     places = loci or [Locus(f"blocks.{i}.hook_resid_post", (-1,)) for i in range(model.cfg.n_layers)]
     for name, values in (("strengths", strengths), ("positions", positions), ("seeds", seeds)):
         if isinstance(values, str) or not len(values):
@@ -140,7 +141,6 @@ def compare(
     ids = render_prompts(model, chosen, max_new_tokens)
     rows = [(w, i) for w in range(len(ways)) for i in range(len(chosen))]
 
-    options = Sampling(max_new_tokens, temperature, top_p, batch_size)
     call = {
         "model": vectors[0].fingerprint,
         "trait": pairs.trait.name,

@@ -15,7 +15,7 @@ from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 import star_tl as star
 from star_tl.batch import make_batch
 from star_tl.errors import StarError
-from star_tl.injection import SCHEDULES
+from star_tl.schedules import SCHEDULES
 from star_tl.vectors import SteeringVector
 
 TOLERANCE = 1e-4  # float32 round-off of two implementations on logits of order 1 to 10

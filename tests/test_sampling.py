@@ -152,15 +152,15 @@ def test_pick_reads_every_row_with_its_own_number():
     assert sorted(tokens.tolist()) == [0, 1, 2, 3]
     sure = torch.tensor([[0.0, 50.0, 0.0], [50.0, 0.0, 0.0], [0.0, 0.0, 50.0]])
     for temperature, top_p in ((0, 1.0), (1.0, 1.0), (1.0, 0.5)):
-        assert pick(sure, torch.tensor([0.0, 0.5, 1 - 1e-7]), temperature, top_p).tolist() == [1, 0, 2]
+        assert pick(sure, torch.tensor([1e-7, 0.5, 1 - 1e-7]), temperature, top_p).tolist() == [1, 0, 2]
 
 
 def record(monkeypatch) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """What generation hands to ``pick`` and gets back, step by step."""
     steps = []
 
-    def recorded(scores, uniform, temperature, top_p):
-        tokens = pick(scores, uniform, temperature, top_p)
+    def recorded(scores, uniform, *bounds):
+        tokens = pick(scores, uniform, *bounds)
         steps.append((scores.clone(), uniform.clone(), tokens))
         return tokens
 

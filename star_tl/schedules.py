@@ -1,0 +1,96 @@
+"""Position schedules: at which tokens a vector is added, and how strongly.
+
+Positions are absolute and counted from the end of the prompt: -1 is its last token, 0 the first generated one.
+The token at position p is sampled from what the model computed at p - 1; everything that is said of generated
+tokens here therefore begins at the last prompt token, so that the first sampled token is steered too.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from star_tl.errors import StarError
+
+SCHEDULES = ("locus", "prompt", "last_prompt", "generated", "all")
+COUNTED = ("first N", "every N", "decay N")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A schedule made ready.
+
+    ``low`` and ``high`` bound the positions (None: no bound); ``weight`` maps a position to the factor at it;
+    ``rows`` maps a position to its row of a vector that has one per position, and is empty where all share one.
+    """
+
+    name: str
+    low: int | None
+    high: int | None
+    weight: Callable[[int], float] | None = None
+    rows: dict[int, int] | None = None
+
+    @property
+    def reach(self) -> int | None:
+        """How many of the prompt's last tokens it may touch; None for all of them."""
+        return None if self.low is None else max(0, -self.low)
+
+    def columns(self, end: int, offset: int, length: int) -> list[tuple[int, int, float]]:
+        """Columns of a chunk of ``length`` that begins at column ``offset``, each with its vector row and factor.
+
+        ``end`` is the column after the prompt's last.
+        """
+        low = offset if self.low is None else max(offset, end + self.low)
+        high = offset + length if self.high is None else min(offset + length, end + self.high)
+        found = []
+        for column in range(low, high):
+            position = column - end
+            if self.rows is not None and position not in self.rows:
+                continue
+            factor = 1.0 if self.weight is None else self.weight(position)
+            if factor:
+                found.append((column - offset, self.rows[position] if self.rows else 0, factor))
+        return found
+
+
+def schedule(positions: str | Sequence[int]) -> Schedule:
+    """A schedule from its name or from positions.
+
+    Args:
+        positions: ``"prompt"`` (all of it), ``"last_prompt"``, ``"generated"``, ``"all"``, ``"first N"`` (for the
+            first N generated tokens), ``"every N"`` (for every N-th), ``"decay N"`` (halving every N tokens), or
+            positions.
+
+    Raises:
+        StarError: an unknown name, or positions that are not whole numbers.
+    """
+    if isinstance(positions, str):
+        counted = re.fullmatch(r"(first|every|decay) ([1-9]\d{0,5})", positions)
+        if counted:
+            n = int(counted[2])
+            if counted[1] == "first":
+                return Schedule(positions, -1, n - 1)
+            if counted[1] == "every":
+                return Schedule(positions, -1, None, lambda p: float((p + 1) % n == 0))
+            return Schedule(positions, -1, None, lambda p: 0.5 ** ((p + 1) / n))
+        bounds = {"prompt": (None, 0), "last_prompt": (-1, 0), "generated": (-1, None), "all": (None, None)}
+        if positions not in bounds:
+            names = ", ".join(SCHEDULES + COUNTED)
+            raise StarError(f"Unknown positions {positions!r}: use one of {names} or a list of numbers.")
+        return Schedule(positions, *bounds[positions])
+    numbers = whole_numbers(positions)
+    return Schedule(str(list(numbers)), min(numbers), max(numbers) + 1, rows={p: row for row, p in enumerate(numbers)})
+
+
+def whole_numbers(positions: Sequence[int]) -> tuple[int, ...]:
+    """The positions as a tuple. Raises StarError where they are none, or not whole numbers."""
+    try:
+        numbers = tuple(operator.index(p) for p in positions)
+    except TypeError:
+        numbers = ()
+    if not numbers:
+        names = ", ".join(SCHEDULES + COUNTED)
+        raise StarError(f"positions is {positions!r}: use one of {names} or a list of whole numbers.")
+    return numbers
