@@ -219,7 +219,7 @@ def huggingface_hook(folder: Path, dtype: str, device: str) -> Arm:
         handles += [layer.register_forward_hook(keep) for layer in layers]
         ids = torch.tensor([[*prompt, *reply]], device=device)
         try:
-            logits = model(ids, logits_to_keep=len(reply) + 1).logits[:, :-1]
+            logits = model(ids).logits[:, -len(reply) - 1 : -1]
         finally:
             for handle in handles:
                 handle.remove()
