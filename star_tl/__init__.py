@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from star_tl.attribution.exact import verify as verify
     from star_tl.dialogues import load_prompts as load_prompts
     from star_tl.errors import StarError as StarError
+    from star_tl.explorer import explore as explore
     from star_tl.locus import Locus as Locus
     from star_tl.models import load_model as load_model
     from star_tl.models.layout import relay as relay
@@ -58,6 +59,7 @@ _HOMES = {
     "combine": "vectors",
     "compare": "sweep",
     "exact_effects": "attribution.exact",
+    "explore": "explorer",
     "extract_vector": "vectors",
     "generate": "sampling",
     "load_model": "models",

@@ -74,6 +74,13 @@ class Comparison:
 
         return plot_comparison(self)
 
+    def _repr_html_(self) -> str:
+        from star_tl.cards import table_card
+
+        table = self.summary().drop(columns=["arm", "layer"])
+        shown = {"trait_rate": "{:.0%}", "coherent_rate": "{:.0%}", "difference": "{:+.0%}", "drift": "{:.3f}"}
+        return table_card(repr(self), table, shown)
+
     def __repr__(self) -> str:
         ways = len(self.summary()) - 1
         return f"Comparison({self.trait}: {ways} ways to steer, {len(self.frame)} replies)"

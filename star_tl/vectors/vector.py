@@ -153,6 +153,20 @@ class SteeringVector:
             loaded.check(model)
         return loaded
 
+    def _repr_html_(self) -> str:
+        from star_tl.cards import card
+
+        return card(
+            f"Steering vector: {self.trait.replace('_', ' ')}",
+            {
+                "locus": self.locus,
+                "method": f"{self.method}, {self.n_pairs} pairs",
+                "strength 1": f"norm {self.norm:.2f}, {self.fraction:.0%} of the residual norm there",
+                "model": self.model,
+                "use": "vector.hooks(strength=1.0)",
+            },
+        )
+
     def __repr__(self) -> str:
         return (
             f"SteeringVector({self.trait}, {self.method}, {self.locus}, norm {self.norm:.2f} = "
