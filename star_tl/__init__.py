@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from star_tl.attribution import attribute as attribute
     from star_tl.attribution.exact import exact_effects as exact_effects
     from star_tl.attribution.exact import verify as verify
+    from star_tl.conversation import converse as converse
     from star_tl.dialogues import load_prompts as load_prompts
     from star_tl.errors import StarError as StarError
     from star_tl.explorer import explore as explore
@@ -58,6 +59,7 @@ _HOMES = {
     "choose_strength": "strength",
     "combine": "vectors",
     "compare": "sweep",
+    "converse": "conversation",
     "exact_effects": "attribution.exact",
     "explore": "explorer",
     "extract_vector": "vectors",

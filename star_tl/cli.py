@@ -355,6 +355,19 @@ def evaluate(
     _print_frame(summarise(mark_coherent(pd.concat(frames, ignore_index=True))), repr(steering))
 
 
+@app.command()
+@one_line_errors
+def doctor(
+    model: Annotated[str | None, typer.Option("--model", help="Ask about this folder or Hub name only.")] = None,
+) -> None:
+    """Show what is installed, which models fit here and are downloaded, and how fast this machine is."""
+    from rich.console import Console
+
+    from star_tl.doctor import examine, tables
+
+    Console(width=None if sys.stdout.isatty() else 120).print(*tables(examine(model)), sep="\n")
+
+
 def _load(name: str, dtype: str | None, device: str | None) -> HookedTransformer:
     from star_tl.models import load_model
 

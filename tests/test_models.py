@@ -472,9 +472,12 @@ BROKEN: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "quantized": ({"config": {"quantization_config": {"bits": 4}}}, ("is quantized", "unquantized checkpoint")),
     "another architecture": (
         {"config": {"architectures": ["MambaForCausalLM"]}},
-        ("MambaForCausalLM", "folders must be LlamaForCausalLM"),
+        ("cannot hold a model of architecture MambaForCausalLM", "Did you mean 'LlamaForCausalLM'"),
     ),
-    "no architecture": ({"config": {"architectures": None}}, ("unknown", "folders must be LlamaForCausalLM")),
+    "unknown to transformers": (
+        {"config": {"architectures": ["YetiForCausalLM"], "model_type": "yeti"}},
+        ("transformers cannot make a model", "use another checkpoint"),
+    ),
     "another rope": (
         {"config": {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}},
         ("'yarn' is not supported", "'llama3' or none"),
@@ -620,7 +623,7 @@ def test_a_hub_model_of_an_unknown_architecture_is_refused(
 ) -> None:
     folder = edited(tiny_folder, tmp_path, config={"architectures": ["MambaForCausalLM"]})
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folder))
-    refused("someone/mamba", "someone/mamba", "MambaForCausalLM", "name a LlamaForCausalLM checkpoint")
+    refused("someone/mamba", "MambaForCausalLM", "name one that it can", "Known: GPT2LMHeadModel")
 
 
 # --- too large for memory --------------------------------------------------------------------

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -100,7 +100,7 @@ def read_into(stored: Mapping[str, StoredTensor], targets: Mapping[str, Tensor],
                     for piece in targets[name].view(-1).split(_PIECE):
                         direct = piece.dtype == stored[name].dtype and piece.device.type == "cpu"
                         read = piece if direct else torch.empty(piece.shape, dtype=stored[name].dtype)
-                        if file.readinto(read.view(torch.uint8).numpy()) != read.nbytes:
+                        if file.readinto(cast(Any, read.view(torch.uint8).numpy())) != read.nbytes:
                             raise StarError(f"{path} is damaged (it ends within {name}): download it again.")
                         if not direct:
                             piece.copy_(read)

@@ -85,14 +85,11 @@ def hooked_config(hf: dict[str, Any], dtype: torch.dtype, device: str) -> Hooked
     )
 
 
-def load_llama(
-    folder: Path, tokenizer: Any, dtype: torch.dtype, device: str, first_n_layers: int | None = None
-) -> HookedTransformer:
-    """The HookedTransformer of a Llama folder, weights held once also while they are read.
+def load_llama(folder: Path, dtype: torch.dtype, device: str, first_n_layers: int | None = None) -> HookedTransformer:
+    """The HookedTransformer of a Llama folder, without its tokenizer; weights are held once also while they are read.
 
     Args:
         folder: where ``config.json`` and the safetensors files are.
-        tokenizer: the model's, of transformers.
         dtype: of the parameters.
         device: of the parameters.
         first_n_layers: leave out all later layers.
@@ -107,14 +104,12 @@ def load_llama(
     theirs, ours = _allocate(cfg, hf, tied=hf.get("tie_word_embeddings", "lm_head.weight" not in stored))
     _check_stored(stored, theirs, folder)
     _check_unheld_biases(stored, cfg, hf)
-    read_into(stored, theirs, f"Loading {folder.name}")
+    read_into(stored, theirs, "Loading weights")
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore", DeprecationWarning)
         model = HookedTransformer(cfg, move_to_device=False)
     model.load_state_dict({**_absent(model, cfg), **ours}, assign=True)
-    model.tokenizer = tokenizer
-    cfg.tokenizer_prepends_bos = len(tokenizer.encode("")) > 0
-    return model.eval()
+    return model
 
 
 def _allocate(

@@ -13,9 +13,9 @@ import torch
 from transformer_lens import HookedTransformer
 
 from star_tl.errors import StarError, nearest
-from star_tl.models.layout import relay
 from star_tl.models.llama import load_llama, read_config
-from star_tl.models.size import SHAPES, check_memory, llama_size
+from star_tl.models.others import load_other
+from star_tl.models.size import SHAPES, check_memory, llama_size, transformers_size
 
 DEMO = Path(__file__).parent / "demo"
 KNOWN = ("demo", *SHAPES)
@@ -41,7 +41,8 @@ def load_model(
 
     Args:
         name: ``"demo"`` (the embedded model), a folder in HuggingFace format, or a Hub name such
-            as ``"meta-llama/Llama-3.1-8B-Instruct"``.
+            as ``"meta-llama/Llama-3.1-8B-Instruct"``. Llamas are read straight into their place; GPT-2, Pythia,
+            Gemma-2, Qwen-2.5 and 3, Mistral and Phi-3 by TransformerLens's converters, which hold the weights twice.
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``float64``. Default: float32 for
             models under 1 B parameters, bfloat16 above.
         device: where to put it. Default: ``cuda`` where there is one, else ``cpu``.
@@ -61,29 +62,23 @@ def load_model(
     architecture = (config.get("architectures") or ["unknown"])[0]
     if config.get("quantization_config"):
         raise StarError(f"{name} is quantized: attribution needs full weights; name the unquantized checkpoint.")
-    if first_n_layers is not None and not 1 <= first_n_layers <= config.get("num_hidden_layers", first_n_layers):
-        raise StarError(f"first_n_layers is {first_n_layers}: use 1 to {config['num_hidden_layers']}.")
-    size = llama_size(config).first(first_n_layers) if architecture == "LlamaForCausalLM" else None
-    chosen = DTYPES[dtype] if dtype else torch.bfloat16 if size and size.parameters > 1e9 else torch.float32
-    if size:
-        check_memory(name, size, chosen, device)
+    llama = architecture == "LlamaForCausalLM"
+    size = llama_size(config) if llama else transformers_size(folder)
+    if first_n_layers is not None and not 1 <= first_n_layers <= size.layers:
+        raise StarError(f"first_n_layers is {first_n_layers}: use 1 to {size.layers}.")
+    size = size.first(first_n_layers)
+    chosen = DTYPES[dtype] if dtype else torch.bfloat16 if size.parameters > 1e9 else torch.float32
+    check_memory(name, size, chosen, device, copies=1 if llama else 2)
+    folder = folder if local.is_dir() else _download(name, FILES)
+    tokenizer = _tokenizer(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        if architecture == "LlamaForCausalLM":
-            folder = local if local.is_dir() else _download(name, FILES)
-            model = load_llama(folder, _tokenizer(folder), chosen, device, first_n_layers)
-        elif local.is_dir():
-            raise StarError(
-                f"A local folder of architecture {architecture} cannot be read: folders must be LlamaForCausalLM."
-            )
+        if llama:
+            model = load_llama(folder, chosen, device, first_n_layers)
         else:
-            try:
-                model = relay(HookedTransformer.from_pretrained_no_processing(name, dtype=chosen, device=device))
-            except ValueError:
-                raise StarError(
-                    f"{name} is of architecture {architecture}, which TransformerLens does not know by this name: "
-                    "name a LlamaForCausalLM checkpoint."
-                ) from None
+            model = load_other(folder, architecture, chosen, device, first_n_layers)
+    model.tokenizer = tokenizer
+    model.cfg.tokenizer_prepends_bos = len(tokenizer.encode("")) > 0
     model.cfg.model_name = name
     return model.requires_grad_(False).eval()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -88,6 +89,33 @@ def llama_size(config: Mapping[str, Any]) -> Size:
         layers=config["num_hidden_layers"],
         cache_per_layer=2 * kv * d_head,
     )
+
+
+def transformers_size(folder: Path) -> Size:
+    """The size of any model that transformers can make from the folder's ``config.json``.
+
+    Raises:
+        StarError: transformers does not know the architecture without code of the repository's own.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:120]
+        raise StarError(f"transformers cannot make a model of {folder} ({reason}): use another checkpoint.") from None
+    layers, heads = config.num_hidden_layers, config.num_attention_heads
+    outside = sum(
+        p.numel() for m in (model.get_input_embeddings(), model.get_output_embeddings()) for p in m.parameters()
+    )
+    if model.get_input_embeddings().weight is model.get_output_embeddings().weight:
+        outside //= 2
+    d_head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    total = sum(p.numel() for p in model.parameters())
+    return Size(outside, (total - outside) // layers, layers, 2 * kv_heads * d_head)
 
 
 def free_memory(device: str) -> int:

@@ -3,8 +3,9 @@ r"""Principal direction of the differences at the locus, not centred.
 .. math:: v_t = u_t \, (u_t \cdot \bar d_t), \qquad u_t = \arg\max_{|u| = 1} \sum_{pairs} (u \cdot d_t)^2
 
 with d the differences clean − corrupted and :math:`\bar d` their mean, so that strength 1 moves as far along u
-as the pairs do on average. Zou et al. 2023 (arXiv 2310.01405) take the principal direction of differences; centring them first would remove the mean difference, which is the trait. The right one when
-pairs differ in many ways of which one is common: it weighs pairs that differ much more than the mean does.
+as the pairs do on average. Zou et al. 2023 (arXiv 2310.01405) take the principal direction of differences;
+centring them first would remove the mean difference, which is the trait. The right one when pairs differ in
+many ways of which one is common: it weighs pairs that differ much more than the mean does.
 """
 
 from __future__ import annotations

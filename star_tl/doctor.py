@@ -1,0 +1,190 @@
+"""A check of the machine: what is installed, which models fit here and are downloaded, and how fast it is."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from star_tl.errors import StarError, nearest
+from star_tl.models.checkpoint import stored_tensors
+from star_tl.models.llama import read_config
+from star_tl.models.load import DEMO
+from star_tl.models.size import SHAPES, Size, free_memory, llama_size, transformers_size
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+PACKAGES = ("star_tl", "torch", "transformer_lens", "transformers", "huggingface_hub", "safetensors")
+CONTEXT = 1024  # tokens a row, prompt and reply, for which batches are counted
+DTYPES = {"bfloat16": 2, "float32": 4}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A model on this machine: its weights in GB, and per dtype how many rows of CONTEXT tokens fit beside them.
+
+    ``rows`` is 0 where the weights themselves do not fit. ``cached`` is ``"yes"``, ``"partly"`` or ``"no"``.
+    """
+
+    model: str
+    weights_gb: dict[str, float]
+    rows: dict[str, int]
+    cached: str
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What :func:`examine` found. ``speed`` is of the demo model: tokens and pairs per second."""
+
+    versions: dict[str, str]
+    device: str
+    free_gb: float
+    fits: tuple[Fit, ...]
+    speed: dict[str, float]
+
+
+def examine(model: str | None = None, seconds: float = 5.0) -> Examination:
+    """Look at this machine.
+
+    Args:
+        model: a folder or Hub name to ask about, instead of the well-known ones.
+        seconds: how long to measure the speed.
+
+    Raises:
+        StarError: nothing is known of ``model`` here, neither its shape nor its config.
+    """
+    names = [model] if model is not None else ["demo", *SHAPES]
+    sizes = [(name, _size(name)) for name in names]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    free = free_memory(device)
+    fits = tuple(_fit(name, size, free) for name, size in sizes)
+    return Examination(_versions(), _describe(device), free / 1e9, fits, _speed(seconds))
+
+
+def tables(found: Examination) -> Iterator[Table]:
+    """The examination for a terminal."""
+    from rich.table import Table
+
+    machine = Table(title="This machine", title_justify="left", show_header=False)
+    for name, version in found.versions.items():
+        machine.add_row(name, version)
+    machine.add_row("device", found.device)
+    machine.add_row("free memory", f"{found.free_gb:.1f} GB")
+    yield machine
+    models = Table(
+        title="Models: GB of weights, and rows of 1,024 tokens that fit beside them",
+        title_justify="left",
+        caption="attribution and sampling need some GB more; first_n_layers loads a part of what does not fit",
+        caption_justify="left",
+    )
+    models.add_column("model", no_wrap=True)
+    for dtype in DTYPES:
+        models.add_column(dtype, justify="right")
+    models.add_column("downloaded")
+    for fit in found.fits:
+        cells = []
+        for dtype in DTYPES:
+            rows = f"{fit.rows[dtype]:,} rows" if fit.rows[dtype] else "[red]does not fit[/]"
+            cells.append(f"{fit.weights_gb[dtype]:.2f} GB, {rows}")
+        models.add_row(fit.model, *cells, fit.cached)
+    yield models
+    speed = Table(title="Speed of the demo model", title_justify="left", show_header=False)
+    for name, value in found.speed.items():
+        speed.add_row(name, f"{value:,.1f}")
+    yield speed
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # a checkout that is not installed
+            found[package] = "not installed"
+    return found
+
+
+def _describe(device: str) -> str:
+    if device == "cuda":
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        return f"cuda: {', '.join(names)}"
+    return f"cpu, {torch.get_num_threads()} threads"
+
+
+def _size(name: str) -> Size:
+    if name in SHAPES:
+        return llama_size(SHAPES[name])
+    folder = _folder(name)
+    if folder is None:
+        known = nearest(name, ("demo", *SHAPES))
+        raise StarError(f"Nothing is known here of {name!r}: give a folder, or download it once.{known}")
+    config = read_config(folder)
+    llama = "LlamaForCausalLM" in (config.get("architectures") or ())
+    return llama_size(config) if llama else transformers_size(folder)
+
+
+def _folder(name: str) -> Path | None:
+    """Where the model lies: embedded, a folder, or in Hugging Face's cache; None where it does not."""
+    if name == "demo":
+        return DEMO
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        return None
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def _fit(name: str, size: Size, free: int) -> Fit:
+    weights = {dtype: size.parameters * width for dtype, width in DTYPES.items()}
+    rows = {
+        dtype: max(0, int((free - weights[dtype]) // (size.cache_per_token * width * CONTEXT)))
+        for dtype, width in DTYPES.items()
+    }
+    return Fit(name, {dtype: value / 1e9 for dtype, value in weights.items()}, rows, _cached(name))
+
+
+def _cached(name: str) -> str:
+    folder = _folder(name)
+    if folder is None:
+        return "no"
+    try:
+        stored_tensors(folder)
+    except StarError:
+        return "partly"
+    return "yes"
+
+
+def _speed(seconds: float) -> dict[str, float]:
+    import star_tl as star
+
+    model = star.load_model("demo")
+    pairs = star.load_pairs("emotional_support")
+    few = type(pairs)(pairs.trait, pairs.extraction.pairs[:8])
+    prompts = list(pairs.heldout.prompts)[:16]
+
+    def sampled() -> int:
+        return sum(len(r.tokens) for r in star.generate(model, prompts, max_new_tokens=32, progress=False))
+
+    def attributed() -> int:
+        return len(star.attribute(model, few, progress=False).pair_ids)
+
+    found = {}
+    for name, work in (("tokens sampled a second, 16 rows", sampled), ("pairs attributed a second", attributed)):
+        work()  # the first call loads code
+        began, done = time.perf_counter(), 0
+        while time.perf_counter() - began < seconds / 2:
+            done += work()
+        found[name] = done / (time.perf_counter() - began)
+    return found

@@ -1,0 +1,130 @@
+"""Architectures beside Llama: equal to HuggingFace's forward, and good for the whole road."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+import star_tl as star
+from star_tl.attribution import POINTS
+from star_tl.attribution.passes import hook_name
+from star_tl.chat import render
+from star_tl.errors import StarError
+from star_tl.models.layout import is_copy_free
+from star_tl.models.others import ARCHITECTURES
+
+SHAPE: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+}
+GROUPED = {**SHAPE, "num_key_value_heads": 2}
+# Every family with a config class of transformers and what tells it from the plain shape.
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 512}),
+    "pythia": ("GPTNeoXConfig", {**SHAPE, "rotary_pct": 0.25}),
+    "gemma-2": ("Gemma2Config", {**GROUPED, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 12}),
+    "qwen-2.5": ("Qwen2Config", GROUPED),
+    "qwen-3": ("Qwen3Config", {**GROUPED, "head_dim": 16}),
+    "mistral": ("MistralConfig", {**GROUPED, "sliding_window": 32}),
+    "phi-3": ("Phi3Config", GROUPED),
+}
+
+
+@pytest.fixture(scope="module")
+def write(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Callable[..., Path]:
+    """A random model of a family in a folder whose name TransformerLens would take for another's."""
+
+    def make(family: str, **more: Any) -> Path:
+        kind, settings = FAMILIES[family]
+        ids = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 3, "pad_token_id": 4}
+        torch.manual_seed(0)
+        config = getattr(transformers, kind)(**{**ids, "initializer_range": 0.15, **settings, **more})
+        model = AutoModelForCausalLM.from_config(config)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "norm" in name or "ln_" in name or "bias" in name:
+                    parameter.add_(0.2 * torch.randn_like(parameter))
+        folder = tmp_path_factory.mktemp("gemma-3-llama")
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@torch.no_grad()
+def logits(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    return model(tokens).logits
+
+
+def greedy(folder: Path, ids: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """HuggingFace's likeliest continuation, without its cache."""
+    for _ in range(count):
+        ids = (*ids, int(logits(folder, torch.tensor([ids]))[0, -1].argmax()))
+    return ids[len(ids) - count :]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_equal_huggingface_and_the_whole_road_is_walked(write: Callable[..., Path], family: str) -> None:
+    folder = write(family)
+    model = star.load_model(folder, device="cpu")
+    assert model.cfg.original_architecture in ARCHITECTURES
+    assert model.cfg.n_ctx == 512
+    assert is_copy_free(model)
+    assert not any(p.requires_grad for p in model.parameters())
+    tokens = torch.randint(5, 600, (2, 60), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model(tokens), logits(folder, tokens), atol=1e-4, rtol=0)
+
+    pairs = star.load_pairs("politeness")
+    pairs = type(pairs)(pairs.trait, pairs.extraction.pairs[:2])
+    points = [p for p in POINTS if hook_name(p, 0) in model.hook_dict]  # Pythia's parallel blocks have no resid_mid
+    attr = star.attribute(model, pairs, hook_points=points, progress=False)
+    assert attr.component("mlp_out").isfinite().all()
+    vector = star.extract_vector(model, pairs, star.Locus("blocks.1.hook_resid_post", (-1,)))
+    prompts = ["Could you help me?", "No."]
+    plain, steered = (
+        star.generate(model, prompts, hooks, max_new_tokens=8, temperature=0, progress=False)
+        for hooks in ((), vector.hooks(strength=40.0, positions="all"))
+    )
+    assert [r.tokens for r in plain] == [
+        greedy(folder, render(model.tokenizer, p).ids, len(r.tokens)) for p, r in zip(prompts, plain, strict=True)
+    ]
+    assert plain != steered
+
+
+def test_bfloat16_and_the_first_layers_are_loaded(write: Callable[..., Path]) -> None:
+    model = star.load_model(write("qwen-2.5"), dtype="bfloat16", device="cpu", first_n_layers=2)
+    assert model.cfg.n_layers == len(model.blocks) == 2
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_what_transformer_lens_would_leave_out_is_refused(write: Callable[..., Path]) -> None:
+    """YaRN for Qwen: TransformerLens's converter ignores it without a word."""
+    rope = {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 16.0,
+        "original_max_position_embeddings": 32,
+        "attention_factor": 1.5,
+    }
+    with pytest.raises(StarError, match="Qwen2ForCausalLM does not compute what it does in HuggingFace"):
+        star.load_model(write("qwen-2.5", rope_parameters=rope), device="cpu")
+
+
+def test_an_architecture_that_cannot_be_held_names_the_nearest(write: Callable[..., Path]) -> None:
+    folder = write("pythia")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["GPTNeoYForCausalLM"]}))
+    with pytest.raises(StarError, match=r"GPTNeoYForCausalLM .* Did you mean 'GPTNeoXForCausalLM'"):
+        star.load_model(folder, device="cpu")
