@@ -102,7 +102,9 @@ def plot_layers(attr: AttributionMap) -> go.Figure:
     if np.isfinite(scores).all():
         choice = attr.choose_layer()
         share = percent(float(choice.frequency[choice.layer]))
-        _note(fig, f"◂ chosen in {share}<br>   of resamples", 1, choice.layer, xref="paper", xanchor="left", align="left")
+        _note(
+            fig, f"◂ chosen in {share}<br>   of resamples", 1, choice.layer, xref="paper", xanchor="left", align="left"
+        )
     _layer_axis(fig, attr.n_layers, col=1)
     fig.update_yaxes(showgrid=False, col=2)
     fig.update_xaxes(showgrid=False)
@@ -343,9 +345,9 @@ def plot_loci(comparison: Comparison) -> go.Figure:
             hover = f"{name}<br>strength %{{x}}: {value}<extra></extra>"
             line = go.Scatter(x=rows.strength, y=y, name=name, showlegend=col == 1, mode="lines+markers", **style)
             fig.add_trace(line.update(hovertemplate=hover, legendgroup=name), row=1, col=col)
-    rate = 100 * float(unsteered.trait_rate.iloc[0])
-    note = {"annotation_text": "unsteered", "annotation_position": "bottom right", "annotation_font_size": 11}
-    fig.add_hline(y=rate, line={"color": GREY, "dash": "dot"}, row=1, col=1, **note)  # pyright: ignore[reportArgumentType]
+    rate, ends = 100 * float(unsteered.trait_rate.iloc[0]), [steered.strength.min(), steered.strength.max()]
+    none = go.Scatter(x=ends, y=[rate, rate], name="unsteered", mode="lines", line={"color": GREY, "dash": "dot"})
+    fig.add_trace(none.update(hovertemplate="unsteered: %{y:.0f} %<extra></extra>"), row=1, col=1)
     fig.update_xaxes(title_text="strength (1 = the natural difference)")
     fig.update_yaxes(title_text="coherent replies with the trait", ticksuffix=" %", range=[0, 104], col=1)
     fig.update_yaxes(title_text="drift (nats per token)", rangemode="tozero", col=2)
