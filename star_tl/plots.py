@@ -307,22 +307,21 @@ def plot_comparison(comparison: Comparison) -> go.Figure:
         go.Heatmap(
             z=100 * rate.to_numpy(),
             x=[f"{x:g}" for x in rate.columns],
-            y=[visible(p) for p in places],
-            customdata=drift.to_numpy(),
-            texttemplate="%{z:.0f} %<br>%{customdata:.2f}",
-            hovertemplate="%{y}<br>strength %{x}: %{z:.0f} % of replies"
-            "<br>drift %{customdata:.3f} nats/token<extra></extra>",
+            y=[visible(p, whitespace=False) for p in places],
+            text=[[f"{d:.2f}" for d in row] for row in drift.to_numpy()],
+            texttemplate="%{z:.0f} %<br>%{text}",
+            hovertemplate="%{y}<br>strength %{x}: %{z:.0f} % of replies<br>drift %{text} nats per token<extra></extra>",
             colorscale=[[0, "#F7F7F7"], [1, BLUE]],
             zmin=0,
             zmax=100,
-            colorbar={"title": {"text": "%"}},
+            colorbar={"title": {"text": "%"}, "thickness": 12, "outlinewidth": 0, "nticks": 5},
             xgap=2,
             ygap=2,
         )
     )
     fig.update_xaxes(title_text="strength (1 = the natural difference)", type="category", showgrid=False)
     fig.update_yaxes(type="category", showgrid=False)
-    title = f"Where {visible(comparison.trait.replace('_', ' '))} can be turned up"
+    title = f"Where {visible(comparison.trait.replace('_', ' '), whitespace=False)} can be turned up"
     n = int(steered.n.min())
     subtitle = f"coherent replies with the trait, drift below; unsteered {percent(unsteered)}; {n} replies a cell"
     return _finish(fig, title, subtitle, max(560, 90 * rate.shape[1] + 330), max(MIN_PLOT, 42 * len(places)) + 150)
