@@ -74,13 +74,14 @@ def converse(
         end = len(ids)
         past = [column - end for column in steered] if carry else []
 
-        def injected(prompt_length: int | None = None, past: list[int] = past) -> list[NamedHook]:
+        def injected(prompt_length: int | None = None, at: tuple[int, ...] = tuple(past)) -> list[NamedHook]:
             if vector is None:
                 return []
-            earlier = vector.hooks(strength, past, prompt_length) if past else []
+            earlier = vector.hooks(strength, at, prompt_length) if at else []
             return earlier + vector.hooks(strength, positions, prompt_length)
 
-        (reply,) = generate(model, [chat], injected(), seed=seed, progress=False, **sampling)
+        found = generate(model, [chat], injected(), seed=seed, progress=False, **sampling)
+        reply = found[0]
         written = reply.tokens or (0,)
         with torch.no_grad():
             batch = make_batch(model, [ids], [written])
