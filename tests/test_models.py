@@ -618,7 +618,8 @@ def test_a_hub_name_downloads_all_that_loading_needs(
 ) -> None:
     hub = edited(tiny_folder, tmp_path / "hub", drop=("model.safetensors",))
     LlamaForCausalLM.from_pretrained(tiny_folder).save_pretrained(hub, max_shard_size="40KB")
-    (hub / "pytorch_model.bin").write_bytes(b"the same again")
+    for again in ("pytorch_model.bin", "consolidated.safetensors"):
+        (hub / again).write_bytes(b"the same again")
     (tmp_path / "cache").mkdir()
 
     asked: list[list[str]] = []
@@ -636,6 +637,7 @@ def test_a_hub_name_downloads_all_that_loading_needs(
     assert model.cfg.model_name == "someone/tiny"
     assert model.tokenizer.chat_template
     assert not (tmp_path / "cache" / "pytorch_model.bin").exists()
+    assert not (tmp_path / "cache" / "consolidated.safetensors").exists()
     torch.testing.assert_close(model(tokens()), theirs(tiny_folder, tokens()), **CLOSE)
 
 
