@@ -6,9 +6,10 @@ Held-out prompts are the built-in ones. With ``--data``, a folder that holds esc
 craigslist_bargain/dev.json and casino/casino_valid.json in their official formats, the traits are
 also measured on those. Prints one row per trait, prompts and arm.
 
-With ``--layers`` it sweeps the layers instead: a vector extracted at each layer's resid_post, last prompt
-token, injected there, at each of a few strengths on the extraction contexts; the one chosen there is then
-measured on the held-out prompts. It shows where the layer that attribution chose ranks by realized effect.
+With ``--places`` it sweeps places instead: a vector extracted at each layer's resid_post, last prompt token, and added
+there, at the assistant header, at the user's last turn, at every generated token, or at every token; each at a few
+strengths on extraction contexts, of which the best within the drift limit is measured on the held-out prompts. It
+shows where the place that attribution chose ranks by realized effect at matched drift. ``--figure`` draws it.
 """
 
 from __future__ import annotations
@@ -16,46 +17,109 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 from transformer_lens import HookedTransformer
 
 import star_tl as star
+from star_tl.locus import Locus
 from star_tl.pairs import TRAITS
-from star_tl.pipeline import best_dose, run
+from star_tl.pipeline import run
+from star_tl.plots import VERMILION
+from star_tl.sampling import Sampling
+from star_tl.scores import mark_coherent
+from star_tl.strength import DRIFT_LIMIT, best_dose, dose_table
+from star_tl.sweep import Way, sample_ways
 
 REAL = {
     "emotional_support": ("esconv/valid.jsonl",),
     "politeness": ("craigslist_bargain/dev.json", "casino/casino_valid.json"),
     "agreement": ("craigslist_bargain/dev.json",),
 }
+# What is added at every token does more per unit of strength, and more harm.
+PLACES = {
+    "last_prompt": (0.5, 1.0, 2.0, 4.0),
+    "header": (0.25, 0.5, 1.0, 2.0),
+    "user turn": (0.25, 0.5, 1.0, 2.0),
+    "generated": (0.125, 0.25, 0.5, 1.0),
+    "all": (0.125, 0.25, 0.5, 1.0),
+}
 COLUMNS = ["trait", "prompts", "arm", "n", "trait_rate", "difference", "low", "high", "coherent_rate", "drift"]
 
 
-def sweep_layers(model: HookedTransformer, trait: str, seeds: int) -> pd.DataFrame:
-    """A row per layer: the strength chosen for it, and rate and drift on the held-out prompts."""
+def sweep_places(model: HookedTransformer, trait: str, seeds: int) -> pd.DataFrame:
+    """A row per layer and schedule: the strength chosen for it, and rate and drift on the held-out prompts."""
     pairs = star.load_pairs(trait)
     attr = star.attribute(model, pairs, progress=False)
-    choice, chosen = attr.choose_layer(), attr.top_locus()
-    loci = [replace(chosen, hook_point=f"blocks.{i}.hook_resid_post") for i in range(model.cfg.n_layers)]
-    practice, fresh = (
-        star.compare(model, pairs, prompts, loci, seeds=range(n), progress=False).summary()
-        for prompts, n in ((pairs.extraction.prompts, 1), (None, seeds))
+    chosen = attr.top_locus()
+    options = Sampling(temperature=0.8, batch_size=128)
+    vectors = [
+        star.extract_vector(model, pairs, Locus(f"blocks.{i}.hook_resid_post")) for i in range(model.cfg.n_layers)
+    ]
+    practice = [Way(), *(Way(v, x, at) for v in vectors for at, doses in PLACES.items() for x in doses)]
+    tried = sample_ways(model, pairs.trait, pairs.extraction.prompts[:24], practice, options, progress=False)
+    tried = mark_coherent(tried)
+    unsteered = tried[tried.arm == "unsteered"]
+    ways = [Way(seed=seed) for seed in range(seeds)]
+    for v in vectors:
+        for at in PLACES:
+            mine = tried[(tried.layer == v.locus.layer) & (tried.positions == at)]
+            strength = best_dose(dose_table(pd.concat([unsteered, mine])))
+            ways += [Way(v, strength, at, seed) for seed in range(seeds)]
+    fresh = mark_coherent(sample_ways(model, pairs.trait, pairs.heldout.prompts, ways, options, progress=False))
+    fresh["trait_rate"] = fresh.shows & fresh.coherent
+    steered = fresh[fresh.arm != "unsteered"].groupby(["layer", "positions", "strength"], sort=False)
+    table = steered.agg(trait_rate=("trait_rate", "mean"), drift=("drift", "mean"), n=("text", "size")).reset_index()
+    table.insert(0, "trait", trait)
+    table["unsteered"] = fresh[fresh.arm == "unsteered"].trait_rate.mean()
+    # chosen: the layer that attribution chose, at the last prompt token, where it found the steering form largest
+    table["chosen"] = (table.layer == chosen.layer) & (table.positions == "last_prompt")
+    within = table.trait_rate.where(table.drift <= DRIFT_LIMIT, 0.0)
+    table["rank"] = within.rank(ascending=False, method="min").astype(int)
+    mine = table[table.chosen].iloc[0]
+    print(
+        f"\n{trait}: unsteered {mine.unsteered:.0%}; the chosen place ({chosen}) reaches {mine.trait_rate:.0%}, "
+        f"rank {mine['rank']} of {len(table)}; layer writes {[round(float(x), 3) for x in attr.choose_layer().writes]}"
     )
-    rows = []
-    for layer in range(model.cfg.n_layers):
-        strength = best_dose(practice[practice.layer == layer])
-        found = fresh[(fresh.layer == layer) & (fresh.strength == strength)].iloc[0]
-        row = {"trait": trait, "layer": layer, "chosen": layer == choice.layer, "writes": float(choice.writes[layer])}
-        row |= {"strength": strength, "unsteered": fresh.trait_rate.iloc[0], "steered": found.trait_rate}
-        rows.append(row | {"drift": found.drift, "n": found.n})
-    table = pd.DataFrame(rows)
-    table["rank"] = table.steered.rank(ascending=False, method="min").astype(int)
-    print(f"\n{trait}, positions {chosen.positions}")
-    print(table.drop(columns="trait").to_string(index=False, float_format=lambda x: f"{x:.3f}"), flush=True)
+    for value in ("trait_rate", "drift"):
+        print(
+            table.pivot(index="layer", columns="positions", values=value)[list(PLACES)].round(2).to_string(), flush=True
+        )
     return table
+
+
+def draw_places(table: pd.DataFrame) -> go.Figure:
+    """Layer × schedule per trait: percentage of coherent replies with the trait; what drifts too far is left white."""
+    traits = list(dict.fromkeys(table.trait))
+    titles = [f"{t.replace('_', ' ')} ({table[table.trait == t].unsteered.iloc[0]:.0%} unsteered)" for t in traits]
+    figure = make_subplots(1, len(traits), shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.02)
+    for col, trait in enumerate(traits, 1):
+        mine = table[table.trait == trait]
+        grid = mine.assign(shown=(100 * mine.trait_rate).where(mine.drift <= DRIFT_LIMIT))
+        z = grid.pivot(index="layer", columns="positions", values="shown")[list(PLACES)]
+        names = [name.replace("_", " ") for name in PLACES]
+        heat = go.Heatmap(z=z.to_numpy(), x=names, y=list(z.index), coloraxis="coloraxis", texttemplate="%{z:.0f}")
+        figure.add_trace(heat.update(xgap=1, ygap=1), row=1, col=col)
+        place = mine[mine.chosen].iloc[0]
+        x, y = list(PLACES).index(place.positions), int(place.layer)
+        figure.add_shape(
+            type="rect",
+            x0=x - 0.5,
+            x1=x + 0.5,
+            y0=y - 0.5,
+            y1=y + 0.5,
+            line={"color": VERMILION, "width": 3},
+            row=1,
+            col=col,
+        )
+    figure.update_yaxes(title_text="layer", dtick=1, col=1)
+    figure.update_xaxes(tickangle=-40)
+    axis = {"colorscale": "Blues", "cmin": 0, "cmax": 100, "colorbar": {"title": "% coherent<br>with trait"}}
+    title = f"Where adding the vector works, at most {DRIFT_LIMIT:g} nat drift; framed: chosen by attribution"
+    return figure.update_layout(template="plotly_white", width=1400, height=440, coloraxis=axis, title=title)
 
 
 def main() -> None:
@@ -65,15 +129,20 @@ def main() -> None:
     ap.add_argument("--traits", nargs="+", default=list(TRAITS))
     ap.add_argument("--seeds", type=int, default=2)
     ap.add_argument("--limit", type=int, default=50, help="prompts from each real file")
-    ap.add_argument("--layers", action="store_true", help="sweep the layers instead")
+    ap.add_argument("--places", action="store_true", help="sweep layers and schedules instead")
+    ap.add_argument("--figure", type=Path, help="with --places: an HTML, PNG or SVG file")
     ap.add_argument("--json", type=Path)
     args = ap.parse_args()
 
     model = star.load_model(args.model)
-    if args.layers:
-        table = pd.concat([sweep_layers(model, trait, args.seeds) for trait in args.traits], ignore_index=True)
+    if args.places:
+        table = pd.concat([sweep_places(model, trait, args.seeds) for trait in args.traits], ignore_index=True)
         if args.json:
             args.json.write_text(json.dumps({"rows": table.to_dict(orient="records")}, indent=1, default=float) + "\n")
+        if args.figure:
+            figure = draw_places(table)
+            save = figure.write_html if args.figure.suffix == ".html" else figure.write_image
+            save(args.figure)
         return
     tables = []
     for trait in args.traits:

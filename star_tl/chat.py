@@ -107,6 +107,25 @@ def render(tokenizer: Any, prompt: Prompt) -> Rendered:
     return Rendered(tuple(ids), tuple(spans))
 
 
+SPANS = ("system", "user turn", "header")
+
+
+def span_positions(tokenizer: Any, prompt: Prompt, name: str) -> tuple[int, ...]:
+    """Positions, counted from the prompt's end, of its system message, last user turn or assistant header.
+
+    Raises:
+        StarError: an unknown name, or a prompt without such a span.
+    """
+    if name not in SPANS:
+        raise StarError(f"Unknown span {name!r}: use one of {', '.join(SPANS)}.")
+    rendered = render(tokenizer, prompt)
+    wanted = "user" if name == "user turn" else name
+    found = [s for s in rendered.spans if s.name.split()[0] == wanted]
+    if not found:
+        raise StarError(f"A prompt has no span {name!r}: it has {', '.join(s.name for s in rendered.spans)}.")
+    return tuple(range(found[-1].start - len(rendered), found[-1].end - len(rendered)))
+
+
 def reply_ids(tokenizer: Any, reply: str) -> tuple[int, ...]:
     """Token ids of a reply as it follows an assistant header, without the end of turn."""
     text = reply.strip() if tokenizer.chat_template else " " + reply.strip()

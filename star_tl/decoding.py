@@ -163,20 +163,40 @@ class LlamaPass:
         if room > len(rotary.rotary_cos):
             rotary._extend_rotary_embeddings(room)
         self.cos, self.sin = (t[:room].to(pads.device) for t in (rotary.rotary_cos, rotary.rotary_sin))
+        self.captured: CapturedStep | None = None
         self.clocks = [f for functions in hooks.values() for f in functions if isinstance(f, Clock)]
         for clock in self.clocks:
             clock.begin(end)
 
     @torch.no_grad()
     def __call__(self, tokens: Int[Tensor, "row column"]) -> Float[Tensor, "row vocab"]:
-        model, eps = self.model, self.model.cfg.eps
-        rows, length = tokens.shape
+        length = tokens.shape[1]
         start, stop = self.read, self.read + length
         self.read = stop
         for clock in self.clocks:
             clock.tick(length, stop)
-        rotation = self._rotation(start, stop)
-        mask = self._mask(start, stop)
+        if length == 1 and self.cache.is_cuda and self.steady:
+            if self.captured is None:
+                self.captured = CapturedStep(self)
+            return self.captured(tokens, start)
+        rotation, mask = self._rotation(start, stop), self._mask(start, stop)
+        return self.layers_over(tokens, rotation, mask, torch.arange(start, stop, device=tokens.device), stop)
+
+    @property
+    def steady(self) -> bool:
+        """Whether every decode step does the same, hooks included."""
+        return all(
+            isinstance(f, Clock) or (isinstance(f, Injection) and f.schedule.steady)
+            for functions in self.hooks.values()
+            for f in functions
+        )
+
+    def layers_over(
+        self, tokens: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, columns: Tensor, stop: int
+    ) -> Float[Tensor, "row vocab"]:
+        """Logits after the last of ``tokens``, which go to these columns of the cache and see those before ``stop``."""
+        model, eps = self.model, self.model.cfg.eps
+        rows, length = tokens.shape
         widths = [self.heads * self.d_head, self.kv_heads * self.d_head, self.kv_heads * self.d_head]
         residual = F.embedding(tokens, model.embed.W_E)
         for i, layer in enumerate(self.layers):
@@ -186,8 +206,8 @@ class LlamaPass:
             q = _rotate(q.view(rows, length, self.heads, self.d_head).transpose(1, 2), *rotation)
             k = _rotate(k.view(rows, length, self.kv_heads, self.d_head).transpose(1, 2), *rotation)
             keys, values = self.cache[i, 0, :, :, :stop], self.cache[i, 1, :, :, :stop]
-            keys[:, :, start:] = k
-            values[:, :, start:] = v.view(rows, length, self.kv_heads, self.d_head).transpose(1, 2)
+            keys.index_copy_(2, columns, k)
+            values.index_copy_(2, columns, v.view(rows, length, self.kv_heads, self.d_head).transpose(1, 2))
             z = _attend(q, keys, values, mask, causal=length > 1 and mask is None)
             z = self._fire(i, "attn.hook_z", z.transpose(1, 2))
             written = F.linear(z.reshape(rows, length, -1), layer.out, layer.out_bias)
@@ -226,6 +246,7 @@ class LlamaPass:
         self.cache[..., : self.read, :] = read
         self.pads = self.pads[rows]
         self.padded = bool(self.pads.any())
+        self.captured = None
 
     def _fire(self, layer: int, point: str, activation: Tensor) -> Tensor:
         name = f"blocks.{layer}.{point}"
@@ -251,6 +272,54 @@ class LlamaPass:
             seen = seen & (keys <= keys[start:, None])
             seen |= keys == keys[start:, None]  # padding sees itself: a row of none would be NaN
         return seen[:, None]
+
+
+class CapturedStep:
+    """A decode step whose shapes and addresses never change: on a GPU recorded once as a CUDA graph and replayed.
+
+    It attends over the whole cache under a mask instead of over its filled part. Without a GPU it runs as it stands,
+    which is how it is tested. The step must be ``steady``.
+    """
+
+    def __init__(self, step: LlamaPass) -> None:
+        rows, device = step.cache.shape[2], step.cache.device
+        self.step = step
+        self.tokens = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        self.column = torch.zeros(1, dtype=torch.long, device=device)
+        self.every = torch.arange(step.cache.shape[4], device=device)
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.logits: Tensor | None = None
+
+    @torch.no_grad()
+    def __call__(self, tokens: Int[Tensor, "row 1"], column: int) -> Float[Tensor, "row vocab"]:
+        self.tokens.copy_(tokens)
+        self.column.fill_(column)
+        if not self.tokens.is_cuda:
+            return self._run()
+        if self.graph is None:
+            self._record()
+        assert self.graph is not None
+        assert self.logits is not None
+        self.graph.replay()
+        return self.logits.clone()
+
+    def _record(self) -> None:
+        # Kernels choose their algorithms and hooks place their tensors in a first run, which must not be recorded.
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            self._run()
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.logits = self._run()
+
+    def _run(self) -> Tensor:
+        step = self.step
+        at = (self.column - step.pads[:, None]).clamp(min=0)
+        seen = (self.every >= step.pads[:, None]) & (self.every <= self.column)
+        rotation = step.cos[at][:, None], step.sin[at][:, None]
+        return step.layers_over(self.tokens, rotation, seen[:, None, None], self.column, len(self.every))
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

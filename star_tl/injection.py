@@ -46,12 +46,15 @@ def injection_hooks(
     return _hooks(_rows(vector, locus, at)[None], None, locus, at, prompt_length)
 
 
-def row_hooks(rows: Sequence[tuple[Float[Tensor, "position d"], Locus, Positions] | None]) -> list[NamedHook]:
+def row_hooks(
+    rows: Sequence[tuple[Float[Tensor, "position d"], Locus, Positions] | None], prompt_length: int | None = None
+) -> list[NamedHook]:
     """Hooks for a batch whose rows are steered each in its own way, or not at all.
 
     Args:
         rows: for every row of the batch a vector, its locus and positions, as in
             :func:`injection_hooks`; None leaves the row alone.
+        prompt_length: as in :func:`injection_hooks`.
 
     Raises:
         StarError: as :func:`injection_hooks`.
@@ -65,7 +68,7 @@ def row_hooks(rows: Sequence[tuple[Float[Tensor, "position d"], Locus, Positions
     hooks: list[NamedHook] = []
     for (locus, at), members in groups.items():
         index = torch.tensor([i for i, _ in members])
-        hooks += _hooks(torch.stack([v for _, v in members]), index, locus, at, None)
+        hooks += _hooks(torch.stack([v for _, v in members]), index, locus, at, prompt_length)
     return hooks
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from statsmodels.stats.proportion import proportion_confint
 from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 
@@ -21,15 +20,13 @@ from star_tl.chat import Message, Prompt, as_messages, with_instruction
 from star_tl.errors import StarError
 from star_tl.pairs import Pairs
 from star_tl.report import write_report
-from star_tl.sampling import generate, render_prompts
+from star_tl.sampling import Sampling, generate, render_prompts
 from star_tl.scores import REFERENCE, mark_coherent, score, summarise
+from star_tl.strength import DRIFT_LIMIT, STRENGTHS, StrengthChoice, choose_strength
 from star_tl.vectors import SteeringVector, extract_vector
 
 ARMS = (REFERENCE, "steered", "random", "last_ranked_layer", "reply_mean_everywhere", "primed")
-DOSES = (0.5, 1.0, 2.0, 3.0, 4.0)
-DOSES_EVERYWHERE = (0.25, 0.5, 1.0, 2.0)  # added at every token, a vector does more, and more harm
-DRIFT_LIMIT = 0.2  # nats per token
-ENOUGH = 0.95  # of the best rate: a higher strength costs drift and brings next to nothing
+EVERYWHERE = tuple(x / 4 for x in STRENGTHS)  # added at every token, a vector does more, and more harm
 FILES = ("vector.safetensors", "attribution.safetensors", "samples.jsonl", "scores.csv", "report.html")
 
 
@@ -129,9 +126,8 @@ def run(
         pairs: from :func:`star_tl.load_pairs`.
         prompts: what to reply to; default the held-out contexts of ``pairs``.
         out: folder for the vector, the attribution map, samples, scores and ``report.html``.
-        strength: 1 is the natural difference. Default: the least of DOSES that reaches nearly the highest
-            trait rate at a drift of at most DRIFT_LIMIT, on the contexts of the extraction pairs. The
-            mean reply difference gets a strength of its own in the same way.
+        strength: 1 is the natural difference. Default: what :func:`star_tl.choose_strength` chooses on the
+            contexts of the extraction pairs. The mean reply difference gets a strength of its own in the same way.
         seeds: one reply per prompt, arm and seed.
         max_new_tokens, temperature, top_p, batch_size: as in :func:`star_tl.generate`.
         overwrite: replace an earlier run in ``out``.
@@ -157,6 +153,7 @@ def run(
         vector.save(folder / "vector.safetensors")
 
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "batch_size": batch_size}
+    sampling = Sampling(**options)
     samples_file = folder / "samples.jsonl" if folder else None
 
     def write(todo: list[tuple[Arm, int]], questions: Sequence[Prompt], name: str) -> pd.DataFrame:
@@ -167,16 +164,18 @@ def run(
                 _append(samples_file, frames[-1], name)
         return pd.concat(frames, ignore_index=True)
 
-    doses = [Arm(REFERENCE), *(Arm("steered", vector, dose) for dose in DOSES)]
-    practice = pairs.extraction.prompts
-    dosed = write([(a, seeds[0]) for a in doses], practice, "dose-response")
-    dose = dose_table(mark_coherent(dosed))
+    def choose(of: SteeringVector, strengths: Sequence[float], positions: str | None) -> StrengthChoice:
+        practice = pairs.extraction.prompts
+        found = choose_strength(
+            model, of, pairs.trait, practice, strengths, positions, seed=seeds[0], sampling=sampling, progress=progress
+        )
+        if samples_file:
+            _append(samples_file, found.samples, "dose-response" if of is vector else "dose-response everywhere")
+        return found
+
+    doses, flooded = choose(vector, STRENGTHS, None), choose(everywhere, EVERYWHERE, "all")
     given = strength is not None
-    strength = strength if strength is not None else best_dose(dose)
-    flooded = [(Arm("everywhere", everywhere, d, "all"), seeds[0]) for d in DOSES_EVERYWHERE]
-    flood = write(flooded, practice, "dose-response everywhere")
-    dosed = pd.concat([dosed.loc[dosed.arm == REFERENCE], flood], ignore_index=True)
-    strength_everywhere = best_dose(dose_table(mark_coherent(dosed)))
+    strength = strength if strength is not None else doses.strength
 
     last = attr.choose_layer().last_ranked
     arms = [
@@ -184,7 +183,7 @@ def run(
         Arm("steered", vector, strength),
         Arm("random", vector.random_like(), strength),
         Arm("last_ranked_layer", vector.at_layer(last), strength),
-        Arm("reply_mean_everywhere", everywhere, strength_everywhere, "all"),
+        Arm("reply_mean_everywhere", everywhere, flooded.strength, "all"),
         Arm("primed", instruction=pairs.trait.positive_instruction),
     ]
     samples = mark_coherent(write([(a, s) for a in arms for s in seeds], chosen, "arms"))
@@ -199,7 +198,7 @@ def run(
         prompts=tuple((f"p{i:03d}", m) for i, m in enumerate(chosen)),
         samples=samples,
         summary=summary,
-        dose=dose,
+        dose=doses.curve,
         settings={
             "locus": str(locus),
             "strength": f"{strength:g} × the natural difference, {strength * vector.fraction:.0%} of the residual, "
@@ -210,7 +209,7 @@ def run(
             "replies": f"{len(chosen)} prompts × {len(seeds)} seeds {tuple(seeds)} per arm",
             "sampling": f"temperature {temperature:g}, top-p {top_p:g}, at most {max_new_tokens} tokens",
             "layer ranked last": str(last),
-            "reply mean everywhere": f"strength {strength_everywhere:g}, chosen in the same way",
+            "reply mean everywhere": f"strength {flooded.strength:g}, chosen in the same way",
             "star_tl": __version__,
         },
     )
@@ -246,34 +245,6 @@ def sample_arm(
     frame.insert(2, "strength", arm.strength)
     frame.insert(3, "seed", seed)
     return frame
-
-
-def dose_table(samples: pd.DataFrame) -> pd.DataFrame:
-    """A row per strength: rate of coherent replies with the trait (95 % Wilson interval), coherence and drift."""
-    hit = samples.assign(trait_rate=samples.shows & samples.coherent)
-    grouped = hit.groupby("strength")
-    low, high = proportion_confint(grouped.trait_rate.sum(), grouped.size(), method="wilson")
-    return pd.DataFrame(
-        {
-            "trait_rate": grouped.trait_rate.mean(),
-            "low_rate": low,
-            "high_rate": high,
-            "coherent_rate": grouped.coherent.mean(),
-            "drift": grouped.drift.mean(),
-            "n": grouped.size(),
-        }
-    ).reset_index()
-
-
-def best_dose(dose: pd.DataFrame, limit: float = DRIFT_LIMIT) -> float:
-    """The least strength whose trait rate is nearly (ENOUGH) the highest that any within ``limit`` of drift reaches.
-
-    The least of all strengths where none is within the limit.
-    """
-    rows = [row for row in dose.sort_values("strength").to_dict(orient="records") if row["strength"] > 0]
-    within = [row for row in rows if row["drift"] <= limit] or rows[:1]
-    best = max(row["trait_rate"] for row in within)
-    return float(next(row for row in within if row["trait_rate"] >= ENOUGH * best)["strength"])
 
 
 def _append(path: Path, frame: pd.DataFrame, part: str) -> None:

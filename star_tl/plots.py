@@ -39,6 +39,9 @@ ARM_COLOURS = {
     "primed": GREEN,
 }
 OTHER_ARM = "#A6761D"
+LOCUS_COLOURS = (BLUE, GREEN, PINK, SKY, OTHER_ARM)  # orange stands for drift, grey for unsteered
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross")
 INK = "#757575"  # legible on white and on near-black alike
 GRID = "rgba(128,128,128,0.25)"
 # Negative to positive; a light middle for light pages, a dark one for dark pages.
@@ -130,7 +133,7 @@ def plot_tokens(attr: AttributionMap, pair: int | None = None, component: str = 
     scores, end, n = attr.component(component), attr.prompt_end, len(attr.pair_ids)
     if pair is None:
         first, last = end - attr.window, end
-        z, spans = scores.mean(0), _shared_spans(attr, first)
+        z, spans = scores.mean(0), shared_spans(attr, first)
         shared = [{row[i] for row in attr.tokens} for i in range(first, last)]
         names = [visible(t.pop()) if len(t) == 1 else "" for t in shared]
         ticks = [f"{name}  {i - end}" if name else str(i - end) for i, name in enumerate(names, first)]
@@ -318,6 +321,63 @@ def plot_comparison(comparison: Comparison) -> go.Figure:
     return _finish(fig, title, subtitle, max(560, 90 * rate.shape[1] + 330), max(MIN_PLOT, 42 * len(places)) + 150)
 
 
+def plot_loci(comparison: Comparison) -> go.Figure:
+    """Rate of coherent replies with the trait (%) and drift (nats per token) against strength, a line per place."""
+    table = comparison.summary()
+    unsteered, steered = table.loc[table.layer < 0], table.loc[table.layer >= 0]
+    shared = steered.positions.nunique() == 1
+    fig = make_subplots(1, 2, horizontal_spacing=0.13)
+    for k, ((locus, positions), rows) in enumerate(steered.groupby(["locus", "positions"], sort=False)):
+        name = visible(locus if shared else f"{locus}, {positions}", whitespace=False)
+        rows = rows.sort_values("strength")
+        style = {
+            "line": {"color": LOCUS_COLOURS[k % len(LOCUS_COLOURS)], "dash": DASHES[k % len(DASHES)], "width": 2.5},
+            "marker": {"size": 8, "symbol": SYMBOLS[k % len(SYMBOLS)]},
+        }
+        for col, y, value in ((1, 100 * rows.trait_rate, "%{y:.0f} %"), (2, rows.drift, "%{y:.3f} nats per token")):
+            hover = f"{name}<br>strength %{{x}}: {value}<extra></extra>"
+            line = go.Scatter(x=rows.strength, y=y, name=name, showlegend=col == 1, mode="lines+markers", **style)
+            fig.add_trace(line.update(hovertemplate=hover, legendgroup=name), row=1, col=col)
+    rate = 100 * float(unsteered.trait_rate.iloc[0])
+    note = {"annotation_text": "unsteered", "annotation_position": "bottom right", "annotation_font_size": 11}
+    fig.add_hline(y=rate, line={"color": GREY, "dash": "dot"}, row=1, col=1, **note)  # pyright: ignore[reportArgumentType]
+    fig.update_xaxes(title_text="strength (1 = the natural difference)")
+    fig.update_yaxes(title_text="coherent replies with the trait", ticksuffix=" %", range=[0, 104], col=1)
+    fig.update_yaxes(title_text="drift (nats per token)", rangemode="tozero", col=2)
+    title = f"What each place does to {visible(comparison.trait.replace('_', ' '), whitespace=False)}"
+    subtitle = f"rate on the left, its cost on the right; {int(steered.n.min())} replies a point"
+    places = len(fig.data) // 2
+    return _finish(fig, title, subtitle, 820, 420 + 20 * places, t=90 + 20 * places, showlegend=True)
+
+
+def plot_effects(summary: pandas.DataFrame) -> go.Figure:
+    """Difference of every arm to the unsteered replies of the same prompts, percentage points, 95 % intervals."""
+    rows = summary[summary["arm"] != "unsteered"]
+    names = [arm_name(a) for a in rows["arm"]]
+    value, low, high = (rows[c].to_numpy(dtype=float) for c in ("difference", "low", "high"))
+    fig = go.Figure(
+        go.Scatter(
+            x=value,
+            y=names,
+            mode="markers",
+            marker={"size": 12, "color": [ARM_COLOURS.get(a, OTHER_ARM) for a in rows["arm"]]},
+            error_x=_whiskers(value, low, high),
+            customdata=np.stack([low, high, rows["p_value"].to_numpy(dtype=float)], axis=1),
+            hovertemplate="%{y}: %{x:+.1f} points<br>95 % interval %{customdata[0]:+.1f} to %{customdata[1]:+.1f}"
+            "<br>p %{customdata[2]:.3f} (Holm)<extra></extra>",
+        )
+    )
+    fig.add_vline(x=0, line={"color": INK, "width": 1})
+    for name, x, end in zip(names, value, high, strict=True):
+        if math.isfinite(x):
+            at = end if math.isfinite(end) else x
+            _note(fig, f"<b>{x:+.0f}</b>".replace("-", "−"), at, name, xanchor="left", xshift=8)
+    fig.update_xaxes(title_text="difference to unsteered (percentage points)", range=[-105, 115], zeroline=False)
+    fig.update_yaxes(autorange="reversed", showgrid=False, type="category")
+    height = max(MIN_PLOT - 100, 38 * len(names)) + 150
+    return _finish(fig, "What each arm changes", "paired by prompt; whiskers: 95 % intervals", 680, height)
+
+
 def plot_verification(verification: Verification) -> go.Figure:
     """Attribution's estimate against exact patching, nats, a point per locus; on the line they agree."""
     estimate, exact = verification.estimate.numpy(), verification.exact.numpy()
@@ -415,7 +475,7 @@ def _layer_axis(fig: go.Figure, n: int, col: int | None = None) -> None:
     fig.update_yaxes(title_text="layer", dtick=_step(n), range=[-0.5, n - 0.5], showgrid=False, zeroline=False, col=col)
 
 
-def _shared_spans(attr: AttributionMap, first: int) -> list[Span]:
+def shared_spans(attr: AttributionMap, first: int) -> list[Span]:
     """Spans of the window that lie at the same place in every pair."""
     clipped = [{Span(s.name, max(s.start, first), s.end) for s in row if s.end > first} for row in attr.spans]
     same = set.intersection(*clipped)

@@ -37,6 +37,12 @@ class Schedule:
         """How many of the prompt's last tokens it may touch; None for all of them."""
         return None if self.low is None else max(0, -self.low)
 
+    @property
+    def steady(self) -> bool:
+        """Whether it does the same at every generated token, so that a decode step need not ask again."""
+        over = self.high is not None and self.high <= 0  # with the prompt
+        return over or (self.high is None and self.weight is None and self.rows is None)
+
     def columns(self, end: int, offset: int, length: int) -> list[tuple[int, int, float]]:
         """Columns of a chunk of ``length`` that begins at column ``offset``, each with its vector row and factor.
 

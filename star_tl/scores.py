@@ -21,8 +21,9 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from star_tl.batch import TokenBatch, make_batch, pad_id, reply_logits, reply_logprobs
-from star_tl.chat import Prompt, render
+from star_tl.chat import SPANS, Prompt, render, span_positions
 from star_tl.errors import StarError
+from star_tl.injection import NamedHook, row_hooks
 from star_tl.pairs import Trait
 from star_tl.sampling import Reply
 from star_tl.vectors import SteeringVector
@@ -58,7 +59,8 @@ def score(
         trait: whose markers to look for.
         prompts: the prompts, as the unsteered model sees them.
         replies: from :func:`star_tl.generate`.
-        vector: the vector that was injected, if any, with its ``strength`` and ``positions``.
+        vector: the vector that was injected, if any, with its ``strength`` and ``positions`` (a schedule, or a
+            span of the chat as in :func:`star_tl.chat.span_positions`).
         steered_prompts: the prompts that the replies were written under, where they differ
             (priming).
         batch_size: replies per forward pass.
@@ -107,10 +109,11 @@ def _fluency(
     if vector is None and steered_prompts is None:
         kl = torch.zeros(plain.reply_mask.shape, device=base.device)
     else:
-        batch = plain
+        batch, written_under = plain, prompts
         if steered_prompts is not None:
+            written_under = steered_prompts
             batch = make_batch(model, [render(model.tokenizer, p).ids for p in steered_prompts], tokens)
-        kl = kl_per_token(_steered_logits(model, batch, vector, strength, positions), base)
+        kl = kl_per_token(_steered_logits(model, batch, written_under, vector, strength, positions), base)
     kl = kl.masked_fill(~plain.reply_mask, 0.0)
     drift = kl.sum(-1) / plain.reply_lengths
     results = []
@@ -123,11 +126,18 @@ def _fluency(
 def _steered_logits(
     model: HookedTransformer,
     batch: TokenBatch,
+    prompts: Sequence[Prompt],
     vector: SteeringVector | None,
     strength: float,
     positions: str | Sequence[int] | None,
 ) -> Float[Tensor, "row reply vocab"]:
-    hooks = vector.hooks(strength, positions, prompt_length=batch.prompt_end) if vector is not None else []
+    hooks: list[NamedHook] = []
+    if vector is not None and isinstance(positions, str) and positions in SPANS:
+        added = vector.scaled(strength)
+        rows = [(added, vector.locus, span_positions(model.tokenizer, p, positions)) for p in prompts]
+        hooks = row_hooks(rows, prompt_length=batch.prompt_end)
+    elif vector is not None:
+        hooks = vector.hooks(strength, positions, prompt_length=batch.prompt_end)
     with model.hooks(fwd_hooks=hooks):
         return reply_logits(model, batch)
 

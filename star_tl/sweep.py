@@ -10,19 +10,21 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 
-from star_tl.chat import Prompt, as_messages
+from star_tl.chat import SPANS, Prompt, as_messages, span_positions
 from star_tl.errors import StarError
-from star_tl.injection import row_hooks
+from star_tl.injection import NamedHook, row_hooks
 from star_tl.locus import Locus
-from star_tl.pairs import Pairs
+from star_tl.models.load import fingerprint
+from star_tl.pairs import Pairs, Trait
 from star_tl.sampling import Reply, Sampling, check_arguments, in_batches, render_prompts
 from star_tl.scores import REFERENCE, mark_coherent, score
 from star_tl.vectors import SteeringVector, extract_vector
@@ -72,23 +74,33 @@ class Comparison:
 
         return plot_comparison(self)
 
+    def _repr_html_(self) -> str:
+        from star_tl.cards import table_card
+
+        table = self.summary().drop(columns=["arm", "layer"])
+        shown = {"trait_rate": "{:.0%}", "coherent_rate": "{:.0%}", "difference": "{:+.0%}", "drift": "{:.3f}"}
+        return table_card(repr(self), table, shown)
+
     def __repr__(self) -> str:
         ways = len(self.summary()) - 1
         return f"Comparison({self.trait}: {ways} ways to steer, {len(self.frame)} replies)"
 
 
 @dataclass(frozen=True)
-class _Way:
-    """One way to steer, or none."""
+class Way:
+    """One way to steer, with its seed: a vector at a strength and schedule, or none."""
 
-    vector: SteeringVector | None
-    strength: float
-    positions: str | None
-    seed: int
+    vector: SteeringVector | None = None
+    strength: float = 0.0
+    positions: str | None = None
+    seed: int = 0
 
     @property
-    def key(self) -> tuple[str, str, float, int]:
-        return (str(self.vector.locus) if self.vector else "", self.positions or "locus", self.strength, self.seed)
+    def key(self) -> tuple[str, str, str, float, int]:
+        """What tells it from others: locus, method, schedule, strength, seed."""
+        if self.vector is None:
+            return ("", "", "", self.strength, self.seed)
+        return (str(self.vector.locus), self.vector.method, self.positions or "locus", self.strength, self.seed)
 
 
 def compare(
@@ -115,7 +127,8 @@ def compare(
         prompts: what to reply to; default the held-out contexts of ``pairs``.
         loci: where to extract and inject; default ``resid_post`` of every layer at the last prompt token.
         strengths: 1 is the natural difference; negative ones turn the trait down.
-        positions: schedules, see :func:`star_tl.injection.injection_hooks`.
+        positions: schedules, see :func:`star_tl.schedules.schedule`, or spans of the chat, see
+            :func:`star_tl.chat.span_positions`.
         seeds: one reply per combination and seed.
         method: how vectors are extracted, see :func:`star_tl.extract_vector`.
         max_new_tokens, temperature, top_p, batch_size: as in :func:`star_tl.generate`.
@@ -135,27 +148,47 @@ def compare(
     vectors = [extract_vector(model, pairs, locus, method=method) for locus in places]
     for vector in vectors:
         for strength in strengths:
-            vector.hooks(strength, positions[0])  # raises where they cannot be used
-    ways = [_Way(None, 0.0, None, seed) for seed in seeds]
-    ways += [_Way(v, float(x), p, s) for v in vectors for p in positions for x in strengths for s in seeds]
-    ids = render_prompts(model, chosen, max_new_tokens)
-    rows = [(w, i) for w in range(len(ways)) for i in range(len(chosen))]
+            for schedule in positions:
+                vector.hooks(strength, None if schedule in SPANS else schedule)  # raises where they cannot be used
+    ways = [Way(seed=seed) for seed in seeds]
+    ways += [Way(v, float(x), p, s) for v in vectors for p in positions for x in strengths for s in seeds]
+    return Comparison(
+        pairs.trait.name, mark_coherent(sample_ways(model, pairs.trait, chosen, ways, options, out, progress))
+    )
 
-    call = {
-        "model": vectors[0].fingerprint,
-        "trait": pairs.trait.name,
-        "method": method,
-        "prompts": [list(x) for x in ids],
-    }
-    call |= {"ways": [list(w.key) for w in ways], "sampling": [max_new_tokens, temperature, top_p]}
+
+def sample_ways(
+    model: HookedTransformer,
+    trait: Trait,
+    prompts: Sequence[Prompt],
+    ways: Sequence[Way],
+    options: Sampling,
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Samples and scores of every way on every prompt, in few large batches; columns as in :class:`Comparison`.
+
+    Raises:
+        StarError: a prompt that leaves no room, or ``out`` holds the samples of another sweep.
+    """
+    ids = render_prompts(model, prompts, options.max_new_tokens)
+    rows = [(w, i) for w in range(len(ways)) for i in range(len(prompts))]
+    call: dict[str, Any] = {"model": fingerprint(model), "trait": trait.name, "prompts": [list(x) for x in ids]}
+    call |= {"ways": [list(w.key) for w in ways]}
+    call |= {k: v for k, v in asdict(options).items() if k != "batch_size"}
     done = _resume(Path(out), call) if out is not None else {}
     todo = [row for row in rows if row not in done]
 
-    def hooks_of(batch: list[int]) -> list:
-        steering = [ways[todo[k][0]] for k in batch]
-        return row_hooks(
-            [(w.vector.vector * w.strength, w.vector.locus, w.positions) if w.vector else None for w in steering]
-        )
+    def steer(way: Way, prompt: Prompt) -> tuple[Tensor, Locus, str | Sequence[int] | None] | None:
+        if way.vector is None:
+            return None
+        at: str | Sequence[int] | None = way.positions
+        if way.positions in SPANS:
+            at = span_positions(model.tokenizer, prompt, way.positions)
+        return way.vector.scaled(way.strength), way.vector.locus, at
+
+    def hooks_of(batch: list[int]) -> list[NamedHook]:
+        return row_hooks([steer(ways[todo[k][0]], prompts[todo[k][1]]) for k in batch])
 
     seeds_of, prompts_of = [ways[w].seed for w, _ in todo], [ids[i] for _, i in todo]
     for batch, replies in in_batches(model, prompts_of, seeds_of, hooks_of, options, progress):
@@ -166,19 +199,19 @@ def compare(
 
     frames = []
     for w, way in enumerate(tqdm(ways, desc="scoring", unit="way", disable=not progress, delay=2)):
-        replies = [done[w, i] for i in range(len(chosen))]
-        frame = score(model, pairs.trait, chosen, replies, way.vector, way.strength, way.positions)
+        replies = [done[w, i] for i in range(len(prompts))]
+        frame = score(model, trait, prompts, replies, way.vector, way.strength, way.positions)
         label = {
-            "prompt_id": [f"p{i:03d}" for i in range(len(chosen))],
+            "prompt_id": [f"p{i:03d}" for i in range(len(prompts))],
             "arm": "steered" if way.vector else REFERENCE,
             "locus": way.key[0],
             "layer": way.vector.locus.layer if way.vector else -1,
-            "positions": way.key[1] if way.vector else "",
+            "positions": way.key[2],
             "strength": way.strength,
             "seed": way.seed,
         }
         frames.append(pd.concat([pd.DataFrame(label), frame], axis=1))
-    return Comparison(pairs.trait.name, mark_coherent(pd.concat(frames, ignore_index=True)))
+    return pd.concat(frames, ignore_index=True)
 
 
 def _resume(path: Path, call: dict[str, Any]) -> dict[tuple[int, int], Reply]:

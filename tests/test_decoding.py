@@ -80,6 +80,42 @@ def test_every_hook_point_it_fires_takes_effect_as_in_the_models_own(tiny, point
     assert (begin(tiny, hooks, mask, END, END + 8)(tokens) - plain).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("rows", [1, 4, decoding.MANY_ROWS])
+def test_the_step_that_a_graph_records_is_the_same_step(tiny, rows: int) -> None:
+    tokens, mask = batch(rows)
+    mask |= rows > 4
+    vector = of(torch.randn(1, 32, generator=torch.Generator().manual_seed(3)), Locus("blocks.1.hook_resid_post"))
+    eager, fixed = (begin(tiny, vector.hooks(2.0, "generated"), mask, END, END + 8) for _ in range(2))
+    assert eager.steady
+    a = eager(tokens)
+    torch.testing.assert_close(fixed(tokens), a, rtol=0, atol=0)
+    step = decoding.CapturedStep(fixed)
+    fixed.cache[..., END:, :] = 1e3  # what has not been read must not be seen
+    for k in range(5):
+        following = a.argmax(-1)[:, None]
+        a = eager(following)
+        for clock in fixed.clocks:
+            clock.tick(1, END + k + 1)
+        torch.testing.assert_close(step(following, END + k), a, **CLOSE)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_recorded_graph_writes_the_same_text(tiny_folder) -> None:
+    vector = of(torch.randn(1, 32, generator=torch.Generator().manual_seed(3)), Locus("blocks.1.hook_resid_post"))
+    texts = []
+    for device in ("cpu", "cuda"):
+        model = star.load_model(tiny_folder, device=device)
+        texts.append(star.sample(model, PROMPTS, vector.hooks(2.0, "generated"), max_new_tokens=12, temperature=0))
+    assert texts[0] == texts[1]
+
+
+def test_only_schedules_that_do_the_same_at_every_step_are_steady() -> None:
+    steady = ("prompt", "last_prompt", "generated", "all", (-3, -1))
+    assert all(schedule(s).steady for s in steady)
+    assert not any(schedule(s).steady for s in ("first 3", "every 2", "decay 2", (0,), (-1, 2)))
+
+
 def test_hooks_may_watch_without_changing_and_be_named_by_a_filter(tiny) -> None:
     tokens, mask = batch()
     seen: list[str] = []

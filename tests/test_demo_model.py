@@ -25,9 +25,11 @@ def rates(request: pytest.FixtureRequest, demo) -> pd.Series:
     pairs = star.load_pairs(request.param)
     attr = star.attribute(demo, pairs, progress=False)
     vector = star.extract_vector(demo, pairs, attr.top_locus())
+    trait = pairs.trait
+    choice = star.choose_strength(demo, vector, trait, pairs.extraction.prompts, progress=False)
     arms = (
         Arm("unsteered"),
-        Arm("steered", vector, 3.0),
+        Arm("steered", vector, choice.strength),
         Arm("primed", instruction=pairs.trait.positive_instruction),
         Arm("primed against", instruction=pairs.trait.negative_instruction),
     )
@@ -70,15 +72,15 @@ def test_card_states_the_measured_perplexity() -> None:
     assert "no advice" in card
 
 
-def test_each_trait_leaves_room_upward(rates: pd.Series) -> None:
-    assert rates["unsteered"] <= 0.5
+def test_each_trait_leaves_room_both_ways(rates: pd.Series) -> None:
+    assert 0.15 <= rates["unsteered"] <= 0.5
 
 
 def test_priming_moves_each_trait_both_ways(rates: pd.Series) -> None:
-    assert rates["primed"] > rates["unsteered"] + 0.15
-    assert rates["primed"] > rates["primed against"] + 0.3
+    assert rates["primed"] > rates["unsteered"] + 0.3
+    assert rates["primed against"] < rates["unsteered"]
 
 
 def test_steering_at_the_located_place_raises_the_trait(rates: pd.Series) -> None:
-    assert rates["steered"] >= rates["unsteered"] + 0.15
+    assert rates["steered"] >= rates["unsteered"] + 0.3
     assert rates["drift"] <= 0.2

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from synthetic import attribution, dose, summary
+from synthetic import attribution, dose, result, summary
 
 from star_tl.attribution.result import COMPONENTS
 from star_tl.errors import StarError
@@ -20,11 +21,14 @@ from star_tl.plots import (
     plot_arms,
     plot_choice,
     plot_dose,
+    plot_effects,
     plot_heads,
     plot_layers,
+    plot_loci,
     plot_tokens,
     visible,
 )
+from star_tl.sweep import Comparison
 
 ATTR = attribution()
 
@@ -155,6 +159,48 @@ def test_arms_have_their_rates_intervals_and_colours():
     assert fig.layout.yaxis.autorange == "reversed"
     assert drift.text[4] == "3.40"
     assert [a.text for a in fig.layout.annotations][1] == f"<b>{percent(0.89)}</b>"
+
+
+def test_effects_are_differences_with_intervals_and_no_reference():
+    fig = plot_effects(summary())
+    (points,) = fig.data
+    assert "unsteered" not in list(points.y)
+    assert close(points.x, [53.1, 2, 1, -24, 57])
+    assert close(points.x + points.error_x.array, [61.7, 8.5, 6, -17, 64])
+    assert list(points.marker.color) == list(ARM_COLOURS.values())[1:]
+    assert [a.text for a in fig.layout.annotations if a.text][3] == "<b>−24</b>"
+
+
+def comparison() -> Comparison:
+    rows = [("unsteered", "", -1, 0.0, False)] * 2
+    rows += [
+        ("steered", f"blocks.{layer}.hook_resid_post @ -1", layer, x, True) for layer in (1, 5) for x in (2.0, 1.0)
+    ]
+    frame = pd.DataFrame(rows, columns=["arm", "locus", "layer", "strength", "shows"])
+    return Comparison(
+        "<b>hope</b>", frame.assign(positions="locus", coherent=True, drift=frame.strength / 10, text="x")
+    )
+
+
+def test_places_are_compared_in_order_of_strength_by_colour_dash_and_symbol():
+    fig = plot_loci(comparison())
+    first, cost, second, _ = fig.data
+    assert list(first.x) == [1.0, 2.0]
+    assert close(cost.y, [0.1, 0.2])
+    assert len({(t.line.color, t.line.dash, t.marker.symbol) for t in (first, second)}) == 2
+    assert first.line.color != second.line.color
+    assert first.line.dash != second.line.dash
+    assert "<b>hope" not in fig.layout.title.text
+
+
+def test_a_comparison_and_a_vector_show_themselves_in_a_cell_as_text():
+    shown = comparison()._repr_html_()
+    assert "<b>hope" not in shown
+    assert "blocks.5.hook_resid_post @ -1" in shown
+    assert "100%" in shown
+    vector = dataclasses.replace(result().vector, trait="<i>kind</i>")
+    assert "<i>kind" not in vector._repr_html_()
+    assert "vector.hooks" in vector._repr_html_()
 
 
 def test_arms_may_be_unknown_or_unmeasured():

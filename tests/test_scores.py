@@ -15,10 +15,11 @@ import star_tl as star
 from star_tl.chat import with_instruction
 from star_tl.errors import StarError
 from star_tl.pairs import Trait
-from star_tl.pipeline import FILES, dose_table, prepare_folder
+from star_tl.pipeline import FILES, prepare_folder
 from star_tl.plots import plot_dose
 from star_tl.sampling import Reply
 from star_tl.scores import kl_per_token, mark_coherent, summarise
+from star_tl.strength import dose_table
 
 TRAIT = Trait("comfort", "Be warm.", "Be cold.", ("sorry", "thank you", "here for you", "car(?:e|es)"))
 PROMPTS = ("Hello there, how was your day?", "no", "My sister lost her job and I do not know what to say.")

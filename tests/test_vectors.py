@@ -18,6 +18,7 @@ import star_tl as star
 from star_tl.errors import StarError
 from star_tl.locus import Locus
 from star_tl.vectors import SteeringVector, extract_vector
+from star_tl.vectors.probe import shrunk_covariance
 
 LOCI = [
     Locus("blocks.0.hook_resid_pre"),
@@ -91,6 +92,77 @@ def test_only_the_extraction_split_is_used(tiny: HookedTransformer, method: str)
     both, one = (extract_vector(tiny, p, LOCI[2], method) for p in (make_pairs(held, kept), make_pairs(kept)))
     torch.testing.assert_close(both.vector, one.vector)
     assert both.n_pairs == 1
+
+
+def differences_of(model: HookedTransformer, locus: Locus) -> tuple[Tensor, Tensor]:
+    """Clean and corrupted ``[pair position d]`` of the unequal pairs, one unpadded prompt at a time."""
+    rows = []
+    for p in unequal_pairs():
+        prompts = (stock(model, tokens, locus) for tokens in by_hand.prompts(model, unequal_pairs(), p))
+        rows.append([torch.stack([row[k] for k in locus.positions]) for row in prompts])
+    clean, corrupted = (torch.stack(side) for side in zip(*rows, strict=True))
+    return clean, corrupted
+
+
+def test_the_principal_direction_is_that_of_the_uncentred_differences(exact: HookedTransformer) -> None:
+    vector = extract_vector(exact, unequal_pairs(), LOCI[2], "principal").vector.double()
+    clean, corrupted = differences_of(exact, LOCI[2])
+    for k in range(2):
+        d = (clean - corrupted)[:, k]
+        largest = torch.linalg.eigh(d.T @ d).eigenvectors[:, -1]
+        assert_close(vector[k].float(), largest * (largest @ d.mean(0)))
+        centred = torch.linalg.eigh((d - d.mean(0)).T @ (d - d.mean(0))).eigenvectors[:, -1]
+        assert abs(torch.cosine_similarity(centred, vector[k], dim=0)) < 0.95
+
+
+def test_the_probe_is_a_shrunk_discriminant(exact: HookedTransformer) -> None:
+    vector = extract_vector(exact, unequal_pairs(), LOCI[2], "probe").vector.double()
+    clean, corrupted = differences_of(exact, LOCI[2])
+    for k in range(2):
+        d = clean[:, k].mean(0) - corrupted[:, k].mean(0)
+        within = torch.cat([clean[:, k] - clean[:, k].mean(0), corrupted[:, k] - corrupted[:, k].mean(0)])
+        w = torch.linalg.inv(shrunk_covariance(within)) @ d
+        assert_close(vector[k].float(), w * (w @ d) / (w @ w))
+    with pytest.raises(StarError, match="two pairs"):
+        extract_vector(exact, make_pairs(pair("a", "My cat died.", "Oh no.", "OK.")), LOCI[2], "probe")
+
+
+def test_shrinkage_is_ledoit_and_wolfs() -> None:
+    noise = torch.Generator().manual_seed(0)
+    spread = torch.linspace(0.5, 3, 12, dtype=torch.float64)
+    x = torch.randn(40, 12, generator=noise, dtype=torch.float64) * spread
+    x -= x.mean(0)
+    s, mean = x.T @ x / 40, float((x**2).mean())
+    target = mean * torch.eye(12, dtype=torch.float64)
+    # Their lemma, term by term: the mean squared distance of single outer products from the covariance.
+    b = sum(((row[:, None] * row[None] - s) ** 2).sum() for row in x) / 40**2
+    share = float(b / ((s - target) ** 2).sum())
+    assert 0 < share < 1
+    torch.testing.assert_close(shrunk_covariance(x), share * target + (1 - share) * s)
+    many = torch.randn(20_000, 12, generator=noise, dtype=torch.float64) * spread
+    torch.testing.assert_close(shrunk_covariance(many), many.T @ many / 20_000, rtol=1e-2, atol=1e-2)
+
+
+def test_vectors_add_up_and_lose_what_is_projected_off(tiny: HookedTransformer) -> None:
+    one = extract_vector(tiny, unequal_pairs(), LOCI[2])
+    other = one.random_like(3)
+    both = star.combine([one, other], [2, -0.5])
+    torch.testing.assert_close(both.vector, 2 * one.vector - 0.5 * other.vector)
+    assert both.trait == "2 warmth + -0.5 warmth"
+    off = star.project_off(one, other)
+    torch.testing.assert_close((off.vector * other.vector).sum(-1), torch.zeros(2), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        off.vector.norm(dim=-1) ** 2,
+        one.vector.norm(dim=-1) ** 2 - ((one.vector * other.vector).sum(-1) / other.vector.norm(dim=-1)) ** 2,
+    )
+    elsewhere = extract_vector(tiny, unequal_pairs(), LOCI[0])
+    for call in (lambda: star.combine([one, elsewhere], [1, 1]), lambda: star.project_off(one, elsewhere)):
+        with pytest.raises(StarError, match="one model at one locus"):
+            call()
+    with pytest.raises(StarError, match="a weight for each"):
+        star.combine([one], [1, 2])
+    with pytest.raises(StarError, match="is zero"):
+        star.project_off(one, dataclasses.replace(one, vector=0 * one.vector))
 
 
 @pytest.mark.parametrize("method", ["located", "reply_mean"])

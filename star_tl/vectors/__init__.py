@@ -7,13 +7,16 @@ from transformer_lens import HookedTransformer
 from star_tl.errors import StarError, nearest
 from star_tl.locus import Locus
 from star_tl.pairs import Pairs
+from star_tl.vectors.algebra import combine, project_off
 from star_tl.vectors.located import located
+from star_tl.vectors.principal import principal
+from star_tl.vectors.probe import probe
 from star_tl.vectors.reply_mean import reply_mean
 from star_tl.vectors.vector import SteeringVector
 
-METHODS = {"located": located, "reply_mean": reply_mean}
+METHODS = {"located": located, "reply_mean": reply_mean, "principal": principal, "probe": probe}
 
-__all__ = ["METHODS", "SteeringVector", "extract_vector"]
+__all__ = ["METHODS", "SteeringVector", "combine", "extract_vector", "project_off"]
 
 
 def extract_vector(
@@ -25,7 +28,8 @@ def extract_vector(
         model: the model that the vector will steer.
         pairs: contrastive pairs.
         locus: where, e.g. ``attr.top_locus()``.
-        method: ``"located"`` (mean clean − corrupted activation at exactly the locus) or
+        method: ``"located"`` (mean clean − corrupted activation at exactly the locus), ``"principal"`` (the
+            differences' principal direction there), ``"probe"`` (a linear discriminant's direction there) or
             ``"reply_mean"`` (mean over reply tokens, positive − negative, as other libraries do).
         batch_size: pairs per forward pass.
 

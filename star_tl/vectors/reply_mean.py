@@ -14,17 +14,16 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from star_tl.batch import make_batch
-from star_tl.chat import render, reply_ids, template_hash
+from star_tl.chat import render, reply_ids
 from star_tl.locus import Locus
 from star_tl.pairs import Pairs
+from star_tl.vectors.activations import make_vector
 from star_tl.vectors.vector import SteeringVector
 
 
 @torch.no_grad()
 def reply_mean(model: HookedTransformer, pairs: Pairs, locus: Locus, batch_size: int) -> SteeringVector:
     """See the module's docstring."""
-    from star_tl.models.load import fingerprint
-
     width = model.cfg.d_model if locus.head is None else model.cfg.d_head
     total, norm = torch.zeros(width, dtype=torch.float64), 0.0
     for first in range(0, len(pairs), batch_size):
@@ -46,14 +45,5 @@ def reply_mean(model: HookedTransformer, pairs: Pairs, locus: Locus, batch_size:
         total += (means[: len(chunk)] - means[len(chunk) :]).sum(0)
         norms = (kept[0].norm(dim=-1) * weights).sum(1) / weights.sum(1)
         norm += float(norms[len(chunk) :].sum())
-    return SteeringVector(
-        vector=(total / len(pairs)).float()[None],
-        locus=Locus(locus.hook_point, (-1,), locus.head),
-        trait=pairs.trait.name,
-        method="reply_mean",
-        residual_norm=norm / len(pairs),
-        n_pairs=len(pairs),
-        model=str(model.cfg.model_name),
-        fingerprint=fingerprint(model),
-        template=template_hash(model.tokenizer),
-    )
+    where = Locus(locus.hook_point, (-1,), locus.head)
+    return make_vector(model, pairs, where, "reply_mean", (total / len(pairs))[None], norm / len(pairs))

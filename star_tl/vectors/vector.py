@@ -64,9 +64,13 @@ class SteeringVector:
         prompt_length: int | None = None,
     ) -> list[NamedHook]:
         """``[(name, fn)]`` for TransformerLens; see :func:`star_tl.injection.injection_hooks`."""
+        return injection_hooks(self.scaled(strength), self.locus, positions, prompt_length)
+
+    def scaled(self, strength: float) -> Float[Tensor, "position d"]:
+        """What is added at ``strength``. Raises StarError unless it is a finite number."""
         if isinstance(strength, bool) or not isinstance(strength, Real) or not math.isfinite(strength):
             raise StarError(f"strength is {strength!r}: give a finite number, 1 is the natural difference.")
-        return injection_hooks(self.vector * float(strength), self.locus, positions, prompt_length)
+        return self.vector * float(strength)
 
     def random_like(self, seed: int = 0) -> SteeringVector:
         """A random direction of the same norm at the same place: the control."""
@@ -148,6 +152,20 @@ class SteeringVector:
         if model is not None:
             loaded.check(model)
         return loaded
+
+    def _repr_html_(self) -> str:
+        from star_tl.cards import card
+
+        return card(
+            f"Steering vector: {self.trait.replace('_', ' ')}",
+            {
+                "locus": self.locus,
+                "method": f"{self.method}, {self.n_pairs} pairs",
+                "strength 1": f"norm {self.norm:.2f}, {self.fraction:.0%} of the residual norm there",
+                "model": self.model,
+                "use": "vector.hooks(strength=1.0)",
+            },
+        )
 
     def __repr__(self) -> str:
         return (

@@ -1,0 +1,95 @@
+"""Steering over several turns: replies from a clean reading of the chat, or from a cache that goes on.
+
+A KV cache that goes on from turn to turn keeps every steered state, and a long steered chat degrades with it (arXiv
+2605.10664). Reading the earlier turns again without the vector before each reply costs one prefill a turn and
+keeps steering to the reply at hand. Both are offered, so that the difference can be measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from transformer_lens import HookedTransformer
+
+from star_tl.batch import make_batch, reply_logits, reply_logprobs
+from star_tl.chat import render
+from star_tl.errors import StarError
+from star_tl.injection import NamedHook
+from star_tl.sampling import generate
+from star_tl.schedules import schedule
+from star_tl.scores import kl_per_token
+from star_tl.vectors import SteeringVector
+
+
+def converse(
+    model: HookedTransformer,
+    turns: Sequence[str],
+    vector: SteeringVector | None = None,
+    strength: float = 1.0,
+    positions: str | None = None,
+    carry: bool = False,
+    seed: int = 0,
+    **sampling: Any,
+) -> pd.DataFrame:
+    """A chat of user turns and the model's replies: a row per turn.
+
+    Columns: ``turn`` (from 1), ``user``, ``reply``, ``n_tokens``, ``drift`` (mean over the reply's tokens of KL(the
+    steered ‖ the unsteered model on the same chat), nats per token) and ``logprob`` (mean per token under the
+    unsteered model, nats).
+
+    Args:
+        model: the model that replies.
+        turns: what the user says, in order.
+        vector: what to steer with, if anything; with one row.
+        strength: of the vector.
+        positions: schedule of every turn, counted from the end of the chat so far, see
+            :func:`star_tl.schedules.schedule`; default the vector's own positions.
+        carry: leave what was added in earlier turns in place, as a cache that goes on does. Default: earlier
+            turns are read without it.
+        seed: of the replies.
+        sampling: as in :func:`star_tl.generate`.
+
+    Raises:
+        StarError: no turns, a vector of several rows, a schedule that covers earlier turns, or a chat that no longer
+            fits the context.
+    """
+    if isinstance(turns, str) or not turns:
+        raise StarError("turns is no list of texts: give what the user says, turn by turn.")
+    if vector is not None and len(vector.vector) != 1:
+        raise StarError("A conversation is steered by a vector with one row: extract it at one position.")
+    when = schedule(vector.locus.positions if positions is None else positions) if vector is not None else None
+    if when is not None and when.reach is None:
+        raise StarError(
+            f"positions is {positions!r}, which covers earlier turns too: use 'generated' or 'last_prompt'."
+        )
+    chat: list[dict[str, str]] = []
+    steered: list[int] = []  # columns of the chat at which the vector was added in earlier turns
+    rows = []
+    for number, text in enumerate(turns, 1):
+        chat.append({"role": "user", "content": text})
+        ids = render(model.tokenizer, chat).ids
+        end = len(ids)
+        past = [column - end for column in steered] if carry else []
+
+        def hooks(prompt_length: int | None = None, past: list[int] = past) -> list[NamedHook]:
+            if vector is None:
+                return []
+            earlier = vector.hooks(strength, past, prompt_length) if past else []
+            return earlier + vector.hooks(strength, positions, prompt_length)
+
+        (reply,) = generate(model, [chat], hooks(), seed=seed, progress=False, **sampling)
+        written = reply.tokens or (0,)
+        with torch.no_grad():
+            batch = make_batch(model, [ids], [written])
+            plain = reply_logits(model, batch)
+            with model.hooks(fwd_hooks=hooks(prompt_length=end)):
+                drift = float(kl_per_token(reply_logits(model, batch), plain).mean())
+        logprob = float(reply_logprobs(plain, batch).mean()) if reply.tokens else float("nan")
+        rows.append((number, text, reply.text, len(reply.tokens), drift, logprob))
+        if when is not None:
+            steered += [column for column, _, _ in when.columns(end, 0, end + len(reply.tokens))]
+        chat.append({"role": "assistant", "content": reply.text})
+    return pd.DataFrame(rows, columns=["turn", "user", "reply", "n_tokens", "drift", "logprob"])

@@ -1,0 +1,436 @@
+// The page of star_tl.explore: it draws what the widget's traits hold and sends back what was clicked.
+// What a model or a user wrote is set as text, never as markup.
+
+const SVG = "http://www.w3.org/2000/svg";
+const TABS = { components: "Layer × component", heads: "Layer × head", tokens: "Layer × token" };
+const SCHEDULES = {
+  locus: "at the locus", prompt: "whole prompt", last_prompt: "last prompt token",
+  generated: "last prompt token and reply", all: "everywhere",
+};
+
+const put = (node, attributes, children) => {
+  for (const [key, value] of Object.entries(attributes))
+    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+    else if (value === true) node.setAttribute(key, "");
+    else if (value !== false && value != null) node.setAttribute(key, value);
+  node.append(...children.flat(Infinity).filter(child => child != null));
+  return node;
+};
+const el = (tag, attributes = {}, ...children) => put(document.createElement(tag), attributes, children);
+const svg = (tag, attributes = {}, ...children) => put(document.createElementNS(SVG, tag), attributes, children);
+const minus = text => text.replace("-", "−");
+const signed = (x, digits = 3) => (x < 0 ? "" : "+") + minus(x.toFixed(digits));
+const percent = x => `${Math.round(100 * x)} %`;
+const visible = t => t == null ? "·" : t.replace(/ /g, "␣").replace(/\n/g, "↵").replace(/\t/g, "⇥") || "∅";
+const where = locus => `Layer ${locus.layer} · ${locus.head != null ? `head ${locus.head}` : part(locus.hook_point)}`;
+const part = hook => hook.split("hook_")[1];
+const at = locus => `token ${locus.positions.map(p => minus(String(p))).join(", ")}`;
+
+let count = 0;
+
+function render({ model, el: root }) {
+  const id = `star-${++count}`, about = model.get("about"), start = model.get("settings");
+  const send = (what, more = {}) => model.send({ do: what, ...more });
+  const cursor = {};  // per tab: the cell that the Tab key reaches
+  let tab = "components";
+
+  // Labelled controls
+
+  const field = (label, control, extra) => el("label", {}, el("span", {}, label, extra), control);
+  const select = (options, value, onchange) => {
+    const entries = Array.isArray(options) ? options.map(o => [o, o]) : Object.entries(options);
+    return el("select", { onchange },
+      entries.map(([key, name]) => el("option", { value: key, selected: String(key) === String(value) }, name)));
+  };
+  const pairs = [["-1", `mean over ${about.pairs.length} pairs`], ...about.pairs.map((name, i) => [String(i), name])];
+  const redraw = () => send("map", {
+    estimator: estimator.value, form: form.value, pair: Number(pair.value), component: component.value,
+  });
+  const estimator = select(about.estimators, start.estimator, redraw);
+  const form = select({ classical: "classical (Δa·g)", steering: "steering (v·g)" }, start.form, redraw);
+  const pair = select([], "", redraw);
+  pair.append(...pairs.map(([key, name]) => el("option", { value: key }, name)));
+  pair.value = start.pair;
+  const component = select(about.components, start.component, redraw);
+  const componentField = field("Hook point", component);
+
+  const schedules = Object.fromEntries(about.schedules.map(s => [s, SCHEDULES[s]]));
+  const positions = select(schedules, start.positions, () => generate());
+  const strength = el("input", {
+    type: "range", min: 0, max: about.most, step: about.most / 60, value: start.strength, id: `${id}-strength`,
+    oninput: () => sayStrength(), onchange: () => generate(),
+  });
+  const strengthSaid = el("output", { for: `${id}-strength` });
+  const safe = el("div", { class: "safe", "aria-hidden": "true" });
+  const safeSaid = el("div", { class: "soft" });
+  const prompt = el("textarea", { rows: 2, spellcheck: "false" });
+  prompt.value = start.prompt;
+  const seed = el("input", { type: "number", min: 0, step: 1, value: start.seed, onchange: () => generate() });
+  const go = el("button", { class: "go", onclick: () => generate() }, "Generate");
+  const stop = el("button", { onclick: () => send("stop"), disabled: true }, "Stop");
+  const ask = (what, more) => {
+    status.textContent = "Asking …";  // until the kernel answers
+    send(what, more);
+  };
+  const generate = () => ask("generate", {
+    prompt: prompt.value, strength: Number(strength.value), positions: positions.value, seed: Number(seed.value) || 0,
+  });
+  const sayStrength = () => {
+    const value = Number(strength.value);
+    strengthSaid.textContent = `${value.toFixed(2)} × residual norm`;
+    strength.setAttribute("aria-valuetext", `${value.toFixed(2)} times the residual norm`);
+    drawDoses();
+  };
+
+  // The map
+
+  const tabs = el("div", { role: "tablist", "aria-label": "Map", class: "tabs", onkeydown: turn },
+    Object.entries(TABS).map(([key, name]) => el("button", {
+      role: "tab", id: `${id}-tab-${key}`, "data-tab": key, "aria-controls": `${id}-map`, onclick: () => open(key),
+    }, name)));
+  const grid = el("div", { role: "grid", class: "grid", onkeydown: walk });
+  const tip = el("div", { class: "tip", role: "tooltip", hidden: true });
+  const map = el("div", { role: "tabpanel", id: `${id}-map`, class: "map" }, el("div", { class: "scroll" }, grid), tip);
+  const legend = el("div", { class: "legend" });
+
+  function open(key) {
+    tab = key;
+    for (const button of tabs.children) {
+      const chosen = button.dataset.tab === key;
+      button.setAttribute("aria-selected", chosen);
+      button.tabIndex = chosen ? 0 : -1;
+    }
+    map.setAttribute("aria-labelledby", `${id}-tab-${key}`);
+    componentField.hidden = key !== "tokens";
+    drawMap();
+  }
+
+  function turn(event) {
+    const keys = Object.keys(TABS), step = { ArrowRight: 1, ArrowLeft: keys.length - 1 }[event.key];
+    if (!step) return;
+    event.preventDefault();
+    open(keys[(keys.indexOf(tab) + step) % keys.length]);
+    tabs.querySelector("[aria-selected=true]").focus();
+  }
+
+  const locusOf = (column, layer) => ({
+    hook_point: `blocks.${layer}.${column.hook}`, head: column.head ?? null,
+    positions: column.position != null ? [column.position] : about.suggested.positions,
+  });
+  const same = (a, b) => a.hook_point === b.hook_point && a.head === b.head
+    && a.positions.join() === b.positions.join();
+
+  function colour(score, limit) {
+    const share = Math.min(1, Math.abs(score) / limit), side = score < 0 ? "low" : "high";
+    return share <= 0.6
+      ? `color-mix(in srgb, var(--${side}) ${(share / 0.6 * 100).toFixed(1)}%, var(--middle))`
+      : `color-mix(in srgb, var(--${side}-end) ${((share - 0.6) / 0.4 * 100).toFixed(1)}%, var(--${side}))`;
+  }
+
+  function drawMap() {
+    const shown = model.get("map"), panel = shown[tab], loci = model.get("loci");
+    const focused = grid.contains(root.getRootNode().activeElement);
+    const { columns, groups } = panel, wide = tab === "components";
+    const last = { row: shown.layers - 1, col: columns.length - 1 };
+    const suggested = columns.findIndex(c => same(locusOf(c, about.suggested.layer), about.suggested));
+    cursor[tab] ??= { row: about.suggested.layer, col: Math.max(0, suggested) };
+    cursor[tab].row = Math.min(cursor[tab].row, last.row);
+    cursor[tab].col = Math.min(cursor[tab].col, last.col);
+    const width = wide ? "minmax(64px, 1fr)" : tab === "heads" ? "minmax(22px, 54px)" : "22px";
+    grid.style.gridTemplateColumns = `44px ${groups.map(g => `repeat(${g.end - g.start}, ${width})`).join(" ")}`;
+    grid.style.setProperty("--cell", `${Math.round(Math.max(18, Math.min(wide ? 38 : 30, 320 / shown.layers)))}px`);
+    grid.className = `grid ${tab}`;
+    grid.setAttribute("aria-label",
+      `${TABS[tab]}: arrow keys move, Enter selects or removes a locus. Scores in nats, positive raises the trait.`);
+    const rows = [];
+    if (panel.spans) rows.push(spanRow(panel.spans));
+    else rows.push(el("div", { class: "row", role: "row" }, el("div", { class: "corner", role: "gridcell" }),
+      groups.map(g => el("div", { class: "group", role: "columnheader", style: `grid-column: span ${g.end - g.start}` },
+        g.label))));
+    for (let layer = shown.layers - 1; layer >= 0; layer--)
+      rows.push(el("div", { class: "row", role: "row" },
+        el("div", { class: "layer", role: "rowheader" },
+          layer === shown.layers - 1 ? `layer ${layer}` : String(layer)),
+        columns.map((column, col) => cell(panel, column, layer, col, shown.mean, loci, wide))));
+    rows.push(el("div", { class: "row", role: "row" }, el("div", { class: "corner", role: "gridcell" }),
+      columns.map(column => el("div", {
+        class: "column", role: "columnheader", title: tab === "tokens" ? `position ${column.position}` : null,
+      }, tab === "tokens" ? el("span", {}, tokenLabel(column)) : column.label))));
+    grid.replaceChildren(...rows);
+    legend.replaceChildren(...groups.map(g => el("div", {},
+      el("span", {}, signed(-g.limit)), el("span", { class: "bar", "aria-hidden": "true" }),
+      el("span", {}, signed(g.limit)))), el("span", {}, "score, nats; positive = toward clean raises the trait"));
+    if (focused) grid.querySelector("[tabindex='0']")?.focus();
+    pair.disabled = form.value === "steering";
+    pair.title = pair.disabled ? "The steering form is a mean over pairs by its nature" : "";
+  }
+
+  const tokenLabel = column => column.label == null ? minus(String(column.position)) : visible(column.label);
+
+  function spanRow(spans) {
+    let from = 0;
+    const cells = [];
+    for (const [name, a, b] of spans) {
+      if (a > from) cells.push(el("div", { role: "gridcell", style: `grid-column: span ${a - from}` }));
+      cells.push(el("div", { class: "span", role: "columnheader", style: `grid-column: span ${b - a}`, title: name }, name));
+      from = b;
+    }
+    return el("div", { class: "row", role: "row" }, el("div", { class: "corner", role: "gridcell" }), cells);
+  }
+
+  function cell(panel, column, layer, col, mean, loci, wide) {
+    const score = panel.z[layer][col], group = panel.groups.find(g => g.start <= col && col < g.end);
+    const locus = locusOf(column, layer), taken = loci.find(l => same(l, locus));
+    const usable = locus.positions.every(p => p < 0);
+    const star = same(locus, about.suggested) ? "★" : "";
+    const interval = panel.low
+      ? `, 95 % interval ${signed(panel.low[layer][col], 4)} to ${signed(panel.high[layer][col], 4)}` : "";
+    const token = column.position != null
+      ? `, position ${minus(String(column.position))}, token ${column.label == null ? "differs between pairs" : visible(column.label)}`
+      : "";
+    const head = column.head != null ? `, head ${column.head}` : "";
+    const said = `layer ${layer}${head}, ${part(column.hook)}${token}, score ${signed(score, 4)} nats${interval}`
+      + (star ? ", chosen by attribution" : "") + (usable ? "" : ", in the reply: no locus");
+    const node = el("div", {
+      role: "gridcell", class: "cell", "aria-label": said, "aria-selected": Boolean(taken).toString(),
+      "aria-disabled": usable ? null : "true", "data-row": layer, "data-col": col,
+      tabindex: cursor[tab].row === layer && cursor[tab].col === col ? 0 : -1,
+      onclick: () => { move(layer, col); choose(locus, usable); },
+      onmouseenter: () => showTip(node, said, locus), onmouseleave: hideTip,
+      onfocus: () => showTip(node, said, locus), onblur: hideTip,
+    }, wide ? signed(score) + (star && ` ${star}`) : star);
+    node.style.background = colour(score, group.limit);
+    if (Math.abs(score) > 0.55 * group.limit) node.classList.add("strong");
+    if (taken) node.style.setProperty("--locus", about.colours.loci[taken.colour]);
+    if (taken) node.classList.add("taken");
+    return node;
+  }
+
+  function choose(locus, usable = true) {
+    if (usable) ask("toggle", locus);
+  }
+
+  function showTip(node, said, locus) {
+    const [first, ...rest] = said.split(", ");
+    tip.replaceChildren(el("b", {}, locus.hook_point), el("br"), `${first}, ${rest.join(", ")}`);
+    tip.hidden = false;
+    const box = node.getBoundingClientRect(), frame = map.getBoundingClientRect();
+    const left = Math.max(0, Math.min(box.left - frame.left, frame.width - tip.offsetWidth));
+    tip.style.left = `${left}px`;
+    tip.style.top = `${box.bottom - frame.top + 4}px`;
+  }
+  function hideTip() { tip.hidden = true; }
+
+  function move(row, col) {
+    const now = grid.querySelector("[tabindex='0']"), next = grid.querySelector(`[data-row='${row}'][data-col='${col}']`);
+    if (!next) return;
+    if (now) now.tabIndex = -1;
+    next.tabIndex = 0;
+    cursor[tab] = { row, col };
+    next.focus();
+  }
+
+  function walk(event) {
+    const { row, col } = cursor[tab], end = model.get("map")[tab].columns.length - 1;
+    const step = {
+      ArrowUp: [row + 1, col], ArrowDown: [row - 1, col], ArrowLeft: [row, col - 1], ArrowRight: [row, col + 1],
+      Home: [row, 0], End: [row, end],
+    }[event.key];
+    if (step) move(...step);
+    else if (event.key === "Enter" || event.key === " ") event.target.click();
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  }
+
+  // What steering does
+
+  const chips = el("ul", { class: "chips", "aria-label": "Selected loci" });
+  const replies = el("div", { class: "replies" });
+  const status = el("span", { role: "status" });
+  const problem = el("span", { role: "alert", class: "problem" });
+  const progress = el("progress", { max: 1, hidden: true, "aria-label": "Progress" });
+  const charts = el("div", { class: "charts" });
+  const table = el("div", { class: "scroll" });
+  const kept = el("section", { class: "kept", hidden: true, "aria-label": "The vector that was kept" });
+
+  const colourOf = name => {
+    const locus = model.get("loci").find(l => l.name === name);
+    return locus ? about.colours.loci[locus.colour] : about.colours.unsteered;
+  };
+  const nameOf = name => {
+    const locus = model.get("loci").find(l => l.name === name);
+    return locus ? where(locus).toLowerCase() : "";
+  };
+  const swatch = name => el("span", { class: "swatch", style: `background: ${colourOf(name)}`, "aria-hidden": "true" });
+
+  function drawLoci() {
+    const loci = model.get("loci"), s = about.suggested, focused = chips.contains(root.getRootNode().activeElement);
+    chips.replaceChildren(...loci.map(locus => el("li", {},
+      swatch(locus.name), `${where(locus)} · ${at(locus)}`,
+      el("button", { "aria-label": `Remove ${where(locus)}`, title: "Remove", onclick: () => choose(locus) }, "×"))));
+    if (!loci.some(l => same(l, s)))
+      chips.append(el("li", { class: "add" }, el("button", { onclick: () => choose(s) },
+        `★ Add ${where(s)} · ${at(s)}, chosen by attribution (${percent(s.frequency)} of resamples)`)));
+    if (focused) chips.querySelector("button")?.focus();
+    drawMap();
+    drawReplies();
+    drawDoses();
+  }
+
+  function drawReplies() {
+    const loci = model.get("loci"), written = model.get("replies");
+    const cards = [{ name: "", title: "Unsteered" }, ...loci.map(l => ({ name: l.name, title: where(l), locus: l }))];
+    // A card stays in its place while text streams into it, so that the focus on its button stays too.
+    const old = Object.fromEntries([...replies.children].map(card => [card.dataset.name, card]));
+    replies.replaceChildren(...cards.map(({ name, title, locus }) => {
+      const card = old[name] ?? el("article", { "data-name": name, "aria-label": `Reply, ${title}` },
+        el("h4", {}, swatch(name), title), el("p", { class: "text", dir: "auto" }), el("p", { class: "soft" }),
+        locus && el("button", {
+          onclick: () => send("keep", { index: model.get("loci").findIndex(l => l.name === name) }),
+        }, "Keep this vector"));
+      const reply = written.find(r => r.name === name), [, text, measures] = card.children;
+      text.classList.toggle("writing", Boolean(reply?.writing));
+      text.replaceChildren(...(reply ? reply.segments.map(segment) : [el("span", { class: "soft" }, "…")]));
+      measures.textContent = !reply ? "" : `${reply.markers} marker${reply.markers === 1 ? "" : "s"}`
+        + (reply.drift != null && name ? ` · drift ${reply.drift.toFixed(2)} nats per token` : "")
+        + (reply.logprob != null ? ` · log-prob. ${minus(reply.logprob.toFixed(2))}` : "");
+      return card;
+    }));
+    replies.hidden = !loci.length && !written.length;
+  }
+
+  function segment({ text, marked, drift }) {
+    const node = el(marked ? "mark" : "span", {}, text);
+    if (drift > 0.02) {
+      node.style.setProperty("--drift", `${Math.min(45, 8 + 37 * drift).toFixed(0)}%`);
+      node.classList.add("drift");
+      node.title = `drift ${drift.toFixed(2)} nats`;
+    }
+    return node;
+  }
+
+  function drawStatus() {
+    const { busy, text, progress: share, error } = model.get("status");
+    stop.disabled = !busy;
+    progress.hidden = !busy;
+    if (share == null) progress.removeAttribute("value"); else progress.value = share;
+    if (status.textContent !== text) status.textContent = text;
+    problem.textContent = error;
+  }
+
+  function drawDoses() {
+    const doses = model.get("doses"), loci = model.get("loci"), value = Number(strength.value);
+    const reach = Math.min(about.most, ...doses.map(d => d.safe));
+    safe.replaceChildren(...(doses.length ? [el("div", { style: `width: ${100 * reach / about.most}%` })] : []));
+    const natural = doses.map(d => `${(value / d.fraction).toFixed(1)} × at ${nameOf(d.name)}`).join(", ");
+    safeSaid.textContent = doses.length
+      ? `Shaded: up to ${reach.toFixed(2)} the drift stays below ${about.limit} nats per token${doses.length > 1 ? " everywhere" : ""}.`
+        + ` In natural differences: ${natural}.`
+      : "Where drift stays small is shaded once the dose–response of a locus is measured.";
+    const series = doses.map((d, i) => ({ name: d.name, rows: d.rows, dash: ["", "6 3", "2 3", "8 3 2 3", "1 3"][i % 5] }));
+    charts.hidden = table.hidden = !doses.length;
+    if (!doses.length) return;
+    const drifts = doses.flatMap(d => d.rows.map(r => r.drift));
+    const top = Math.max(2 * about.limit, Math.min(6 * about.limit, Math.max(...drifts)));
+    charts.replaceChildren(
+      chart("Coherent replies with the trait", series, value, reach, { key: "trait_rate", most: 1, ticks: [0, .25, .5, .75, 1], say: percent }),
+      chart("Drift, nats per token", series, value, reach, {
+        key: "drift", most: top, ticks: [0, top / 4, top / 2, 3 * top / 4, top], say: x => x.toFixed(2), limit: about.limit,
+      }));
+    table.replaceChildren(scores(doses));
+  }
+
+  function chart(title, series, value, reach, { key, most, ticks, say, limit }) {
+    const W = 520, H = 250, left = 52, right = 14, topEdge = 12, bottom = 44;
+    const x = v => left + (W - left - right) * v / about.most;
+    const y = v => H - bottom - (H - bottom - topEdge) * Math.min(v, most) / most;
+    const line = (x1, y1, x2, y2, kind) => svg("line", { x1, y1, x2, y2, class: kind });
+    const word = (text, at, anchor = "middle") => svg("text", { ...at, "text-anchor": anchor }, text);
+    const picture = svg("svg", { viewBox: `0 0 ${W} ${H}`, role: "img",
+      "aria-label": `${title} against strength; the table below holds the numbers` },
+      svg("rect", { x: x(0), y: topEdge, width: x(reach) - x(0), height: H - bottom - topEdge, class: "reach" }),
+      ticks.map(t => [line(left, y(t), W - right, y(t), "rule"), word(say(t), { x: left - 8, y: y(t) + 4 }, "end")]),
+      [0, .25, .5, .75, 1].map(t => word(+(t * about.most).toFixed(2), { x: x(t * about.most), y: H - bottom + 18 })),
+      word("strength (share of the residual norm)", { x: (left + W - right) / 2, y: H - 6 }),
+      limit ? line(left, y(limit), W - right, y(limit), "limit") : null,
+      line(x(value), topEdge, x(value), H - bottom, "now"));
+    for (const [k, { name, rows, dash }] of series.entries()) {
+      const aside = 4 * (k - (series.length - 1) / 2);  // so that whiskers stand beside each other
+      const colour = colourOf(name), points = rows.map(r => [x(r.strength), y(r[key])]);
+      if (key === "trait_rate")
+        for (const r of rows) picture.append(put(line(x(r.strength) + aside, y(r.low_rate), x(r.strength) + aside, y(r.high_rate), "whisker"), { stroke: colour }, []));
+      picture.append(svg("polyline", { points: points.join(" "), stroke: colour, "stroke-dasharray": dash }));
+      points.forEach(([cx, cy], i) => picture.append(svg("circle", { cx, cy, r: 4, fill: colour },
+        svg("title", {}, `${name}\nstrength ${rows[i].strength.toFixed(2)}: ${say(rows[i][key])}`))));
+    }
+    return el("figure", {}, el("figcaption", {}, title), picture);
+  }
+
+  function scores(doses) {
+    const heads = ["locus", "natural difference", "advised strength", "coherent, with the trait", "coherent", "drift", "unsteered"];
+    const body = doses.map(d => {
+      const best = d.rows.find(r => r.strength === d.best), none = d.rows.find(r => r.strength === 0);
+      const locus = model.get("loci").find(l => l.name === d.name);
+      if (!locus) return null;
+      return el("tr", {}, el("th", { scope: "row" }, swatch(d.name), `${where(locus)} · ${at(locus)}`),
+        el("td", {}, `${d.fraction.toFixed(2)} × norm`),
+        el("td", {}, `${best.strength.toFixed(2)} × norm`),
+        el("td", {}, percent(best.trait_rate), el("small", {}, `${percent(best.low_rate)} to ${percent(best.high_rate)}`)),
+        el("td", {}, percent(best.coherent_rate)), el("td", {}, best.drift.toFixed(2)), el("td", {}, percent(none.trait_rate)));
+    });
+    return el("table", {},
+      el("caption", {}, `At the least strength that does nearly its best within ${about.limit} nats of drift; ${about.prompts} prompts, 95 % intervals`),
+      el("thead", {}, el("tr", {}, heads.map(h => el("th", { scope: "col" }, h)))), el("tbody", {}, body));
+  }
+
+  function drawKept() {
+    const { path, code } = model.get("kept");
+    kept.hidden = !path;
+    if (!path) return;
+    const copy = el("button", { onclick: async () => {
+      await navigator.clipboard.writeText(code);
+      copy.textContent = "Copied";
+    } }, "Copy");
+    kept.replaceChildren(el("p", {}, "Saved as ", el("code", {}, path), ". The same without the widget:"),
+      el("pre", { tabindex: 0, "aria-label": "Python code" }, el("code", {}, code)), copy);
+  }
+
+  const strengthField = el("div", { class: "strength" },
+    el("label", { for: `${id}-strength` }, "Strength ", strengthSaid), el("div", { class: "slider" }, safe, strength), safeSaid);
+  root.append(el("div", { class: "star-explorer" },
+    el("header", {}, el("h3", {}, `${about.title} in ${about.model}`),
+      el("p", { class: "soft" }, "Click a cell to steer there and hear the model change; click more to compare. ★ is what attribution chooses.")),
+    el("div", { class: "sides" },
+      el("section", { "aria-label": "Where the trait is carried" }, tabs,
+        el("div", { class: "controls" }, field("Estimator", estimator), field("Form", form), field("Pairs", pair), componentField),
+        map, legend),
+      el("section", { "aria-label": "What steering does" }, chips, field("Prompt", prompt), strengthField,
+        el("div", { class: "controls" }, field("Added", positions), field("Seed", seed), el("div", { class: "buttons" }, go, stop)),
+        el("div", { class: "state" }, progress, status, problem), replies,
+        el("p", { class: "soft key" }, el("mark", {}, "marked"), " trait marker   ",
+          el("span", { class: "drift", style: "--drift: 45%" }, "tinted"), " drift: how far this token is from what the unsteered model would write"))),
+    kept, el("section", { class: "measures", "aria-label": "Dose–response and scores" }, charts, table)));
+
+  // Keys typed here are for these controls, not for the notebook's shortcuts.
+  root.firstChild.dataset.lmSuppressShortcuts = "true";
+  const colours = root.firstChild.style;
+  for (const [mode, [lowEnd, low, middle, high, highEnd]] of Object.entries(about.scales))
+    for (const [name, value] of Object.entries({ "low-end": lowEnd, low, middle, high, "high-end": highEnd }))
+      colours.setProperty(`--${mode}-${name}`, value);
+  colours.setProperty("--drifting", about.colours.drift);
+
+  model.on("change:map", drawMap);
+  model.on("change:loci", drawLoci);
+  model.on("change:replies", drawReplies);
+  model.on("change:doses", drawDoses);
+  model.on("change:status", drawStatus);
+  model.on("change:kept", drawKept);
+  sayStrength();
+  open(tab);
+  drawLoci();
+  drawStatus();
+  drawKept();
+}
+
+export default { render };

@@ -1,0 +1,133 @@
+"""How strong: the dose–response of a vector, and the strength that brings most within a drift limit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from statsmodels.stats.proportion import proportion_confint
+from transformer_lens import HookedTransformer
+
+from star_tl.chat import Prompt, as_messages
+from star_tl.errors import StarError
+from star_tl.pairs import Trait
+from star_tl.sampling import Sampling, check_arguments
+from star_tl.scores import mark_coherent
+from star_tl.sweep import Way, sample_ways
+from star_tl.vectors import SteeringVector
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+STRENGTHS = tuple(round(2 ** (k / 2), 2) for k in range(-2, 5))  # 0.5 to 4, times the natural difference
+DRIFT_LIMIT = 0.2  # nats per token
+ENOUGH = 0.95  # of the best rate: a higher strength costs drift and brings next to nothing
+
+
+@dataclass(frozen=True)
+class StrengthChoice:
+    """A strength, and the dose–response that it was read from.
+
+    ``curve`` has a row per strength, 0 among them: rate of coherent replies that show the trait with its 95 % Wilson
+    interval (``trait_rate``, ``low_rate``, ``high_rate``), ``coherent_rate``, ``drift`` (nats per token),
+    ``drift_p95`` (over replies), ``perplexity`` under the unsteered model, ``repetition``, ``n``; ``fraction`` is the
+    strength in units of the residual norm. ``samples`` are the replies, as in :class:`star_tl.Comparison`.
+    """
+
+    strength: float
+    limit: float
+    curve: pd.DataFrame
+    samples: pd.DataFrame
+
+    def plot(self) -> go.Figure:
+        """Trait rate and drift over strength."""
+        from star_tl.plots import plot_dose
+
+        return plot_dose(self.curve)
+
+    def __repr__(self) -> str:
+        row = self.curve[self.curve.strength == self.strength].iloc[0]
+        return (
+            f"StrengthChoice({self.strength:g} = {row.fraction:.0%} of the residual: {row.trait_rate:.0%} coherent "
+            f"replies with the trait, {row.drift:.2f} of at most {self.limit:g} nat drift per token)"
+        )
+
+
+def choose_strength(
+    model: HookedTransformer,
+    vector: SteeringVector,
+    trait: Trait,
+    prompts: Sequence[Prompt],
+    strengths: Sequence[float] = STRENGTHS,
+    positions: str | None = None,
+    limit: float = DRIFT_LIMIT,
+    seed: int = 0,
+    sampling: Sampling = Sampling(temperature=0.8),  # noqa: B008 - frozen
+    progress: bool = True,
+) -> StrengthChoice:
+    """The least strength that reaches nearly (ENOUGH) the best trait rate of any within ``limit`` of drift.
+
+    Args:
+        model: the model to steer.
+        vector: what to steer with.
+        trait: whose markers are counted, e.g. ``pairs.trait``.
+        prompts: not those on which the effect is reported later, e.g. ``pairs.extraction.prompts``.
+        strengths: 1 is the natural difference. All positive, or all negative to turn the trait down: then most
+            coherent replies without the trait are the best.
+        positions: schedule or span, see :func:`star_tl.compare`.
+        limit: most drift, nats per token, mean over replies.
+        seed: of the replies.
+        sampling: how replies are sampled.
+        progress: show progress bars.
+
+    Raises:
+        StarError: strengths that are none, zero or of both signs, or no prompts.
+    """
+    check_arguments(prompts, seed)
+    for strength in strengths:
+        vector.scaled(strength)
+    signs = {math.copysign(1, x) for x in strengths if x}
+    if len(signs) != 1 or 0 in strengths:
+        raise StarError(
+            f"strengths is {tuple(strengths)!r}: give positive ones, or negative ones to turn the trait down."
+        )
+    if not limit > 0:
+        raise StarError(f"limit is {limit!r}: give the most drift in nats per token, above 0.")
+    ways = [Way(seed=seed), *(Way(vector, float(x), positions, seed) for x in sorted(strengths, key=abs))]
+    chats = [as_messages(p) for p in prompts]
+    samples = mark_coherent(sample_ways(model, trait, chats, ways, sampling, progress=progress))
+    curve = dose_table(samples)
+    curve.insert(1, "fraction", curve.strength * vector.fraction)
+    return StrengthChoice(best_dose(curve, limit), limit, curve, samples)
+
+
+def dose_table(samples: pd.DataFrame) -> pd.DataFrame:
+    """A row per strength of samples that are marked coherent; columns as in :class:`StrengthChoice`."""
+    grouped = samples.assign(trait_rate=samples.shows & samples.coherent).groupby("strength")
+    low, high = proportion_confint(grouped.trait_rate.sum(), grouped.size(), method="wilson")
+    return pd.DataFrame(
+        {
+            "trait_rate": grouped.trait_rate.mean(),
+            "low_rate": low,
+            "high_rate": high,
+            "coherent_rate": grouped.coherent.mean(),
+            "drift": grouped.drift.mean(),
+            "drift_p95": grouped.drift.quantile(0.95),
+            "perplexity": np.exp(-grouped.logprob.mean()),
+            "repetition": grouped.repetition.mean(),
+            "n": grouped.size(),
+        }
+    ).reset_index()
+
+
+def best_dose(dose: pd.DataFrame, limit: float = DRIFT_LIMIT) -> float:
+    """See :func:`choose_strength`; the least of all strengths where none is within the limit."""
+    rows = sorted((r for r in dose.to_dict(orient="records") if r["strength"]), key=lambda r: abs(r["strength"]))
+    within = [r for r in rows if r["drift"] <= limit] or rows[:1]
+    down = rows[0]["strength"] < 0
+    rates = [r["coherent_rate"] - r["trait_rate"] if down else r["trait_rate"] for r in within]
+    return float(next(r for r, rate in zip(within, rates, strict=True) if rate >= ENOUGH * max(rates))["strength"])

@@ -1,0 +1,350 @@
+"""The widget in a real JupyterLab: with the mouse, by keyboard alone, and what it leaves on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from synthetic import attribution
+
+import star_tl as star
+from star_tl.errors import StarError
+from star_tl.explorer import Explorer, safe_until, segments, token_pieces, view
+from star_tl.pairs import Pairs
+from star_tl.sampling import Reply
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOK = ROOT / "notebooks" / "03_compare_loci.ipynb"
+ARTIFACTS = Path(os.environ.get("STAR_TL_ARTIFACTS", ROOT / "artifacts"))
+WAIT = 60_000  # ms; the machine may be busy
+
+
+def test_the_maps_hold_the_scores_with_intervals():
+    attr = attribution()
+    shown = view(attr, "classical", None, "attn_out")
+    parts = shown["components"]
+    assert [c["label"] for c in parts["columns"]] == ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
+    assert torch.allclose(torch.tensor(parts["z"]).T, attr.layer_scores())
+    assert parts["low"][5][3] < parts["z"][5][3] < parts["high"][5][3]
+    assert torch.allclose(torch.tensor(shown["heads"]["z"]), attr.head_layer_scores())
+    assert [c["position"] for c in shown["tokens"]["columns"]] == [-6, -5, -4, -3, -2, -1]
+    assert shown["tokens"]["columns"][0]["label"] is None, "this token differs between pairs"
+    json.dumps(shown, allow_nan=False)
+
+
+def test_a_pair_is_shown_with_its_reply_and_the_steering_form_as_a_mean():
+    attr = attribution()
+    pair = view(attr, "classical", 2, "resid_post")["tokens"]
+    assert pair["low"] is None
+    assert [name for name, _, _ in pair["spans"]][-1] == "positive reply"
+    assert pair["columns"][-1]["position"] >= 0
+    steering = view(attr, "steering", 2, "resid_post")
+    assert steering["mean"]
+    assert torch.allclose(torch.tensor(steering["components"]["z"])[:, 2], attr.steering[2].sum(-1))
+
+
+def test_texts_are_cut_at_tokens_and_markers():
+    trait = star.load_pairs("emotional_support").trait
+    cut = segments(trait, [("I am so", 0.1), (" sorry", 2.0), (" <b>", None)])
+    assert "".join(part["text"] for part in cut) == "I am so sorry <b>"
+    assert any(part["marked"] for part in cut)
+    assert [part["drift"] for part in cut if part["text"] == " <b>"] == [None]
+    assert segments(trait, []) == []
+
+
+def test_tokens_that_share_a_character_stay_together():
+    class Bytes:
+        def decode(self, ids, skip_special_tokens):
+            return bytes(ids).decode(errors="replace")
+
+    reply = Reply("aé!", tuple("aé!".encode()), True)
+    assert token_pieces(Bytes(), reply, [0.1, 0.5, 0.2, 0.0]) == [("a", 0.1), ("é", 0.5), ("!", 0.0)]
+
+
+def test_the_safe_range_ends_where_drift_passes_the_limit():
+    dose = pd.DataFrame({"strength": [0.0, 1.0, 2.0], "drift": [0.0, 0.1, 0.3]})
+    assert safe_until(dose, 0.2) == pytest.approx(1.5)
+    assert safe_until(dose, 0.5) == 2.0
+
+
+def test_without_the_widget_packages_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "anywidget", None)
+    monkeypatch.delitem(sys.modules, "star_tl.explorer")
+    with pytest.raises(StarError, match=r"pip install 'star_tl\[notebook\]'"):
+        _ = star.explore
+
+
+@pytest.fixture
+def explorer(tiny) -> Explorer:
+    pairs = star.load_pairs("politeness")
+    few = Pairs(pairs.trait, pairs.pairs[:6])
+    return star.explore(tiny, few, star.attribute(tiny, few, progress=False))
+
+
+def until_idle(explorer: Explorer) -> None:
+    for _ in range(1200):
+        if not explorer.status["busy"]:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the explorer never came to rest")
+
+
+def ask(explorer: Explorer, do: str, **what) -> None:
+    explorer._hear(None, {"do": do, **what}, [])
+
+
+def test_a_second_click_ends_the_first_and_stop_ends_all(explorer):
+    place = {"positions": [-1], "head": None}
+    ask(explorer, "toggle", hook_point="blocks.1.hook_resid_post", **place)
+    ask(explorer, "toggle", hook_point="blocks.2.hook_resid_post", **place)
+    ask(explorer, "stop")
+    until_idle(explorer)
+    assert explorer.status["text"] == "Stopped."
+    assert "blocks.2.hook_resid_post @ -1" in repr(explorer)
+    assert [locus["colour"] for locus in explorer.loci] == [0, 1]
+    ask(explorer, "toggle", hook_point="blocks.1.hook_resid_post", **place)
+    until_idle(explorer)
+    assert explorer.status["error"] == ""
+    assert [r["name"] for r in explorer.replies] == ["", "blocks.2.hook_resid_post @ -1"]
+    assert explorer.loci[0]["colour"] == 1, "a locus keeps its colour"
+    assert len(explorer.doses) == 1
+    assert not any(point.fwd_hooks for point in explorer._model.hook_dict.values())
+
+
+def test_what_cannot_be_done_is_said_in_one_line(explorer):
+    ask(explorer, "toggle", hook_point="blocks.0.hook_resid_pre", positions=[-1], head=None)
+    assert "blocks.0.hook_resid_post" in explorer.status["error"]
+    assert explorer.loci == []
+
+
+def test_another_vector_of_the_same_name_is_not_overwritten(explorer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ask(explorer, "toggle", hook_point="blocks.1.hook_resid_post", positions=[-1], head=None)
+    until_idle(explorer)
+    name = "politeness_layer1_resid_post.safetensors"
+    Path(name).write_text("mine")
+    for _ in range(2):
+        ask(explorer, "keep", index=0)
+    assert Path(name).read_text() == "mine"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["politeness_layer1_resid_post-2.safetensors", name]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """A JupyterLab of its own: its address, and its folder with a copy of the notebook."""
+    folder = tmp_path_factory.mktemp("lab")
+    shutil.copy(NOTEBOOK, folder)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = {
+        "ServerApp.port": port,
+        "ServerApp.root_dir": folder,
+        "IdentityProvider.token": "",
+        "ServerApp.open_browser": False,
+        "ServerApp.allow_root": True,
+        "LabApp.expose_app_in_browser": True,
+    }
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    home = {f"JUPYTER_{kind}_DIR": str(tmp_path_factory.mktemp(kind.lower())) for kind in ("CONFIG", "RUNTIME")}
+    (Path(home["JUPYTER_CONFIG_DIR"]) / "labconfig").mkdir()
+    quiet = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
+    (Path(home["JUPYTER_CONFIG_DIR"]) / "labconfig" / "page_config.json").write_text(json.dumps(quiet))
+    with (folder / "lab.log").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *arguments], stdout=log, stderr=log, env=os.environ | home, cwd=folder
+        )
+        address = f"http://127.0.0.1:{port}"
+        try:
+            for _ in range(240):
+                try:
+                    urllib.request.urlopen(f"{address}/api", timeout=1)
+                    break
+                except OSError:
+                    time.sleep(0.5)
+            else:
+                pytest.fail(f"JupyterLab did not start: {(folder / 'lab.log').read_text()[-2000:]}")
+            yield address, folder
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed: apt install chromium")
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def page(lab: tuple[str, Path], browser) -> Iterator:
+    """The notebook, opened and run as far as the widget."""
+    opened = browser.new_page(viewport={"width": 1440, "height": 1500})
+    opened.set_default_timeout(WAIT)
+    opened.goto(f"{lab[0]}/lab/workspaces/test-{time.time_ns()}/tree/{NOTEBOOK.name}?reset")
+    opened.wait_for_function("window.jupyterapp?.shell?.currentWidget?.sessionContext")
+    opened.evaluate(
+        """async () => {
+            const app = window.jupyterapp, panel = app.shell.currentWidget;
+            await panel.sessionContext.ready;
+            await panel.context.ready;
+            await app.commands.execute("application:toggle-left-area").catch(() => {});
+            await app.commands.execute("notebook:run-all-cells");
+        }"""
+    )
+    opened.locator(".star-explorer .cell").first.wait_for()
+    yield opened
+    opened.close()
+
+
+def cell(page, layer: int, column: str):
+    return page.locator(f".star-explorer [role=gridcell][aria-label^='layer {layer}, {column}']")
+
+
+def finished(page) -> None:
+    page.locator(".star-explorer [role=status]", has_text="Done.").wait_for()
+    assert page.locator(".star-explorer .problem").text_content() == ""
+
+
+def photograph(page, name: str) -> None:
+    ARTIFACTS.mkdir(exist_ok=True)
+    page.locator(".star-explorer").screenshot(path=ARTIFACTS / f"{name}.png")
+
+
+def replies(page) -> list[str]:
+    return page.locator(".star-explorer article .text").all_text_contents()
+
+
+def test_click_slide_compare_and_keep(page, lab):
+    widget = page.locator(".star-explorer")
+    widget.scroll_into_view_if_needed()
+    begun = time.monotonic()
+    cell(page, 6, "resid_post").click()
+    page.locator("article:nth-child(2) .text:not(:has-text('…'))").wait_for()
+    seconds = time.monotonic() - begun
+    print(f"from click to the first steered token: {seconds:.2f} s")
+    assert seconds < 3 if os.environ.get("STAR_TL_QUIET") else seconds < 20, "3 s on a quiet machine"
+    finished(page)
+    assert len(replies(page)) == 2
+    at_first = replies(page)[1]
+    assert page.locator("svg polyline").count() == 2
+    assert re.search(r"up to \d", widget.locator(".strength .soft").text_content())
+
+    slider = widget.get_by_role("slider")
+    slider.fill(str(float(slider.get_attribute("max")) * 0.5))
+    finished(page)
+    assert "1.50" in widget.locator("output").text_content()
+    assert replies(page)[1] != at_first, "a stronger vector writes another reply"
+
+    cell(page, 3, "resid_post").click()
+    page.locator("article").nth(2).wait_for()
+    finished(page)
+    assert len(replies(page)) == 3
+    assert page.locator("svg polyline").count() == 4
+    assert widget.locator("tbody tr").count() == 2
+
+    widget.locator("article").nth(1).get_by_role("button", name="Keep this vector").click()
+    code = widget.locator(".kept pre").text_content()
+    saved = lab[1] / "emotional_support_layer6_resid_post.safetensors"
+    model = star.load_model("demo")
+    assert star.SteeringVector.load(saved, model).locus.layer == 6
+    assert len(code.splitlines()) == 3
+    photograph(page, "explorer")
+
+    names = {"star": star, "model": model}
+    *lines, last = code.replace(saved.name, str(saved)).splitlines()
+    exec("\n".join(lines), names)
+    assert eval(last, names) == [replies(page)[1]], "the three lines write what the widget wrote"
+
+
+def test_every_control_is_labelled_and_reached_by_keyboard(page):
+    widget, press = page.locator(".star-explorer"), page.keyboard.press
+    nameless = widget.evaluate(
+        """root => [...root.querySelectorAll("button, select, input, textarea, .cell, [role=grid]")]
+            .filter(e => !(e.ariaLabel || e.textContent.trim() && e.tagName === "BUTTON" || e.labels?.length))
+            .map(e => e.outerHTML.slice(0, 90))"""
+    )
+    assert nameless == []
+    for chip in range(widget.locator(".chips li:not(.add)").count(), 0, -1):
+        widget.locator(".chips li button").first.focus()
+        press("Enter")
+        page.wait_for_function(f"document.querySelectorAll('.chips li:not(.add)').length === {chip - 1}")
+
+    widget.get_by_role("tab", name="Layer × component").focus()
+    press("ArrowRight")
+    assert page.evaluate("document.activeElement.textContent") == "Layer × head"
+    for _ in range(4):  # estimator, form, pairs, then the map
+        press("Tab")
+    assert page.evaluate("document.activeElement.getAttribute('role')") == "gridcell"
+    press("Home")
+    press("ArrowRight")
+    press("ArrowDown")
+    assert page.evaluate("document.activeElement.ariaLabel").startswith("layer 5, head 1,")
+    press("Enter")
+    widget.locator(".chips", has_text="Layer 5 · head 1").wait_for()
+    finished(page)
+    assert page.evaluate("document.activeElement.ariaSelected") == "true", "the focus stays where it was"
+
+    for _ in range(20):
+        press("Tab")
+        if page.evaluate("document.activeElement.tagName") == "TEXTAREA":
+            break
+    press("Control+a")
+    page.keyboard.type("I lost <b>my</b> job & my flat.")
+    press("Tab")
+    assert page.evaluate("document.activeElement.type") == "range"
+    press("ArrowRight")
+    assert widget.locator("output").text_content().startswith("1.55")
+    finished(page)
+    for _ in range(3):
+        press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Generate"
+    press("Enter")
+    press("Tab")
+    finished(page)
+    assert len(replies(page)) == 2
+    press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Keep this vector"
+    press("Enter")
+    widget.locator(".kept", has_text="layer5_attn_z_head1").wait_for()
+    assert "<b>my</b>" in widget.locator(".kept pre").text_content()
+    assert widget.locator(".kept b").count() == 0
+    photograph(page, "explorer-keyboard")
+
+
+def test_the_token_map_shows_a_pair_and_the_dark_theme_is_followed(page):
+    widget = page.locator(".star-explorer")
+    widget.get_by_role("tab", name="Layer × token").click()
+    assert widget.locator(".cell[data-row='0']").count() == 24
+    pairs = widget.get_by_role("combobox", name="Pairs")
+    pairs.select_option(index=1)
+    widget.locator(".span", has_text="positive reply").wait_for()
+    assert widget.locator(".column", has_text="begin_of_text").count() == 1
+    last = widget.locator(".cell[data-row='6']").last
+    assert last.get_attribute("aria-disabled") == "true", "a reply's token is no locus"
+    page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    page.locator("[data-jp-theme-light='false']").wait_for()
+    photograph(page, "explorer-tokens")
+    pairs.select_option(index=0)
+    widget.get_by_role("combobox", name="Form").select_option("steering")
+    page.wait_for_function("document.querySelectorAll(\".cell[data-row='0']\").length === 24")
+    assert pairs.is_disabled()
+    photograph(page, "explorer-dark")
