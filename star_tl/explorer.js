@@ -16,10 +16,15 @@ const put = (node, attributes, children) => {
   node.append(...children.flat(Infinity).filter(child => child != null));
   return node;
 };
-const el = (tag, attributes = {}, ...children) => put(document.createElement(tag), attributes, children);
+// JupyterLab's shortcuts look at the focused element itself: keys pressed here are not for the notebook.
+const el = (tag, attributes = {}, ...children) =>
+  put(document.createElement(tag), { ...attributes, "data-lm-suppress-shortcuts": true }, children);
 const svg = (tag, attributes = {}, ...children) => put(document.createElementNS(SVG, tag), attributes, children);
 const minus = text => text.replace("-", "−");
-const signed = (x, digits = 3) => (x < 0 ? "" : "+") + minus(x.toFixed(digits));
+const signed = (x, digits = 3) => {
+  const text = Math.abs(x).toFixed(digits);
+  return (Number(text) === 0 ? "" : x < 0 ? "−" : "+") + text;
+};
 const percent = x => `${Math.round(100 * x)} %`;
 const visible = t => t == null ? "·" : t.replace(/ /g, "␣").replace(/\n/g, "↵").replace(/\t/g, "⇥") || "∅";
 const where = locus => `Layer ${locus.layer} · ${locus.head != null ? `head ${locus.head}` : part(locus.hook_point)}`;
@@ -63,7 +68,7 @@ function render({ model, el: root }) {
   const strengthSaid = el("output", { for: `${id}-strength` });
   const safe = el("div", { class: "safe", "aria-hidden": "true" });
   const safeSaid = el("div", { class: "soft" });
-  const prompt = el("textarea", { rows: 2, spellcheck: "false" });
+  const prompt = el("textarea", { rows: 4, spellcheck: "false" });
   prompt.value = start.prompt;
   const seed = el("input", { type: "number", min: 0, step: 1, value: start.seed, onchange: () => generate() });
   const go = el("button", { class: "go", onclick: () => generate() }, "Generate");
@@ -131,11 +136,9 @@ function render({ model, el: root }) {
     const shown = model.get("map"), panel = shown[tab], loci = model.get("loci");
     const focused = grid.contains(root.getRootNode().activeElement);
     const { columns, groups } = panel, wide = tab === "components";
-    const last = { row: shown.layers - 1, col: columns.length - 1 };
     const suggested = columns.findIndex(c => same(locusOf(c, about.suggested.layer), about.suggested));
-    cursor[tab] ??= { row: about.suggested.layer, col: Math.max(0, suggested) };
-    cursor[tab].row = Math.min(cursor[tab].row, last.row);
-    cursor[tab].col = Math.min(cursor[tab].col, last.col);
+    const moved = cursor[tab]?.end !== columns.length;
+    if (moved) cursor[tab] = { row: about.suggested.layer, col: Math.max(0, suggested), end: columns.length };
     const width = wide ? "minmax(64px, 1fr)" : tab === "heads" ? "minmax(22px, 54px)" : "22px";
     grid.style.gridTemplateColumns = `44px ${groups.map(g => `repeat(${g.end - g.start}, ${width})`).join(" ")}`;
     grid.style.setProperty("--cell", `${Math.round(Math.max(18, Math.min(wide ? 38 : 30, 320 / shown.layers)))}px`);
@@ -160,7 +163,9 @@ function render({ model, el: root }) {
     legend.replaceChildren(...groups.map(g => el("div", {},
       el("span", {}, signed(-g.limit)), el("span", { class: "bar", "aria-hidden": "true" }),
       el("span", {}, signed(g.limit)))), el("span", {}, "score, nats; positive = toward clean raises the trait"));
-    if (focused) grid.querySelector("[tabindex='0']")?.focus();
+    const reached = grid.querySelector("[tabindex='0']");
+    if (focused) reached.focus();
+    if (moved) grid.parentElement.scrollLeft = reached.offsetLeft - grid.parentElement.clientWidth / 2;
     pair.disabled = form.value === "steering";
     pair.title = pair.disabled ? "The steering form is a mean over pairs by its nature" : "";
   }
@@ -226,7 +231,7 @@ function render({ model, el: root }) {
     if (!next) return;
     if (now) now.tabIndex = -1;
     next.tabIndex = 0;
-    cursor[tab] = { row, col };
+    Object.assign(cursor[tab], { row, col });
     next.focus();
   }
 
@@ -407,13 +412,12 @@ function render({ model, el: root }) {
         map, legend),
       el("section", { "aria-label": "What steering does" }, chips, field("Prompt", prompt), strengthField,
         el("div", { class: "controls" }, field("Added", positions), field("Seed", seed), el("div", { class: "buttons" }, go, stop)),
-        el("div", { class: "state" }, progress, status, problem), replies,
+        el("div", { class: "state" }, progress, status, problem))),
+    el("section", { class: "written", "aria-label": "Replies" }, replies,
         el("p", { class: "soft key" }, el("mark", {}, "marked"), " trait marker   ",
-          el("span", { class: "drift", style: "--drift: 45%" }, "tinted"), " drift: how far this token is from what the unsteered model would write"))),
+          el("span", { class: "drift", style: "--drift: 45%" }, "tinted"), " drift: how far this token is from what the unsteered model would write")),
     kept, el("section", { class: "measures", "aria-label": "Dose–response and scores" }, charts, table)));
 
-  // Keys typed here are for these controls, not for the notebook's shortcuts.
-  root.firstChild.dataset.lmSuppressShortcuts = "true";
   const colours = root.firstChild.style;
   for (const [mode, [lowEnd, low, middle, high, highEnd]] of Object.entries(about.scales))
     for (const [name, value] of Object.entries({ "low-end": lowEnd, low, middle, high, "high-end": highEnd }))

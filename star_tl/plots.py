@@ -99,11 +99,16 @@ def plot_layers(attr: AttributionMap) -> go.Figure:
         bar = _colorbar(orientation="h", x=(left + right) / 2, len=(right - left) * 0.98, y=0, yanchor="top", ypad=36)
         fig.update_layout({axis: _coloraxis(z, bar)})
         _note(fig, f"<b>{heading}</b>", (left + right) / 2, 1, xref="paper", yref="paper", yanchor="bottom")
+    if np.isfinite(scores).all():
+        choice = attr.choose_layer()
+        share = percent(float(choice.frequency[choice.layer]))
+        _note(fig, f"◂ chosen in {share}<br>   of resamples", 1, choice.layer, xref="paper", xanchor="left", align="left")
     _layer_axis(fig, attr.n_layers, col=1)
     fig.update_yaxes(showgrid=False, col=2)
     fig.update_xaxes(showgrid=False)
     title, subtitle = f"Where {_trait(attr)} is carried, by layer", f"{_mean(attr)}; {SIGN}; two colour scales"
-    return _finish(fig, title, subtitle, 680, _rows(attr.n_layers) + 205, b=100)
+    fig = _finish(fig, title, subtitle, 780, _rows(attr.n_layers) + 205, b=100)
+    return fig.update_layout(margin_r=120)
 
 
 def plot_heads(attr: AttributionMap) -> go.Figure:

@@ -87,10 +87,10 @@ def test_without_the_widget_packages_one_line_says_what_to_install(monkeypatch):
 
 
 @pytest.fixture
-def explorer(tiny) -> Explorer:
+def explorer(demo) -> Explorer:
     pairs = star.load_pairs("politeness")
     few = Pairs(pairs.trait, pairs.pairs[:6])
-    return star.explore(tiny, few, star.attribute(tiny, few, progress=False))
+    return star.explore(demo, few, star.attribute(demo, few, progress=False))
 
 
 def until_idle(explorer: Explorer) -> None:
@@ -249,9 +249,10 @@ def test_click_slide_compare_and_keep(page, lab):
     assert re.search(r"up to \d", widget.locator(".strength .soft").text_content())
 
     slider = widget.get_by_role("slider")
-    slider.fill(str(float(slider.get_attribute("max")) * 0.5))
+    half = float(slider.get_attribute("max")) / 2
+    slider.fill(str(half))
     finished(page)
-    assert "1.50" in widget.locator("output").text_content()
+    assert f"{half:.2f}" in widget.locator("output").text_content()
     assert replies(page)[1] != at_first, "a stronger vector writes another reply"
 
     cell(page, 3, "resid_post").click()
@@ -311,8 +312,9 @@ def test_every_control_is_labelled_and_reached_by_keyboard(page):
     page.keyboard.type("I lost <b>my</b> job & my flat.")
     press("Tab")
     assert page.evaluate("document.activeElement.type") == "range"
+    before = widget.locator("output").text_content()
     press("ArrowRight")
-    assert widget.locator("output").text_content().startswith("1.55")
+    assert widget.locator("output").text_content() > before
     finished(page)
     for _ in range(3):
         press("Tab")
@@ -341,7 +343,7 @@ def test_the_token_map_shows_a_pair_and_the_dark_theme_is_followed(page):
     last = widget.locator(".cell[data-row='6']").last
     assert last.get_attribute("aria-disabled") == "true", "a reply's token is no locus"
     page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
-    page.locator("[data-jp-theme-light='false']").wait_for()
+    page.locator("[data-jp-theme-light='false']").wait_for(state="attached")
     photograph(page, "explorer-tokens")
     pairs.select_option(index=0)
     widget.get_by_role("combobox", name="Form").select_option("steering")
