@@ -102,7 +102,9 @@ def plot_layers(attr: AttributionMap) -> go.Figure:
     if np.isfinite(scores).all():
         choice = attr.choose_layer()
         share = percent(float(choice.frequency[choice.layer]))
-        _note(fig, f"◂ chosen in {share}<br>   of resamples", 1, choice.layer, xref="paper", xanchor="left", align="left")
+        _note(
+            fig, f"◂ chosen in {share}<br>   of resamples", 1, choice.layer, xref="paper", xanchor="left", align="left"
+        )
     _layer_axis(fig, attr.n_layers, col=1)
     fig.update_yaxes(showgrid=False, col=2)
     fig.update_xaxes(showgrid=False)
