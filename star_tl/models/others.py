@@ -65,7 +65,8 @@ def load_other(
             config.num_hidden_layers = first_n_layers
             if kinds := getattr(config, "layer_types", None):
                 config.layer_types = kinds[:first_n_layers]
-        hf, info = AutoModelForCausalLM.from_pretrained(
+        load: Any = AutoModelForCausalLM.from_pretrained  # its type leaves the information out
+        hf, info = load(
             folder,
             config=config,
             dtype=dtype,
