@@ -307,22 +307,21 @@ def plot_comparison(comparison: Comparison) -> go.Figure:
         go.Heatmap(
             z=100 * rate.to_numpy(),
             x=[f"{x:g}" for x in rate.columns],
-            y=[visible(p) for p in places],
-            customdata=drift.to_numpy(),
-            texttemplate="%{z:.0f} %<br>%{customdata:.2f}",
-            hovertemplate="%{y}<br>strength %{x}: %{z:.0f} % of replies"
-            "<br>drift %{customdata:.3f} nats/token<extra></extra>",
+            y=[visible(p, whitespace=False) for p in places],
+            text=[[f"{d:.2f}" for d in row] for row in drift.to_numpy()],
+            texttemplate="%{z:.0f} %<br>%{text}",
+            hovertemplate="%{y}<br>strength %{x}: %{z:.0f} % of replies<br>drift %{text} nats per token<extra></extra>",
             colorscale=[[0, "#F7F7F7"], [1, BLUE]],
             zmin=0,
             zmax=100,
-            colorbar={"title": {"text": "%"}},
+            colorbar={"title": {"text": "%"}, "thickness": 12, "outlinewidth": 0, "nticks": 5},
             xgap=2,
             ygap=2,
         )
     )
     fig.update_xaxes(title_text="strength (1 = the natural difference)", type="category", showgrid=False)
     fig.update_yaxes(type="category", showgrid=False)
-    title = f"Where {visible(comparison.trait.replace('_', ' '))} can be turned up"
+    title = f"Where {visible(comparison.trait.replace('_', ' '), whitespace=False)} can be turned up"
     n = int(steered.n.min())
     subtitle = f"coherent replies with the trait, drift below; unsteered {percent(unsteered)}; {n} replies a cell"
     return _finish(fig, title, subtitle, max(560, 90 * rate.shape[1] + 330), max(MIN_PLOT, 42 * len(places)) + 150)
@@ -345,9 +344,9 @@ def plot_loci(comparison: Comparison) -> go.Figure:
             hover = f"{name}<br>strength %{{x}}: {value}<extra></extra>"
             line = go.Scatter(x=rows.strength, y=y, name=name, showlegend=col == 1, mode="lines+markers", **style)
             fig.add_trace(line.update(hovertemplate=hover, legendgroup=name), row=1, col=col)
-    rate = 100 * float(unsteered.trait_rate.iloc[0])
-    note = {"annotation_text": "unsteered", "annotation_position": "bottom right", "annotation_font_size": 11}
-    fig.add_hline(y=rate, line={"color": GREY, "dash": "dot"}, row=1, col=1, **note)  # pyright: ignore[reportArgumentType]
+    rate, ends = 100 * float(unsteered.trait_rate.iloc[0]), [steered.strength.min(), steered.strength.max()]
+    none = go.Scatter(x=ends, y=[rate, rate], name="unsteered", mode="lines", line={"color": GREY, "dash": "dot"})
+    fig.add_trace(none.update(hovertemplate="unsteered: %{y:.0f} %<extra></extra>"), row=1, col=1)
     fig.update_xaxes(title_text="strength (1 = the natural difference)")
     fig.update_yaxes(title_text="coherent replies with the trait", ticksuffix=" %", range=[0, 104], col=1)
     fig.update_yaxes(title_text="drift (nats per token)", rangemode="tozero", col=2)

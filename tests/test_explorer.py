@@ -197,7 +197,7 @@ def browser() -> Iterator:
 @pytest.fixture(scope="module")
 def page(lab: tuple[str, Path], browser) -> Iterator:
     """The notebook, opened and run as far as the widget."""
-    opened = browser.new_page(viewport={"width": 1440, "height": 1500})
+    opened = browser.new_page(viewport={"width": 1440, "height": 1900})
     opened.set_default_timeout(WAIT)
     opened.goto(f"{lab[0]}/lab/workspaces/test-{time.time_ns()}/tree/{NOTEBOOK.name}?reset")
     opened.wait_for_function("window.jupyterapp?.shell?.currentWidget?.sessionContext")

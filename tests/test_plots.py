@@ -184,10 +184,11 @@ def comparison() -> Comparison:
 
 def test_places_are_compared_in_order_of_strength_by_colour_dash_and_symbol():
     fig = plot_loci(comparison())
-    first, cost, second, _ = fig.data
+    first, cost, second, _, unsteered = fig.data
     assert list(first.x) == [1.0, 2.0]
     assert close(cost.y, [0.1, 0.2])
     assert len({(t.line.color, t.line.dash, t.marker.symbol) for t in (first, second)}) == 2
+    assert list(unsteered.y) == [0, 0]
     assert first.line.color != second.line.color
     assert first.line.dash != second.line.dash
     assert "<b>hope" not in fig.layout.title.text
