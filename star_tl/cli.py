@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -212,7 +213,11 @@ def generate(
     vector: Annotated[Path | None, typer.Option("--vector", help="Steer with this vector.")] = None,
     strength: StrengthOption = 1.0,
     positions: Annotated[
-        str | None, typer.Option("--positions", help="locus, prompt, last_prompt, generated, all, or numbers: -2,-1.")
+        str | None,
+        typer.Option(
+            "--positions",
+            help="locus, prompt, last_prompt, generated, all, first N, every N, decay N, or numbers: -2,-1.",
+        ),
     ] = None,
     model: ModelOption = "demo",
     max_new_tokens: TokensOption = 60,
@@ -237,9 +242,7 @@ def generate(
     loaded = _load(model, dtype, device)
     hooks = []
     if vector is not None:
-        from star_tl.schedules import SCHEDULES
-
-        at = positions if positions is None or positions in SCHEDULES else _numbers(positions)
+        at = _numbers(positions) if positions and re.fullmatch(r"[-\d, ]+", positions) else positions
         hooks = SteeringVector.load(vector, loaded).hooks(strength, at)
     for text in sample(loaded, questions, hooks, max_new_tokens, temperature, top_p, seed):
         typer.echo(text)
@@ -259,7 +262,10 @@ def sweep(
         str, typer.Option("--strengths", help="Comma-separated; 1 is the natural difference.")
     ] = "1,2,3",
     positions: Annotated[
-        str, typer.Option("--positions", help="Schedules: locus, prompt, last_prompt, generated, all.")
+        str,
+        typer.Option(
+            "--positions", help="Schedules, comma-separated: locus, generated, all, first 8, user turn, header."
+        ),
     ] = "locus",
     seeds: Annotated[int, typer.Option("--seeds", help="Replies per prompt and way to steer.")] = 1,
     max_new_tokens: TokensOption = 60,

@@ -74,18 +74,15 @@ def converse(
         end = len(ids)
         past = [column - end for column in steered] if carry else []
 
-        def hooks(prompt_length: int | None = None, past: list[int] = past) -> list[NamedHook]:
-            if vector is None:
-                return []
-            earlier = vector.hooks(strength, past, prompt_length) if past else []
-            return earlier + vector.hooks(strength, positions, prompt_length)
-
-        (reply,) = generate(model, [chat], hooks(), seed=seed, progress=False, **sampling)
+        found = generate(
+            model, [chat], _hooks(vector, strength, positions, past), seed=seed, progress=False, **sampling
+        )
+        reply = found[0]
         written = reply.tokens or (0,)
         with torch.no_grad():
             batch = make_batch(model, [ids], [written])
             plain = reply_logits(model, batch)
-            with model.hooks(fwd_hooks=hooks(prompt_length=end)):
+            with model.hooks(fwd_hooks=_hooks(vector, strength, positions, past, prompt_length=end)):
                 drift = float(kl_per_token(reply_logits(model, batch), plain).mean())
         logprob = float(reply_logprobs(plain, batch).mean()) if reply.tokens else float("nan")
         rows.append((number, text, reply.text, len(reply.tokens), drift, logprob))
@@ -93,3 +90,16 @@ def converse(
             steered += [column for column, _, _ in when.columns(end, 0, end + len(reply.tokens))]
         chat.append({"role": "assistant", "content": reply.text})
     return pd.DataFrame(rows, columns=["turn", "user", "reply", "n_tokens", "drift", "logprob"])
+
+
+def _hooks(
+    vector: SteeringVector | None,
+    strength: float,
+    positions: str | None,
+    past: Sequence[int],
+    prompt_length: int | None = None,
+) -> list[NamedHook]:
+    if vector is None:
+        return []
+    earlier = vector.hooks(strength, past, prompt_length) if past else []
+    return earlier + vector.hooks(strength, positions, prompt_length)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import star_tl as star
@@ -127,4 +128,19 @@ def test_an_architecture_that_cannot_be_held_names_the_nearest(write: Callable[.
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["GPTNeoYForCausalLM"]}))
     with pytest.raises(StarError, match=r"GPTNeoYForCausalLM .* Did you mean 'GPTNeoXForCausalLM'"):
+        star.load_model(folder, device="cpu")
+
+
+def test_damaged_and_incomplete_weights_are_refused(write: Callable[..., Path]) -> None:
+    folder = write("gpt2")
+    weights = load_file(folder / "model.safetensors")
+    del weights["transformer.h.1.mlp.c_fc.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(StarError, match=r"lacks transformer\.h\.1\.mlp\.c_fc\.weight: download or save"):
+        star.load_model(folder, device="cpu")
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
+    with pytest.raises(StarError, match="cannot be read"):
+        star.load_model(folder, device="cpu")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(StarError, match=r"cannot be read .* as safetensors"):
         star.load_model(folder, device="cpu")

@@ -19,11 +19,15 @@ from star_tl.models.size import SHAPES, check_memory, llama_size, transformers_s
 
 DEMO = Path(__file__).parent / "demo"
 KNOWN = ("demo", *SHAPES)
+# What loading reads. Some repositories hold their weights a second time, as consolidated.safetensors.
 FILES = (
-    "*.safetensors",
-    "*.safetensors.index.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
     "config.json",
     "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "added_tokens.json",
     "special_tokens_map.json",
     "generation_config.json",
     "chat_template*",

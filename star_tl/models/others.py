@@ -65,14 +65,22 @@ def load_other(
             config.num_hidden_layers = first_n_layers
             if kinds := getattr(config, "layer_types", None):
                 config.layer_types = kinds[:first_n_layers]
-        hf = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, use_safetensors=True, attn_implementation="eager"
-        ).eval()
+        load: Any = AutoModelForCausalLM.from_pretrained  # its type leaves the information out
+        hf, info = load(
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            attn_implementation="eager",
+            output_loading_info=True,
+        )
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise StarError(
             f"{folder} cannot be read ({reason}): download or save the model again, as safetensors."
         ) from None
+    if absent := sorted(info["missing_keys"]):  # transformers would go on with random numbers in their place
+        raise StarError(f"The checkpoint lacks {', '.join(absent[:3])}: download or save the model again.")
     try:
         cfg = _gemma2(hf.config) if architecture == "Gemma2ForCausalLM" else _by_transformer_lens(hf.config)
         cfg.dtype, cfg.device, cfg.tokenizer_name, cfg.init_weights = dtype, "cpu", None, False
@@ -85,7 +93,7 @@ def load_other(
             f"HookedTransformer cannot hold a model of architecture {architecture} ({reason}): name one that it can."
             f"{nearest(architecture, ARCHITECTURES)}"
         ) from None
-    _check_equal(model, hf, architecture)
+    _check_equal(model, hf.eval(), architecture)
     return relay(model).to(device, print_details=False)
 
 
