@@ -31,7 +31,7 @@ from star_tl.errors import StarError
 from star_tl.injection import row_hooks
 from star_tl.locus import Locus
 from star_tl.pairs import Pairs, Trait
-from star_tl.plots import DIVERGING, DIVERGING_DARK, GREY, LOCUS_COLOURS, ORANGE
+from star_tl.plots import DIVERGING, DIVERGING_DARK, GREY, LOCUS_COLOURS, ORANGE, shared_spans
 from star_tl.sampling import Reply, stream
 from star_tl.scores import REFERENCE, kl_per_token, mark_coherent, score
 from star_tl.strength import DRIFT_LIMIT, best_dose, dose_table
@@ -400,8 +400,6 @@ def _panel(scores: Tensor, columns: list[dict[str, Any]], groups: list[tuple[str
 def _token_columns(
     attr: AttributionMap, pair: int | None, first: int, last: int
 ) -> tuple[list[dict[str, Any]], list[Span]]:
-    from star_tl.plots import shared_spans
-
     if pair is None:
         same = [{row[i] for row in attr.tokens} for i in range(first, last)]
         names, spans = [t.pop() if len(t) == 1 else None for t in same], shared_spans(attr, first)
