@@ -90,7 +90,10 @@ def test_logits_equal_huggingface_and_the_whole_road_is_walked(write: Callable[.
     pairs = star.load_pairs("politeness")
     pairs = type(pairs)(pairs.trait, pairs.extraction.pairs[:2])
     points = [p for p in POINTS if hook_name(p, 0) in model.hook_dict]  # Pythia's parallel blocks have no resid_mid
-    attr = star.attribute(model, pairs, hook_points=points, progress=False)
+    attr = star.attribute(model, pairs, progress=False)
+    if "resid_mid" not in points:
+        with pytest.raises(StarError, match="no resid_mid"):
+            star.attribute(model, pairs, hook_points=["resid_mid"])
     assert attr.component("mlp_out").isfinite().all()
     vector = star.extract_vector(model, pairs, star.Locus("blocks.1.hook_resid_post", (-1,)))
     prompts = ["Could you help me?", "No."]

@@ -25,7 +25,7 @@ def attribute(
     model: HookedTransformer,
     pairs: Pairs,
     method: str = "atp",
-    hook_points: Sequence[str] = POINTS,
+    hook_points: Sequence[str] | None = None,
     mode: str | None = None,
     steps: int | None = None,
     alignment: str = "spans",
@@ -43,8 +43,8 @@ def attribute(
         pairs: contrastive pairs, see :func:`star_tl.load_pairs`.
         method: ``"atp"`` (gradient times difference), ``"ig"`` (integrated gradients), or ``"relp"``
             (relevance propagation's rules instead of the plain gradient).
-        hook_points: some of POINTS; ``"z"`` is every head's ``attn.hook_z``. Choosing a layer needs
-            ``attn_out``, ``mlp_out`` and ``resid_post``.
+        hook_points: some of POINTS; default all that the model has. ``"z"`` is every head's ``attn.hook_z``.
+            Choosing a layer needs ``attn_out``, ``mlp_out`` and ``resid_post``.
         mode: for atp and relp, how to run a micro-batch: ``"one_batch"`` (clean and corrupted rows in
             one forward and one backward pass), ``"two_passes"`` (clean rows first, without a graph), or
             ``"layer_by_layer"`` (least memory). Default ``"auto"``: whichever of the first two is faster.
@@ -62,10 +62,13 @@ def attribute(
     """
     if method not in METHODS:
         raise StarError(f"Unknown attribution method {method!r}.{nearest(method, METHODS)}")
-    points = (hook_points,) if isinstance(hook_points, str) else tuple(hook_points)
+    there = tuple(p for p in POINTS if p == "z" or f"blocks.0.hook_{p}" in model.hook_dict)
+    points = there if hook_points is None else (hook_points,) if isinstance(hook_points, str) else tuple(hook_points)
     for point in points:
         if point not in POINTS:
             raise StarError(f"Unknown hook point {point!r}.{nearest(point, POINTS)}")
+        if point not in there:
+            raise StarError(f"This model has no {point}, its blocks are parallel: leave it out of hook_points.")
     if not points:
         raise StarError(f"There are no hook points: name some of {', '.join(POINTS)}.")
     if batch_size is not None and batch_size < 1:
