@@ -90,8 +90,8 @@ def ours(folder: Path, rows: int) -> Arm:
 
     def run() -> list[tuple[int, ...]]:
         hooks = injection_hooks(added[None], locus, "generated")
-        found = in_batches(model, ids, [0] * rows, lambda _: hooks, options, progress=False)
-        return [reply.tokens for reply in next(found)[1]]
+        order, replies = next(in_batches(model, ids, [0] * rows, lambda _: hooks, options, progress=False))
+        return [replies[order.index(i)].tokens for i in range(rows)]
 
     return run
 

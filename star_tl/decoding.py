@@ -197,17 +197,16 @@ class LlamaPass:
         """Logits after the last of ``tokens``, which go to these columns of the cache and see those before ``stop``."""
         model, eps = self.model, self.model.cfg.eps
         rows, length = tokens.shape
-        widths = [self.heads * self.d_head, self.kv_heads * self.d_head, self.kv_heads * self.d_head]
         residual = F.embedding(tokens, model.embed.W_E)
         for i, layer in enumerate(self.layers):
             residual = self._fire(i, "hook_resid_pre", residual)
             x = F.rms_norm(residual, residual.shape[-1:], layer.norm_attention, eps)
-            q, k, v = F.linear(x, layer.query_key_value, layer.bias).split(widths, -1)
-            q = _rotate(q.view(rows, length, self.heads, self.d_head).transpose(1, 2), *rotation)
-            k = _rotate(k.view(rows, length, self.kv_heads, self.d_head).transpose(1, 2), *rotation)
+            heads = F.linear(x, layer.query_key_value, layer.bias).view(rows, length, -1, self.d_head).transpose(1, 2)
+            turned = _rotate(heads[:, : self.heads + self.kv_heads], *rotation)
+            q, k, v = turned[:, : self.heads], turned[:, self.heads :], heads[:, self.heads + self.kv_heads :]
             keys, values = self.cache[i, 0, :, :, :stop], self.cache[i, 1, :, :, :stop]
             keys.index_copy_(2, columns, k)
-            values.index_copy_(2, columns, v.view(rows, length, self.kv_heads, self.d_head).transpose(1, 2))
+            values.index_copy_(2, columns, v)
             z = _attend(q, keys, values, mask, causal=length > 1 and mask is None)
             z = self._fire(i, "attn.hook_z", z.transpose(1, 2))
             written = F.linear(z.reshape(rows, length, -1), layer.out, layer.out_bias)
