@@ -94,7 +94,8 @@ def sweep_places(model: HookedTransformer, trait: str, seeds: int) -> pd.DataFra
 def draw_places(table: pd.DataFrame) -> go.Figure:
     """Layer × schedule per trait: percentage of coherent replies with the trait; what drifts too far is left white."""
     traits = list(dict.fromkeys(table.trait))
-    titles = [f"{t.replace('_', ' ')} ({table[table.trait == t].unsteered.iloc[0]:.0%} unsteered)" for t in traits]
+    rates = table.groupby("trait").unsteered.first()
+    titles = [f"{t.replace('_', ' ')}<br>{rates[t]:.0%} unsteered" for t in traits]
     figure = make_subplots(1, len(traits), shared_yaxes=True, subplot_titles=titles, horizontal_spacing=0.02)
     for col, trait in enumerate(traits, 1):
         mine = table[table.trait == trait]
@@ -119,7 +120,9 @@ def draw_places(table: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(tickangle=-40)
     axis = {"colorscale": "Blues", "cmin": 0, "cmax": 100, "colorbar": {"title": "% coherent<br>with trait"}}
     title = f"Where adding the vector works, at most {DRIFT_LIMIT:g} nat drift; framed: chosen by attribution"
-    return figure.update_layout(template="plotly_white", width=1400, height=440, coloraxis=axis, title=title)
+    return figure.update_layout(
+        template="plotly_white", width=1400, height=480, margin_t=130, coloraxis=axis, title=title
+    )
 
 
 def main() -> None:
