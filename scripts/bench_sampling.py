@@ -288,6 +288,7 @@ def main() -> None:
     ap.add_argument("--rounds", type=int, default=5)
     ap.add_argument("--threads", type=int, default=2)
     ap.add_argument("--no-steering-vectors", action="store_true")
+    ap.add_argument("--cases", nargs="+", default=["demo", "llama-512"], help="parts of the names of cases to run")
     ap.add_argument("--json", type=Path)
     ap.add_argument("--peak", nargs=5, help=argparse.SUPPRESS)
     args = ap.parse_args()
@@ -309,6 +310,8 @@ def main() -> None:
         work = Path(temporary)
         for model, rows in CASES:
             folder, case = folder_of(model, work), f"{model}, batch {rows}"
+            if not any(part in case for part in args.cases):
+                continue
             seconds, texts = turns({a: make(folder, rows) for a, make in ARMS.items()}, args.rounds, case)
             for arm in ARMS:
                 report(case, arm, seconds[arm], rows * REPLY, peak("text", arm, model, rows, work))
@@ -320,6 +323,8 @@ def main() -> None:
                 print(f"{case}: {same} of {rows} texts equal {arm}'s")
         for model in SWEEP:
             folder, case = folder_of(model, work), f"{model}, sweep of 8 x 8 x 8"
+            if not any(part in case for part in args.cases):
+                continue
             arms = {a: make(folder, 8) for a, make in SWEEP_ARMS.items()}
             seconds, texts = turns(arms, 1, case)
             for arm in SWEEP_ARMS:

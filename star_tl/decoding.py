@@ -153,16 +153,20 @@ class LlamaPass:
         self, model: HookedTransformer, hooks: dict[str, list[Any]], pads: Int[Tensor, " row"], end: int, room: int
     ) -> None:
         cfg: Any = model.cfg
-        self.model, self.hooks, self.pads, self.read = model, hooks, pads, 0
+        self.model, self.pads, self.read = model, pads, 0
+        self._listen(hooks)
         self.heads, self.kv_heads, self.d_head = cfg.n_heads, cfg.n_key_value_heads or cfg.n_heads, cfg.d_head
         self.layers = [_layer(block) for block in model.blocks]
         shape = (cfg.n_layers, 2, len(pads), self.kv_heads, room, self.d_head)
         self.cache = torch.empty(shape, dtype=cfg.dtype, device=pads.device)
+        self.kept = [(layer[0], layer[1]) for layer in self.cache]
         self.padded = bool(pads.any())
         rotary: Any = model.blocks[0].attn
         if room > len(rotary.rotary_cos):
             rotary._extend_rotary_embeddings(room)
         self.cos, self.sin = (t[:room].to(pads.device) for t in (rotary.rotary_cos, rotary.rotary_sin))
+        half = self.d_head // 2
+        self.sin = torch.cat((-self.sin[:, :half], self.sin[:, half:]), -1)  # x.roll(half) needs no other sign then
         self.captured: CapturedStep | None = None
         self.clocks = [f for functions in hooks.values() for f in functions if isinstance(f, Clock)]
         for clock in self.clocks:
@@ -204,7 +208,7 @@ class LlamaPass:
             heads = F.linear(x, layer.query_key_value, layer.bias).view(rows, length, -1, self.d_head).transpose(1, 2)
             turned = _rotate(heads[:, : self.heads + self.kv_heads], *rotation)
             q, k, v = turned[:, : self.heads], turned[:, self.heads :], heads[:, self.heads + self.kv_heads :]
-            keys, values = self.cache[i, 0, :, :, :stop], self.cache[i, 1, :, :, :stop]
+            keys, values = (kept.narrow(2, 0, stop) for kept in self.kept[i])
             keys.index_copy_(2, columns, k)
             values.index_copy_(2, columns, v)
             z = _attend(q, keys, values, mask, causal=length > 1 and mask is None)
@@ -229,7 +233,7 @@ class LlamaPass:
             name: [f if isinstance(f, Clock) else f.for_rows(rows) for f in functions]
             for name, functions in self.hooks.items()
         }
-        self.hooks = {name: [f for f in functions if f is not None] for name, functions in kept.items()}
+        self._listen({name: [f for f in functions if f is not None] for name, functions in kept.items()})
         return True
 
     def go_on_from(self, shared: LlamaPass, rows: Int[Tensor, " row"]) -> None:
@@ -243,16 +247,24 @@ class LlamaPass:
         shape[2] = len(rows)
         self.cache = self.cache.new_empty(shape)
         self.cache[..., : self.read, :] = read
+        self.kept = [(layer[0], layer[1]) for layer in self.cache]
         self.pads = self.pads[rows]
         self.padded = bool(self.pads.any())
         self.captured = None
 
     def _fire(self, layer: int, point: str, activation: Tensor) -> Tensor:
-        name = f"blocks.{layer}.{point}"
-        for function in self.hooks.get(name, ()):
-            changed = function(activation, hook=self.model.hook_dict[name])
+        for hook, function in self.listeners.get((layer, point), ()):
+            changed = function(activation, hook=hook)
             activation = activation if changed is None else changed
         return activation
+
+    def _listen(self, hooks: dict[str, list[Any]]) -> None:
+        self.hooks = hooks
+        self.listeners: dict[tuple[int, str], list[tuple[Any, Any]]] = {}
+        for name, functions in hooks.items():
+            if point := name.partition(".")[2].partition(".")[2]:
+                heard = [(self.model.hook_dict[name], f) for f in functions if not isinstance(f, Clock)]
+                self.listeners[int(name.split(".")[1]), point] = heard
 
     def _rotation(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         if not self.padded:
@@ -322,8 +334,7 @@ class CapturedStep:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    left, right = x.chunk(2, -1)
-    return (x * cos + torch.cat((-right, left), -1) * sin).to(x.dtype)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
 
 
 def _attend(
