@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from star_tl.errors import StarError
+from star_tl.reading import Model, residual, unembed
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ class TokenBatch:
         return self.mask[:, self.prompt_end :]
 
 
-def pad_id(model: HookedTransformer) -> int:
+def pad_id(model: Model) -> int:
     """The token to pad with; it is masked, so that any token would do."""
     tokenizer: Any = model.tokenizer
     return getattr(tokenizer, "pad_token_id", None) or 0
 
 
 def make_batch(
-    model: HookedTransformer,
+    model: Model,
     prompts: Sequence[Sequence[int]],
     replies: Sequence[Sequence[int]] | None = None,
 ) -> TokenBatch:
@@ -71,21 +71,9 @@ def make_batch(
     return TokenBatch(tokens.to(device), mask.to(device), end, lengths)
 
 
-def reply_logits(model: HookedTransformer, batch: TokenBatch) -> Float[Tensor, "row reply vocab"]:
+def reply_logits(model: Model, batch: TokenBatch) -> Float[Tensor, "row reply vocab"]:
     """Logits that predict the reply tokens, in float32; only these positions are unembedded."""
-    residual = model(batch.tokens, attention_mask=batch.mask.int(), stop_at_layer=model.cfg.n_layers)[
-        :, batch.prompt_end - 1 : -1
-    ]
-    return unembed(model, residual)
-
-
-def unembed(model: HookedTransformer, residual: Float[Tensor, "row position d"]) -> Float[Tensor, "row position vocab"]:
-    """Logits of the last layer's residual stream as the model's own forward makes them, in float32 at least."""
-    logits = model.unembed(model.ln_final(residual)) if model.cfg.normalization_type else model.unembed(residual)
-    cap = model.cfg.output_logits_soft_cap
-    if cap > 0:
-        logits = cap * torch.tanh(logits / cap)
-    return logits.float() if logits.dtype != torch.float64 else logits
+    return unembed(model, residual(model, batch.tokens, batch.mask)[:, batch.prompt_end - 1 : -1])
 
 
 def reply_logprobs(logits: Float[Tensor, "row reply vocab"], batch: TokenBatch) -> Float[Tensor, "row reply"]:

@@ -12,12 +12,12 @@ from typing import Any
 
 import pandas as pd
 import torch
-from transformer_lens import HookedTransformer
 
 from star_tl.batch import make_batch, reply_logits, reply_logprobs
 from star_tl.chat import render
 from star_tl.errors import StarError
 from star_tl.injection import NamedHook
+from star_tl.reading import Model, attached
 from star_tl.sampling import generate
 from star_tl.schedules import schedule
 from star_tl.scores import kl_per_token
@@ -25,7 +25,7 @@ from star_tl.vectors import SteeringVector
 
 
 def converse(
-    model: HookedTransformer,
+    model: Model,
     turns: Sequence[str],
     vector: SteeringVector | None = None,
     strength: float = 1.0,
@@ -82,7 +82,7 @@ def converse(
         with torch.no_grad():
             batch = make_batch(model, [ids], [written])
             plain = reply_logits(model, batch)
-            with model.hooks(fwd_hooks=_hooks(vector, strength, positions, past, prompt_length=end)):
+            with attached(model, _hooks(vector, strength, positions, past, prompt_length=end)):
                 drift = float(kl_per_token(reply_logits(model, batch), plain).mean())
         logprob = float(reply_logprobs(plain, batch).mean()) if reply.tokens else float("nan")
         rows.append((number, text, reply.text, len(reply.tokens), drift, logprob))

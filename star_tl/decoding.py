@@ -17,11 +17,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
-from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
-from star_tl.batch import unembed
 from star_tl.injection import Clock, Injection, NamedHook
 from star_tl.models.layout import fused
+from star_tl.reading import Model, attached, empty_cache, residual, unembed
 
 POINTS = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_z")
 MANY_ROWS = 8  # from here on two batched products beat fused attention at one query a row, up to twofold at 64 rows
@@ -39,21 +38,20 @@ class Pass(Protocol):
         ...
 
 
-def begin(
-    model: HookedTransformer, hooks: Sequence[NamedHook], mask: Bool[Tensor, "row column"], end: int, room: int
-) -> Pass:
+def begin(model: Model, hooks: Sequence[NamedHook], mask: Bool[Tensor, "row column"], end: int, room: int) -> Pass:
     """A pass over a batch of left-padded prompts of which nothing has been read yet.
 
     Args:
-        model: any HookedTransformer.
+        model: of either kind.
         hooks: ``[(name, fn)]``.
         mask: True where a token stands, False at padding, up to the prompt's end.
         end: columns of the prompts.
         room: most columns that will be read, prompts included.
     """
-    resolved = resolve(model, hooks)
-    if is_llama(model) and all(_fires(name, functions) for name, functions in resolved.items()):
-        return LlamaPass(model, resolved, (~mask).sum(1), end, room)
+    if isinstance(model, HookedTransformer) and is_llama(model):
+        resolved = resolve(model, hooks)
+        if all(_fires(name, functions) for name, functions in resolved.items()):
+            return LlamaPass(model, resolved, (~mask).sum(1), end, room)
     return StockPass(model, hooks, mask)
 
 
@@ -350,20 +348,18 @@ def _attend(
 
 
 class StockPass:
-    """The model's own forward under TransformerLens's hooks and cache."""
+    """The model's own forward under hooks of TransformerLens, over a cache of the model's kind."""
 
-    def __init__(self, model: HookedTransformer, hooks: Sequence[NamedHook], mask: Bool[Tensor, "row column"]) -> None:
+    def __init__(self, model: Model, hooks: Sequence[NamedHook], mask: Bool[Tensor, "row column"]) -> None:
         self.model, self.hooks, self.mask = model, list(hooks), mask.int()
-        self.cache = TransformerLensKeyValueCache.init_cache(model.cfg, mask.device, len(mask))
+        self.cache = empty_cache(model, len(mask))
 
     @torch.no_grad()
     def __call__(self, tokens: Int[Tensor, "row column"]) -> Float[Tensor, "row vocab"]:
         mask, self.mask = self.mask, self.mask.new_ones(len(tokens), 1)
-        with self.model.hooks(fwd_hooks=self.hooks):
-            residual = self.model(
-                tokens, attention_mask=mask, past_kv_cache=self.cache, stop_at_layer=self.model.cfg.n_layers
-            )
-        return unembed(self.model, residual[:, -1:])[:, 0]
+        with attached(self.model, self.hooks):
+            last = residual(self.model, tokens, mask, self.cache)
+        return unembed(self.model, last[:, -1:])[:, 0]
 
     def keep(self, rows: Int[Tensor, " kept"]) -> bool:
         return False

@@ -21,7 +21,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from star_tl.attribution import AttributionMap, attribute
 from star_tl.attribution.result import COMPONENTS, WRITES
@@ -32,6 +31,7 @@ from star_tl.injection import row_hooks
 from star_tl.locus import Locus
 from star_tl.pairs import Pairs, Trait
 from star_tl.plots import DIVERGING, DIVERGING_DARK, GREY, LOCUS_COLOURS, ORANGE, shared_spans
+from star_tl.reading import Model, attached
 from star_tl.sampling import Reply, stream
 from star_tl.scores import REFERENCE, kl_per_token, mark_coherent, score
 from star_tl.strength import DRIFT_LIMIT, best_dose, dose_table
@@ -52,7 +52,7 @@ FRAME = 0.08  # seconds between two updates of a streamed reply
 ESTIMATORS = {"atp": "attribution patching", "ig": "integrated gradients", "relp": "RelP"}
 
 
-def explore(model: HookedTransformer, pairs: Pairs, attr: AttributionMap | None = None) -> Explorer:
+def explore(model: Model, pairs: Pairs, attr: AttributionMap | None = None) -> Explorer:
     """The widget, for JupyterLab, Notebook 7 and VS Code.
 
     Args:
@@ -77,7 +77,7 @@ class Explorer(anywidget.AnyWidget):
     status = traitlets.Dict().tag(sync=True)
     kept = traitlets.Dict().tag(sync=True)
 
-    def __init__(self, model: HookedTransformer, pairs: Pairs, attr: AttributionMap) -> None:
+    def __init__(self, model: Model, pairs: Pairs, attr: AttributionMap) -> None:
         super().__init__()
         self._model, self._pairs = model, pairs
         self._maps = {attr.method: attr}
@@ -440,7 +440,7 @@ def token_pieces(tokenizer: Any, reply: Reply, drift: Sequence[float]) -> list[t
 
 @torch.no_grad()
 def _fluency(
-    model: HookedTransformer,
+    model: Model,
     prompt: Sequence[Any],
     replies: Sequence[Reply],
     vectors: Sequence[SteeringVector],
@@ -455,7 +455,7 @@ def _fluency(
         if vector is not None:
             strength = _natural(vector, settings["strength"])
             hooks = vector.hooks(strength, settings["positions"], prompt_length=batch.prompt_end)
-            with model.hooks(fwd_hooks=hooks):
+            with attached(model, hooks):
                 kl = kl_per_token(reply_logits(model, batch), base)[0].cpu()
         measured.append((kl, float(reply_logprobs(base, batch).mean())))
     return measured
@@ -506,7 +506,7 @@ class _Stopped(Exception):
 
 
 @contextmanager
-def _stoppable(model: HookedTransformer, stop: threading.Event) -> Iterator[None]:
+def _stoppable(model: Model, stop: threading.Event) -> Iterator[None]:
     """Whatever runs the model here ends at its next pass once ``stop`` is set."""
 
     def check(module: object, arguments: object) -> None:

@@ -18,13 +18,13 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from star_tl.batch import TokenBatch, make_batch, pad_id, reply_logits, reply_logprobs
 from star_tl.chat import SPANS, Prompt, render, span_positions
 from star_tl.errors import StarError
 from star_tl.injection import NamedHook, row_hooks
 from star_tl.pairs import Trait
+from star_tl.reading import Model, attached
 from star_tl.sampling import Reply
 from star_tl.vectors import SteeringVector
 
@@ -35,7 +35,7 @@ REFERENCE = "unsteered"
 
 
 def score(
-    model: HookedTransformer,
+    model: Model,
     trait: Trait,
     prompts: Sequence[Prompt],
     replies: Sequence[Reply],
@@ -94,7 +94,7 @@ def _words(trait: Trait, reply: Reply) -> dict[str, Any]:
 
 @torch.no_grad()
 def _fluency(
-    model: HookedTransformer,
+    model: Model,
     prompts: Sequence[Prompt],
     replies: Sequence[Reply],
     vector: SteeringVector | None,
@@ -124,7 +124,7 @@ def _fluency(
 
 
 def _steered_logits(
-    model: HookedTransformer,
+    model: Model,
     batch: TokenBatch,
     prompts: Sequence[Prompt],
     vector: SteeringVector | None,
@@ -138,7 +138,7 @@ def _steered_logits(
         hooks = row_hooks(rows, prompt_length=batch.prompt_end)
     elif vector is not None:
         hooks = vector.hooks(strength, positions, prompt_length=batch.prompt_end)
-    with model.hooks(fwd_hooks=hooks):
+    with attached(model, hooks):
         return reply_logits(model, batch)
 
 

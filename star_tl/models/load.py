@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from transformer_lens import HookedTransformer
+from transformer_lens.model_bridge import TransformerBridge
 
 from star_tl.errors import StarError, nearest
+from star_tl.models.bridge import corners, load_bridge
 from star_tl.models.llama import load_llama, read_config
 from star_tl.models.others import load_other
 from star_tl.models.size import SHAPES, check_memory, llama_size, transformers_size
@@ -32,6 +34,7 @@ FILES = (
     "generation_config.json",
     "chat_template*",
 )
+BACKENDS = ("hooked", "bridge")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -40,8 +43,9 @@ def load_model(
     dtype: str | None = None,
     device: str | None = None,
     first_n_layers: int | None = None,
-) -> HookedTransformer:
-    """A HookedTransformer with frozen parameters, in evaluation mode, without processed weights.
+    backend: str = "hooked",
+) -> HookedTransformer | TransformerBridge:
+    """A model with TransformerLens's hook points, parameters frozen, in evaluation mode, without processed weights.
 
     Args:
         name: ``"demo"`` (the embedded model), a folder in HuggingFace format, or a Hub name such
@@ -51,12 +55,19 @@ def load_model(
             models under 1 B parameters, bfloat16 above.
         device: where to put it. Default: ``cuda`` where there is one, else ``cpu``.
         first_n_layers: leave out all later layers, to look into a model that does not fit whole.
+        backend: ``"hooked"`` for a HookedTransformer, or ``"bridge"`` for a TransformerBridge, which knows more
+            architectures (OLMo, Granite, Gemma-3, SmolLM3, Mixtral, ...) and holds the weights once. Every function
+            of star_tl takes either, but for ``method="relp"`` and ``mode="layer_by_layer"``; Llamas run fastest as
+            HookedTransformers.
 
     Raises:
-        StarError: the model is unknown, gated, not downloaded, damaged, quantized, or larger than memory.
+        StarError: the model is unknown, gated, not downloaded, damaged, quantized, or larger than memory, or the
+            backend does not know its architecture.
     """
     if dtype is not None and dtype not in DTYPES:
         raise StarError(f"Unknown dtype {dtype!r}.{nearest(dtype, DTYPES)}")
+    if backend not in BACKENDS:
+        raise StarError(f"Unknown backend {backend!r}.{nearest(backend, BACKENDS)}")
     name = str(name)
     device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     local = DEMO if name == "demo" else Path(name)
@@ -72,12 +83,14 @@ def load_model(
         raise StarError(f"first_n_layers is {first_n_layers}: use 1 to {size.layers}.")
     size = size.first(first_n_layers)
     chosen = DTYPES[dtype] if dtype else torch.bfloat16 if size.parameters > 1e9 else torch.float32
-    check_memory(name, size, chosen, device, copies=1 if llama else 2)
+    check_memory(name, size, chosen, device, copies=1 if llama or backend == "bridge" else 2)
     folder = folder if local.is_dir() else _download(name, FILES)
     tokenizer = _tokenizer(folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        if llama:
+        if backend == "bridge":
+            model = load_bridge(folder, architecture, chosen, device, first_n_layers)
+        elif llama:
             model = load_llama(folder, chosen, device, first_n_layers)
         else:
             model = load_other(folder, architecture, chosen, device, first_n_layers)
@@ -87,8 +100,8 @@ def load_model(
     return model.requires_grad_(False).eval()
 
 
-def fingerprint(model: HookedTransformer) -> str:
-    """Sixteen hexadecimal digits that identify a model's weights, the same in every dtype.
+def fingerprint(model: HookedTransformer | TransformerBridge) -> str:
+    """Sixteen hexadecimal digits that identify a model's weights, the same in every dtype and backend.
 
     Hashes the signs of a corner of the embedding and of every layer's output weights: signs survive
     every rounding, and a corner costs milliseconds on any size.
@@ -96,10 +109,13 @@ def fingerprint(model: HookedTransformer) -> str:
     digest = hashlib.sha256()
     cfg = model.cfg
     digest.update(repr((cfg.n_layers, cfg.d_model, cfg.n_heads, cfg.d_vocab)).encode())
-    corners = [model.embed.W_E[:256, :64]]
-    for block in model.blocks:
-        corners += [block.attn.W_O[0, :, :64], block.mlp.W_out[:64, :64]]  # type: ignore[union-attr,index]
-    for corner in corners:
+    if isinstance(model, TransformerBridge):
+        looked_at = corners(model)
+    else:
+        looked_at = [model.embed.W_E[:256, :64]]
+        for block in model.blocks:
+            looked_at += [block.attn.W_O[0, :, :64], block.mlp.W_out[:64, :64]]  # type: ignore[union-attr,index]
+    for corner in looked_at:
         digest.update(corner.detach().signbit().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 

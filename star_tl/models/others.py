@@ -22,8 +22,10 @@ from transformer_lens.loading_from_pretrained import (
 )
 
 from star_tl.errors import StarError, nearest
+from star_tl.models.bridge import knows
 from star_tl.models.checkpoint import read_json
 from star_tl.models.layout import relay
+from star_tl.models.transformers_folder import CLOSE, difference, probe, read_transformers
 
 # Those that the tests compare with HuggingFace; others that TransformerLens can convert are tried.
 ARCHITECTURES = (
@@ -36,9 +38,6 @@ ARCHITECTURES = (
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
 )
-_CHECKED = 32  # tokens on which a model is compared with HuggingFace
-# Mean difference of log-probabilities, as a share of their spread, that another order of summation can make.
-_CLOSE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.03}
 
 
 def load_other(
@@ -57,30 +56,7 @@ def load_other(
         StarError: TransformerLens does not know the architecture, computes something else than
             HuggingFace does, or the weights cannot be read.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        if first_n_layers is not None:
-            config.num_hidden_layers = first_n_layers
-            if kinds := getattr(config, "layer_types", None):
-                config.layer_types = kinds[:first_n_layers]
-        load: Any = AutoModelForCausalLM.from_pretrained  # its type leaves the information out
-        hf, info = load(
-            folder,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            attn_implementation="eager",
-            output_loading_info=True,
-        )
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise StarError(
-            f"{folder} cannot be read ({reason}): download or save the model again, as safetensors."
-        ) from None
-    if absent := sorted(info["missing_keys"]):  # transformers would go on with random numbers in their place
-        raise StarError(f"The checkpoint lacks {', '.join(absent[:3])}: download or save the model again.")
+    hf = read_transformers(folder, dtype, first_n_layers)
     try:
         cfg = _gemma2(hf.config) if architecture == "Gemma2ForCausalLM" else _by_transformer_lens(hf.config)
         cfg.dtype, cfg.device, cfg.tokenizer_name, cfg.init_weights = dtype, "cpu", None, False
@@ -89,9 +65,10 @@ def load_other(
         model.load_state_dict({k: v.detach().to(dtype) for k, v in state.items()}, strict=False, assign=True)
     except Exception as error:
         reason = " ".join(str(error).split())[:120]
+        remedy = f"name one that it can.{nearest(architecture, ARCHITECTURES)}"
         raise StarError(
-            f"HookedTransformer cannot hold a model of architecture {architecture} ({reason}): name one that it can."
-            f"{nearest(architecture, ARCHITECTURES)}"
+            f"HookedTransformer cannot hold a model of architecture {architecture} ({reason}): "
+            + ("load it with backend='bridge'." if knows(architecture) else remedy)
         ) from None
     _check_equal(model, hf.eval(), architecture)
     return relay(model).to(device, print_details=False)
@@ -143,13 +120,12 @@ def _gemma2(hf: Any) -> HookedTransformerConfig:
 
 @torch.no_grad()
 def _check_equal(model: HookedTransformer, hf: Any, architecture: str) -> None:
-    generator = torch.Generator().manual_seed(0)
-    length = min(_CHECKED, model.cfg.n_ctx)
-    tokens = torch.randint(model.cfg.d_vocab, (1, length), generator=generator)
-    expected, found = (logits.float().log_softmax(-1) for logits in (hf(tokens).logits, model(tokens)))
-    difference = float((found - expected).abs().mean() / expected.std())
-    if not difference < _CLOSE[model.cfg.dtype]:
+    tokens, expected = probe(hf)
+    share = difference(model(tokens), expected)
+    if not share < CLOSE[model.cfg.dtype]:
         raise StarError(
             f"As a HookedTransformer this {architecture} does not compute what it does in HuggingFace (its log-"
-            f"probabilities differ by {difference:.1%} of their spread): use a checkpoint without special settings."
+            f"probabilities differ by {share:.1%} of their spread): use "
+            + ("backend='bridge', or " if knows(architecture) else "")
+            + "a checkpoint without special settings."
         )

@@ -7,19 +7,19 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from star_tl.batch import make_batch
 from star_tl.chat import render, template_hash
 from star_tl.errors import StarError
 from star_tl.locus import Locus
 from star_tl.pairs import Pairs
+from star_tl.reading import Model, attached, residual
 from star_tl.vectors.vector import SteeringVector
 
 Activations = Float[Tensor, "pair position d"]
 
 
-def at_locus(model: HookedTransformer, pairs: Pairs, locus: Locus, batch_size: int) -> tuple[Activations, Activations]:
+def at_locus(model: Model, pairs: Pairs, locus: Locus, batch_size: int) -> tuple[Activations, Activations]:
     """Clean and corrupted activations of every pair at the locus's positions, in float64.
 
     Raises:
@@ -34,7 +34,7 @@ def at_locus(model: HookedTransformer, pairs: Pairs, locus: Locus, batch_size: i
 
 
 def make_vector(
-    model: HookedTransformer,
+    model: Model,
     pairs: Pairs,
     locus: Locus,
     method: str,
@@ -63,7 +63,7 @@ def mean_norm(activations: Activations) -> float:
 
 
 @torch.no_grad()
-def _activations(model: HookedTransformer, prompts: list[Any], locus: Locus) -> Activations:
+def _activations(model: Model, prompts: list[Any], locus: Locus) -> Activations:
     rendered = [render(model.tokenizer, p).ids for p in prompts]
     if min(len(ids) for ids in rendered) < -min(locus.positions):
         raise StarError(
@@ -77,6 +77,6 @@ def _activations(model: HookedTransformer, prompts: list[Any], locus: Locus) -> 
         value = activation if locus.head is None else activation[:, :, locus.head]
         kept.append(value[:, columns].double().cpu())
 
-    with model.hooks(fwd_hooks=[(locus.hook_point, keep)]):
-        model(batch.tokens, attention_mask=batch.mask.int(), stop_at_layer=locus.layer + 1)
+    with attached(model, [(locus.hook_point, keep)]):
+        residual(model, batch.tokens, batch.mask, layers=locus.layer + 1)
     return kept[0]

@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from star_tl.batch import make_batch
 from star_tl.chat import render, reply_ids
 from star_tl.locus import Locus
 from star_tl.pairs import Pairs
+from star_tl.reading import Model, attached, residual
 from star_tl.vectors.activations import make_vector
 from star_tl.vectors.vector import SteeringVector
 
 
 @torch.no_grad()
-def reply_mean(model: HookedTransformer, pairs: Pairs, locus: Locus, batch_size: int) -> SteeringVector:
+def reply_mean(model: Model, pairs: Pairs, locus: Locus, batch_size: int) -> SteeringVector:
     """See the module's docstring."""
     width = model.cfg.d_model if locus.head is None else model.cfg.d_head
     total, norm = torch.zeros(width, dtype=torch.float64), 0.0
@@ -38,8 +38,8 @@ def reply_mean(model: HookedTransformer, pairs: Pairs, locus: Locus, batch_size:
             value = activation if locus.head is None else activation[:, :, locus.head]
             kept.append(value[:, end:].double().cpu())
 
-        with model.hooks(fwd_hooks=[(locus.hook_point, keep)]):
-            model(batch.tokens, attention_mask=batch.mask.int(), stop_at_layer=locus.layer + 1)
+        with attached(model, [(locus.hook_point, keep)]):
+            residual(model, batch.tokens, batch.mask, layers=locus.layer + 1)
         weights = batch.reply_mask.double().cpu()
         means = (kept[0] * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
         total += (means[: len(chunk)] - means[len(chunk) :]).sum(0)
