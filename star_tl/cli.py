@@ -17,9 +17,8 @@ from typer.exceptions import TyperException
 from star_tl.errors import StarError
 
 if TYPE_CHECKING:
-    from transformer_lens import HookedTransformer
-
     from star_tl.pipeline import RunResult
+    from star_tl.reading import Model
 
 
 class _OneLineErrors(TyperGroup):
@@ -51,6 +50,12 @@ ModelOption = Annotated[str, typer.Option("--model", help="'demo', a HuggingFace
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16; default by size.")]
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default cuda where there is one.")
+]
+BackendOption = Annotated[
+    str, typer.Option("--backend", help="hooked (HookedTransformer), or bridge, which knows more architectures.")
+]
+FirstLayersOption = Annotated[
+    int | None, typer.Option("--first-n-layers", help="Leave out all later layers; default all are loaded.")
 ]
 TraitOption = Annotated[str, typer.Option("--trait", help="Built-in trait, or a JSONL file of pairs.")]
 PromptsOption = Annotated[
@@ -103,6 +108,8 @@ def run(
     top_p: TopPOption = 1.0,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
+    backend: BackendOption = "hooked",
+    first_n_layers: FirstLayersOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Attribute, locate, extract, steer, compare with the baselines, and write report.html."""
@@ -123,7 +130,7 @@ def run(
 
     check_folder(folder, overwrite)  # before minutes go into loading a model
     result = walk(
-        _load(model, dtype, device),
+        _load(model, dtype, device, backend, first_n_layers),
         pairs,
         chosen,
         out=folder,
@@ -148,6 +155,8 @@ def attribute(
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Pairs in a micro-batch.")] = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
+    backend: BackendOption = "hooked",
+    first_n_layers: FirstLayersOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Score every hook point and print what each layer writes."""
@@ -157,7 +166,7 @@ def attribute(
     _check_file(out, overwrite)
     from star_tl.attribution import attribute as compute
 
-    attr = compute(_load(model, dtype, device), pairs, method, batch_size=batch_size)
+    attr = compute(_load(model, dtype, device, backend, first_n_layers), pairs, method, batch_size=batch_size)
     attr.save(out)
     _print_frame(attr.to_frame(), f"{attr.trait}: scores in nats, summed over positions, mean over pairs")
     typer.echo(f"{attr!r}\ntop locus: {attr.top_locus()}\nWrote {out}.")
@@ -175,6 +184,8 @@ def extract(
     model: ModelOption = "demo",
     dtype: DtypeOption = None,
     device: DeviceOption = None,
+    backend: BackendOption = "hooked",
+    first_n_layers: FirstLayersOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Extract the steering vector at a locus: from a map, named, or found by attribution now."""
@@ -191,12 +202,12 @@ def extract(
 
     if hook_point is not None:
         locus = Locus(hook_point, _numbers(positions))
-        loaded = _load(model, dtype, device)
+        loaded = _load(model, dtype, device, backend, first_n_layers)
     elif attribution is not None:
         locus = AttributionMap.load(attribution).top_locus()
-        loaded = _load(model, dtype, device)
+        loaded = _load(model, dtype, device, backend, first_n_layers)
     else:
-        loaded = _load(model, dtype, device)
+        loaded = _load(model, dtype, device, backend, first_n_layers)
         locus = compute(loaded, pairs).top_locus()
     vector = extract_vector(loaded, pairs, locus, method=method)
     vector.save(out)
@@ -226,6 +237,8 @@ def generate(
     seed: Annotated[int, typer.Option("--seed")] = 0,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
+    backend: BackendOption = "hooked",
+    first_n_layers: FirstLayersOption = None,
 ) -> None:
     """Write replies, steered or not."""
     _check_strength(strength)
@@ -239,7 +252,7 @@ def generate(
     from star_tl.sampling import sample
     from star_tl.vectors import SteeringVector
 
-    loaded = _load(model, dtype, device)
+    loaded = _load(model, dtype, device, backend, first_n_layers)
     hooks = []
     if vector is not None:
         at = _numbers(positions) if positions and re.fullmatch(r"[-\d, ]+", positions) else positions
@@ -273,6 +286,8 @@ def sweep(
     top_p: TopPOption = 1.0,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
+    backend: BackendOption = "hooked",
+    first_n_layers: FirstLayersOption = None,
 ) -> None:
     """Sample a grid of layers, strengths and schedules in large batches; goes on where it was stopped."""
     try:
@@ -294,7 +309,7 @@ def sweep(
     from star_tl.locus import Locus
     from star_tl.sweep import compare
 
-    loaded = _load(model, dtype, device)
+    loaded = _load(model, dtype, device, backend, first_n_layers)
     chosen = _numbers(layers) if layers else range(loaded.cfg.n_layers)
     folder = out or Path("runs") / f"sweep-{pairs.trait.name}"
     found = compare(
@@ -331,6 +346,8 @@ def evaluate(
     seeds: Annotated[int, typer.Option("--seeds", help="Replies per prompt and arm.")] = 2,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
+    backend: BackendOption = "hooked",
+    first_n_layers: FirstLayersOption = None,
 ) -> None:
     """Compare a saved vector with unsteered, random-vector and primed replies."""
     _check_strength(strength)
@@ -348,7 +365,7 @@ def evaluate(
     from star_tl.scores import REFERENCE, mark_coherent, summarise
     from star_tl.vectors import SteeringVector
 
-    loaded = _load(model, dtype, device)
+    loaded = _load(model, dtype, device, backend, first_n_layers)
     steering = SteeringVector.load(vector, loaded)
     arms = (
         Arm(REFERENCE),
@@ -374,10 +391,10 @@ def doctor(
     Console(width=None if sys.stdout.isatty() else 120).print(*tables(examine(model)), sep="\n")
 
 
-def _load(name: str, dtype: str | None, device: str | None) -> HookedTransformer:
+def _load(name: str, dtype: str | None, device: str | None, backend: str, first_n_layers: int | None) -> Model:
     from star_tl.models import load_model
 
-    return load_model(name, dtype, device)
+    return load_model(name, dtype, device, first_n_layers, backend)
 
 
 def _check_strength(strength: float | None) -> None:

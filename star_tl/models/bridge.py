@@ -130,7 +130,7 @@ def attached(model: TransformerBridge, hooks: Sequence[NamedHook]) -> Iterator[N
     touched: list[HookPoint] = []
 
     def add(name: str, function: Callable[..., Any]) -> None:
-        point: Any = reduce(getattr, name.split("."), cast(Any, model))  # hook_dict is made anew whenever it is asked for
+        point: Any = reduce(getattr, name.split("."), cast(Any, model))  # hook_dict would be made anew
         point.add_hook(function, level=level)
         touched.append(point)
         if torch.is_grad_enabled() and name.endswith(("hook_attn_out", "hook_mlp_out")):
