@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from star_tl.errors import StarError
-from star_tl.reading import Model, residual, unembed
+from star_tl.reading import Model, read, unembed
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def make_batch(
 
 def reply_logits(model: Model, batch: TokenBatch) -> Float[Tensor, "row reply vocab"]:
     """Logits that predict the reply tokens, in float32; only these positions are unembedded."""
-    return unembed(model, residual(model, batch.tokens, batch.mask)[:, batch.prompt_end - 1 : -1])
+    return unembed(model, read(model, batch.tokens, batch.mask)[:, batch.prompt_end - 1 : -1])
 
 
 def reply_logprobs(logits: Float[Tensor, "row reply vocab"], batch: TokenBatch) -> Float[Tensor, "row reply"]:

@@ -20,7 +20,7 @@ from transformer_lens import HookedTransformer
 
 from star_tl.injection import Clock, Injection, NamedHook
 from star_tl.models.layout import fused
-from star_tl.reading import Model, attached, empty_cache, residual, unembed
+from star_tl.reading import Model, attached, empty_cache, read, unembed
 
 POINTS = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_z")
 MANY_ROWS = 8  # from here on two batched products beat fused attention at one query a row, up to twofold at 64 rows
@@ -358,7 +358,7 @@ class StockPass:
     def __call__(self, tokens: Int[Tensor, "row column"]) -> Float[Tensor, "row vocab"]:
         mask, self.mask = self.mask, self.mask.new_ones(len(tokens), 1)
         with attached(self.model, self.hooks):
-            last = residual(self.model, tokens, mask, self.cache)
+            last = read(self.model, tokens, mask, self.cache)
         return unembed(self.model, last[:, -1:])[:, 0]
 
     def keep(self, rows: Int[Tensor, " kept"]) -> bool:

@@ -43,7 +43,7 @@ def taken(cache: Cache, rows: Int[Tensor, " row"]) -> Cache:
     return TransformerLensKeyValueCache(entries, cache.previous_attention_mask[rows])
 
 
-def residual(
+def read(
     model: Model,
     tokens: Int[Tensor, "row position"],
     mask: Tensor,
@@ -61,7 +61,7 @@ def residual(
     """
     if isinstance(model, TransformerBridge):
         assert not isinstance(cache, TransformerLensKeyValueCache)
-        return bridge.residual(model, tokens, mask, cache, layers)
+        return bridge.read(model, tokens, mask, cache, layers)
     assert not isinstance(cache, bridge.Cache)
     stop = model.cfg.n_layers if layers is None else layers
     return model(tokens, attention_mask=mask.int(), past_kv_cache=cache, stop_at_layer=stop)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from transformer_lens import HookedTransformer
+from transformer_lens.model_bridge import TransformerBridge
 
 from star_tl.attribution.atp import attribute_atp
 from star_tl.attribution.integrated_gradients import attribute_ig
@@ -75,6 +76,11 @@ def attribute(
         raise StarError(f"batch_size is {batch_size}: use at least 1.")
     if alignment not in ALIGNMENTS:
         raise StarError(f"Unknown alignment {alignment!r}.{nearest(alignment, ALIGNMENTS)}")
+    if isinstance(model, TransformerBridge) and (method == "relp" or mode == "layer_by_layer"):
+        raise StarError(
+            f"{f'method={method!r}' if method == 'relp' else f'mode={mode!r}'} needs what only a HookedTransformer has: "
+            "leave it out, or load the model with backend='hooked'."
+        )
     options: dict[str, Any] = {"alignment": alignment}
     if method == "ig":
         if mode is not None:

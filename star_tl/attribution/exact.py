@@ -18,15 +18,17 @@ from scipy import stats
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
+from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
 
-from star_tl.attribution.forward import KeysValues, Part, forward, run_metrics, through_blocks
+from star_tl.attribution.forward import Part, forward, run_metrics, through_blocks
 from star_tl.attribution.prepare import PairBatch, PreparedPair, pair_batch, prepare
 from star_tl.attribution.result import COMPONENTS, AttributionMap
 from star_tl.errors import StarError
 from star_tl.injection import NamedHook
 from star_tl.locus import Locus
 from star_tl.pairs import Pairs
+from star_tl.reading import Cache
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -112,8 +114,9 @@ def verify(
 
 
 def candidates(attr: AttributionMap) -> tuple[list[Locus], Float[Tensor, " locus"]]:
-    """Every single prompt position in the window at every component and head, and its mean score."""
-    loci, values = [], []
+    """Every single prompt position in the window at every component and head with a score, and its mean."""
+    loci: list[Locus] = []
+    values: list[Tensor] = []
     near = attr.prompt_scores().mean(0)
     heads = attr.head_scores[..., attr.prompt_end - attr.window : attr.prompt_end].mean(0)
     for layer in range(attr.n_layers):
@@ -125,7 +128,8 @@ def candidates(attr: AttributionMap) -> tuple[list[Locus], Float[Tensor, " locus
             for head in range(heads.shape[1]):
                 loci.append(Locus(f"blocks.{layer}.attn.hook_z", at, head))
                 values.append(heads[layer, head, column])
-    return loci, torch.stack(values)
+    scored = [i for i, value in enumerate(values) if not value.isnan()]  # a parallel block has no resid_mid
+    return [loci[i] for i in scored], torch.stack([values[i] for i in scored])
 
 
 @torch.no_grad()
@@ -198,7 +202,7 @@ class _CorruptedRun:
 
     rows: PairBatch
     entering: dict[tuple[Part, int], Float[Tensor, "row position d"]]
-    before: KeysValues
+    before: Cache
     differences: dict[str, Float[Tensor, "one position ..."]]
     no_reply: Float[Tensor, "row zero d"]
 
@@ -206,7 +210,8 @@ class _CorruptedRun:
 def _patched_metrics(model: HookedTransformer, run: _CorruptedRun, loci: Sequence[Locus]) -> Float[Tensor, " locus"]:
     """The metric with each of ``loci``, which are all of one layer, patched."""
     end, layer, copies = run.rows.prompts.shape[1], loci[0].layer, len(loci)
-    start = end + min(min(locus.positions) for locus in loci)
+    resumed = isinstance(run.before, TransformerLensKeyValueCache)  # a bridge starts nowhere but at the beginning
+    start = end + min(min(locus.positions) for locus in loci) if resumed else 0
 
     def patch(part: Part) -> list[NamedHook]:
         def at(name: str) -> NamedHook:
@@ -223,11 +228,14 @@ def _patched_metrics(model: HookedTransformer, run: _CorruptedRun, loci: Sequenc
 
         return [at(name) for name in {locus.hook_point for locus in loci}] if part == "prompt" else []
 
+    if not resumed:
+        whole, _ = forward(model, run.rows, slice(1), patch, copies)
+        return run_metrics(whole, model, run.rows)[:, 0]
     before = [
         TransformerLensKeyValueCacheEntry(
             e.past_keys[:1, :start].expand(copies, -1, -1, -1), e.past_values[:1, :start].expand(copies, -1, -1, -1)
         )
-        for e in run.before
+        for e in run.before.entries
     ]
     prompt, reply = through_blocks(
         model,

@@ -18,8 +18,8 @@ from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
 
 from star_tl.attribution.prepare import PairBatch
-from star_tl.batch import unembed
 from star_tl.injection import NamedHook
+from star_tl.reading import Cache, attached, empty_cache, read, taken, unembed
 
 Part = Literal["prompt", "reply"]
 HooksOf = Callable[[Part], Sequence[NamedHook]]
@@ -32,30 +32,26 @@ def no_hooks(part: Part) -> Sequence[NamedHook]:
 
 def forward(
     model: HookedTransformer, rows: PairBatch, prompts: slice, hooks: HooksOf = no_hooks, copies: int = 1
-) -> tuple[Float[Tensor, "row reply d"], KeysValues]:
+) -> tuple[Float[Tensor, "row reply d"], Cache]:
     """The last residual stream where it predicts reply tokens, and the prompts' keys and values.
 
     ``prompts`` selects corrupted or clean prompts or both. Rows of the result are
     ``[run, positive | negative, pair]``, as :func:`run_metrics` takes them.
     """
-    tokens, mask = rows.prompts[prompts].repeat(copies, 1), rows.prompt_mask[prompts].int().repeat(copies, 1)
-    cache = TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, len(tokens))
-    last = model.cfg.n_layers
-    with model.hooks(fwd_hooks=list(hooks("prompt"))):
-        head = model(tokens, attention_mask=mask, past_kv_cache=cache, stop_at_layer=last)
+    tokens, mask = rows.prompts[prompts].repeat(copies, 1), rows.prompt_mask[prompts].repeat(copies, 1)
+    cache = empty_cache(model, len(tokens))
+    with attached(model, hooks("prompt")):
+        head = read(model, tokens, mask, cache)
     spread, runs = rows.spread(len(tokens)), len(tokens) // rows.size
     both = head[spread, -1:]
     if rows.replies.shape[1] > 1:  # nothing follows from a reply's last token
-        twice = TransformerLensKeyValueCache(_taken(cache.entries, spread), mask[spread])
-        with model.hooks(fwd_hooks=list(hooks("reply"))):
-            tail = model(
-                rows.replies[:, :-1].repeat(runs, 1),
-                attention_mask=rows.reply_mask[:, :-1].int().repeat(runs, 1),
-                past_kv_cache=twice,
-                stop_at_layer=last,
+        twice = taken(cache, spread)
+        with attached(model, hooks("reply")):
+            tail = read(
+                model, rows.replies[:, :-1].repeat(runs, 1), rows.reply_mask[:, :-1].repeat(runs, 1), twice
             )
         both = torch.cat([both, tail], 1)
-    return both, cache.entries
+    return both, cache
 
 
 def through_blocks(

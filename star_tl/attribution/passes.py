@@ -222,13 +222,14 @@ def along_path(
     def watch(part: Part, point: str, layer: int) -> NamedHook:
         name = hook_name(point, layer)
 
-        def hook(activation: Tensor, hook: object) -> None:
+        def hook(activation: Tensor, hook: object) -> Tensor:
             def average(g: Tensor) -> None:
                 wide = g.view(steps, -1, *g.shape[1:]).to(torch.promote_types(g.dtype, torch.float32))
                 mean = torch.einsum("s,sr...->r...", weights.to(wide), wide)
                 receive(point, layer, part, differences.pop((part, name)), mean)
 
             activation.register_hook(average)
+            return activation
 
         return name, hook
 

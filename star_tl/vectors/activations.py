@@ -13,7 +13,7 @@ from star_tl.chat import render, template_hash
 from star_tl.errors import StarError
 from star_tl.locus import Locus
 from star_tl.pairs import Pairs
-from star_tl.reading import Model, attached, residual
+from star_tl.reading import Model, attached, read
 from star_tl.vectors.vector import SteeringVector
 
 Activations = Float[Tensor, "pair position d"]
@@ -78,5 +78,5 @@ def _activations(model: Model, prompts: list[Any], locus: Locus) -> Activations:
         kept.append(value[:, columns].double().cpu())
 
     with attached(model, [(locus.hook_point, keep)]):
-        residual(model, batch.tokens, batch.mask, layers=locus.layer + 1)
+        read(model, batch.tokens, batch.mask, layers=locus.layer + 1)
     return kept[0]
