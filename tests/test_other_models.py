@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import transformers
+from families import FAMILIES, write_random
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -21,46 +20,11 @@ from star_tl.errors import StarError
 from star_tl.models.layout import is_copy_free
 from star_tl.models.others import ARCHITECTURES
 
-SHAPE: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 512,
-}
-GROUPED = {**SHAPE, "num_key_value_heads": 2}
-# Every family with a config class of transformers and what tells it from the plain shape.
-FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "gpt2": ("GPT2Config", {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 512}),
-    "pythia": ("GPTNeoXConfig", {**SHAPE, "rotary_pct": 0.25}),
-    "gemma-2": ("Gemma2Config", {**GROUPED, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 12}),
-    "qwen-2.5": ("Qwen2Config", GROUPED),
-    "qwen-3": ("Qwen3Config", {**GROUPED, "head_dim": 16}),
-    "mistral": ("MistralConfig", {**GROUPED, "sliding_window": 32}),
-    "phi-3": ("Phi3Config", GROUPED),
-}
-
 
 @pytest.fixture(scope="module")
 def write(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Callable[..., Path]:
     """A random model of a family in a folder whose name TransformerLens would take for another's."""
-
-    def make(family: str, **more: Any) -> Path:
-        kind, settings = FAMILIES[family]
-        ids = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 3, "pad_token_id": 4}
-        torch.manual_seed(0)
-        config = getattr(transformers, kind)(**{**ids, "initializer_range": 0.15, **settings, **more})
-        model = AutoModelForCausalLM.from_config(config)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if "norm" in name or "ln_" in name or "bias" in name:
-                    parameter.add_(0.2 * torch.randn_like(parameter))
-        folder = tmp_path_factory.mktemp("gemma-3-llama")
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return folder
-
-    return make
+    return lambda family, **more: write_random(family, tmp_path_factory.mktemp("gemma-3-llama"), tokenizer, **more)
 
 
 @torch.no_grad()

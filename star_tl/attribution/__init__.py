@@ -76,11 +76,13 @@ def attribute(
         raise StarError(f"batch_size is {batch_size}: use at least 1.")
     if alignment not in ALIGNMENTS:
         raise StarError(f"Unknown alignment {alignment!r}.{nearest(alignment, ALIGNMENTS)}")
-    if isinstance(model, TransformerBridge) and (method == "relp" or mode == "layer_by_layer"):
-        raise StarError(
-            f"{f'method={method!r}' if method == 'relp' else f'mode={mode!r}'} needs what only a HookedTransformer has: "
-            "leave it out, or load the model with backend='hooked'."
-        )
+    if isinstance(model, TransformerBridge):
+        for name, value, lacking in (("method", method, "relp"), ("mode", mode, "layer_by_layer")):
+            if value == lacking:
+                raise StarError(
+                    f"{name}={value!r} needs what only a HookedTransformer has: leave it out, or load the model "
+                    "with backend='hooked'."
+                )
     options: dict[str, Any] = {"alignment": alignment}
     if method == "ig":
         if mode is not None:

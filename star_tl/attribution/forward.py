@@ -47,9 +47,7 @@ def forward(
     if rows.replies.shape[1] > 1:  # nothing follows from a reply's last token
         twice = taken(cache, spread)
         with attached(model, hooks("reply")):
-            tail = read(
-                model, rows.replies[:, :-1].repeat(runs, 1), rows.reply_mask[:, :-1].repeat(runs, 1), twice
-            )
+            tail = read(model, rows.replies[:, :-1].repeat(runs, 1), rows.reply_mask[:, :-1].repeat(runs, 1), twice)
         both = torch.cat([both, tail], 1)
     return both, cache
 
