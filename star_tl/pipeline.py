@@ -12,13 +12,13 @@ from typing import Any
 
 import pandas as pd
 from tqdm.auto import tqdm
-from transformer_lens import HookedTransformer
 
 from star_tl import __version__
 from star_tl.attribution import AttributionMap, attribute
 from star_tl.chat import Message, Prompt, as_messages, with_instruction
 from star_tl.errors import StarError
 from star_tl.pairs import Pairs
+from star_tl.reading import Model
 from star_tl.report import write_report
 from star_tl.sampling import Sampling, generate, render_prompts
 from star_tl.scores import REFERENCE, mark_coherent, score, summarise
@@ -102,7 +102,7 @@ def prepare_folder(out: str | Path, overwrite: bool = False) -> Path:
 
 
 def run(
-    model: HookedTransformer,
+    model: Model,
     pairs: Pairs,
     prompts: Sequence[Prompt] | None = None,
     out: str | Path | None = None,
@@ -219,7 +219,7 @@ def run(
 
 
 def sample_arm(
-    model: HookedTransformer,
+    model: Model,
     pairs: Pairs,
     prompts: Sequence[Prompt],
     arm: Arm,

@@ -15,13 +15,14 @@ from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
 from transformer_lens.model_bridge import TransformerBridge
 
+from star_tl.injection import NamedHook
 from star_tl.models import bridge
 
 Model = HookedTransformer | TransformerBridge
 Cache = TransformerLensKeyValueCache | bridge.Cache
 
 
-def attached(model: Model, hooks: Sequence[bridge.NamedHook]) -> AbstractContextManager[object]:
+def attached(model: Model, hooks: Sequence[NamedHook]) -> AbstractContextManager[object]:
     """Forward hooks for the time of the context."""
     if isinstance(model, TransformerBridge):
         return bridge.attached(model, hooks)

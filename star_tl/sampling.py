@@ -20,13 +20,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformer_lens import HookedTransformer
 
 from star_tl.batch import make_batch
 from star_tl.chat import Prompt, render, stop_ids
 from star_tl.decoding import LlamaPass, Pass, begin
 from star_tl.errors import StarError
 from star_tl.injection import Clock, Injection, NamedHook
+from star_tl.reading import Model
 
 CACHE_SHARE = 0.25  # of the free memory: the most that the KV cache of a batch takes
 
@@ -79,7 +79,7 @@ class Sampling:
 
 
 def sample(
-    model: HookedTransformer,
+    model: Model,
     prompts: Sequence[Prompt],
     hooks: Sequence[NamedHook] = (),
     max_new_tokens: int = 60,
@@ -96,7 +96,7 @@ def sample(
 
 
 def generate(
-    model: HookedTransformer,
+    model: Model,
     prompts: Sequence[Prompt],
     hooks: Sequence[NamedHook] = (),
     max_new_tokens: int = 60,
@@ -114,7 +114,7 @@ def generate(
     """One reply to each prompt.
 
     Args:
-        model: a HookedTransformer with a tokenizer.
+        model: from :func:`star_tl.load_model`, of either backend.
         prompts: texts or chats.
         hooks: ``[(name, fn)]``, e.g. ``vector.hooks(strength=1.0)``; active during prompt and reply.
         max_new_tokens: most tokens of a reply; it ends earlier at the end of the turn.
@@ -148,7 +148,7 @@ def generate(
 
 
 def stream(
-    model: HookedTransformer,
+    model: Model,
     prompts: Sequence[Prompt],
     hooks: Sequence[NamedHook] = (),
     max_new_tokens: int = 60,
@@ -174,7 +174,7 @@ def stream(
 
 @torch.no_grad()
 def in_batches(
-    model: HookedTransformer,
+    model: Model,
     prompts: Sequence[tuple[int, ...]],
     seeds: Sequence[int],
     hooks_of: Callable[[list[int]], Sequence[NamedHook]],
@@ -200,7 +200,7 @@ def in_batches(
 
 
 def _next_batch(
-    model: HookedTransformer, prompts: Sequence[tuple[int, ...]], order: list[int], options: Sampling
+    model: Model, prompts: Sequence[tuple[int, ...]], order: list[int], options: Sampling
 ) -> tuple[list[int], list[int]]:
     """As many of the next rows as batch size and memory allow, at least one, and the rest."""
     cfg: Any = model.cfg
@@ -212,7 +212,7 @@ def _next_batch(
     return order[:n], order[n:]
 
 
-def render_prompts(model: HookedTransformer, prompts: Sequence[Prompt], max_new_tokens: int) -> list[tuple[int, ...]]:
+def render_prompts(model: Model, prompts: Sequence[Prompt], max_new_tokens: int) -> list[tuple[int, ...]]:
     """Token ids of every prompt. Raises StarError where one leaves no room for a reply."""
     rendered = [render(model.tokenizer, p).ids for p in prompts]
     room = model.cfg.n_ctx - max_new_tokens
@@ -227,7 +227,7 @@ def render_prompts(model: HookedTransformer, prompts: Sequence[Prompt], max_new_
 
 @torch.no_grad()
 def _written(
-    model: HookedTransformer,
+    model: Model,
     prompts: list[tuple[int, ...]],
     seeds: list[int],
     hooks: Sequence[NamedHook],
@@ -307,7 +307,7 @@ def _written(
 
 
 def _read_prompts(
-    model: HookedTransformer, prompts: list[tuple[int, ...]], hooks: Sequence[NamedHook], options: Sampling
+    model: Model, prompts: list[tuple[int, ...]], hooks: Sequence[NamedHook], options: Sampling
 ) -> tuple[Pass, Float[Tensor, "row vocab"]]:
     """A pass that has read the prompts, and the logits after them.
 
@@ -326,7 +326,7 @@ def _read_prompts(
     if not isinstance(batch, LlamaPass):
         return batch, batch(whole.tokens)
     once = make_batch(model, unique)
-    shared = LlamaPass(model, {}, (~once.mask).sum(1), end, end - own)
+    shared = LlamaPass(batch.model, {}, (~once.mask).sum(1), end, end - own)
     shared(once.tokens[:, : end - own])
     batch.go_on_from(shared, torch.tensor([unique.index(ids) for ids in prompts], device=once.tokens.device))
     return batch, batch(whole.tokens[:, end - own :])
@@ -380,7 +380,7 @@ def _uniforms(seed: int, ids: tuple[int, ...], count: int) -> Tensor:
     return torch.rand(count, generator=generator, dtype=torch.float64)
 
 
-def _check_hooks(model: HookedTransformer, hooks: Sequence[NamedHook]) -> None:
+def _check_hooks(model: Model, hooks: Sequence[NamedHook]) -> None:
     try:
         names = [name for name, _ in hooks]
     except (TypeError, ValueError):

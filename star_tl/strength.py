@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from statsmodels.stats.proportion import proportion_confint
-from transformer_lens import HookedTransformer
 
 from star_tl.chat import Prompt, as_messages
 from star_tl.errors import StarError
 from star_tl.pairs import Trait
+from star_tl.reading import Model
 from star_tl.sampling import Sampling, check_arguments
 from star_tl.scores import mark_coherent
 from star_tl.sweep import Way, sample_ways
@@ -58,7 +58,7 @@ class StrengthChoice:
 
 
 def choose_strength(
-    model: HookedTransformer,
+    model: Model,
     vector: SteeringVector,
     trait: Trait,
     prompts: Sequence[Prompt],

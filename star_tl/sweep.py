@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformer_lens import HookedTransformer
 
 from star_tl.chat import SPANS, Prompt, as_messages, span_positions
 from star_tl.errors import StarError
@@ -25,6 +24,7 @@ from star_tl.injection import NamedHook, row_hooks
 from star_tl.locus import Locus
 from star_tl.models.load import fingerprint
 from star_tl.pairs import Pairs, Trait
+from star_tl.reading import Model
 from star_tl.sampling import Reply, Sampling, check_arguments, in_batches, render_prompts
 from star_tl.scores import REFERENCE, mark_coherent, score
 from star_tl.vectors import SteeringVector, extract_vector
@@ -104,7 +104,7 @@ class Way:
 
 
 def compare(
-    model: HookedTransformer,
+    model: Model,
     pairs: Pairs,
     prompts: Sequence[Prompt] | None = None,
     loci: Sequence[Locus] | None = None,
@@ -158,7 +158,7 @@ def compare(
 
 
 def sample_ways(
-    model: HookedTransformer,
+    model: Model,
     trait: Trait,
     prompts: Sequence[Prompt],
     ways: Sequence[Way],

@@ -32,8 +32,9 @@ from star_tl.attribution.exact import exact_effects, verify
 from star_tl.attribution.passes import hook_name
 from star_tl.chat import render
 from star_tl.cli import app
-from star_tl.decoding import begin
+from star_tl.decoding import StockPass, begin
 from star_tl.errors import StarError
+from star_tl.injection import row_hooks
 from star_tl.locus import Locus
 from star_tl.models.load import fingerprint
 from star_tl.vectors import METHODS, SteeringVector
@@ -198,13 +199,26 @@ def test_cached_and_padded_equals_uncached_and_alone(
         assert float((cached[0] - unsteered).abs().max()) > 1e-2
 
 
-def test_a_rows_text_does_not_depend_on_its_batch(bridges: Callable[[str], TransformerBridge]) -> None:
+def test_a_rows_text_does_not_depend_on_its_batch(
+    bridges: Callable[[str], TransformerBridge], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows end at different steps, and those that are left go on without them."""
     model = bridges("mistral")
-    hooks = noise(model, Locus("blocks.1.hook_resid_post"), 2.0).hooks(1.0, "generated")
-    options: dict[str, Any] = {"max_new_tokens": 12, "seed": 3, "progress": False}
-    together = star.generate(model, PROMPTS, hooks, **options)
-    assert together == [star.generate(model, [p], hooks, **options)[0] for p in PROMPTS]
-    assert together == list(star.stream(model, PROMPTS, hooks, max_new_tokens=12, seed=3))[-1]
+    vector = noise(model, Locus("blocks.1.hook_resid_post"), 2.0)
+    prompts = sorted([*PROMPTS, "Yes.", "I am so sorry."], key=lambda p: len(render(model.tokenizer, p).ids))
+    strengths = (2.0, 0.0, -2.0, 1.0, 3.0)
+    hooks = row_hooks([(vector.scaled(x), vector.locus, "generated") if x else None for x in strengths])
+    kept: list[int] = []
+    keep = StockPass.keep
+    monkeypatch.setattr(StockPass, "keep", lambda self, rows: kept.append(len(rows)) or keep(self, rows))
+    options: dict[str, Any] = {"max_new_tokens": 16, "seed": 3, "stop": ("a", "e")}
+    together = star.generate(model, prompts, hooks, progress=False, **options)
+    assert kept
+    assert len({len(r.tokens) for r in together}) > 2
+    assert together == list(star.stream(model, prompts, hooks, **options))[-1]
+    for prompt, x, reply in zip(prompts, strengths, together, strict=True):
+        own = vector.hooks(x, "generated") if x else ()
+        assert star.generate(model, [prompt], own, progress=False, **options) == [reply]
 
 
 def test_what_is_written_between_attention_and_mlp_reaches_the_residual_stream(
@@ -308,16 +322,16 @@ def greedy(truth: OnHuggingFace, ids: list[int], hooks: Any, steps: int) -> list
 # ---- the rest of the package
 
 
-def test_a_whole_run_equals_that_of_the_other_backend(tmp_path: Path) -> None:
-    """On the embedded model, of which there are both."""
-    pairs, prompts = few("emotional_support", 3), ["I failed my exam.", "My dog is ill."]
+def test_a_whole_run_equals_that_of_the_other_backend(write: Callable[..., Path], tmp_path: Path) -> None:
+    folder, pairs, prompts = write("llama"), few("emotional_support", 3), ["I failed my exam.", "My dog is ill."]
     found = []
+    talk = noise(star.load_model(folder, device="cpu"), Locus("blocks.1.hook_resid_post"), 4.0)
     for backend in ("hooked", "bridge"):
-        model = star.load_model("demo", device="cpu", backend=backend)
+        model = star.load_model(folder, device="cpu", backend=backend)
         result = star.run(
-            model, pairs, prompts, tmp_path / backend, strength=2.0, temperature=0, max_new_tokens=12, progress=False
+            model, pairs, prompts, tmp_path / backend, strength=2.0, temperature=0, max_new_tokens=6, progress=False
         )
-        chat = star.converse(model, ["Hi!", "I am sad."], result.vector, max_new_tokens=8, temperature=0)
+        chat = star.converse(model, ["Hi!", "I am sad."], talk, max_new_tokens=6, temperature=0)
         found.append((result, chat))
     (expected, expected_chat), (result, chat) = found
     assert result.vector.locus == expected.vector.locus
@@ -325,7 +339,7 @@ def test_a_whole_run_equals_that_of_the_other_backend(tmp_path: Path) -> None:
     assert list(chat.reply) == list(expected_chat.reply)
     for column in ("logprob", "drift"):
         assert (result.samples[column] - expected.samples[column]).abs().max() < 1e-4
-        assert (result.dose[column] - expected.dose[column]).abs().max() < 1e-4 if column in result.dose else True
+    assert (result.dose.drift - expected.dose.drift).abs().max() < 1e-4
     assert (tmp_path / "bridge" / "report.html").stat().st_size > 10_000
     loaded = SteeringVector.load(tmp_path / "hooked" / "vector.safetensors", model)  # raises where the model is another
     assert torch.equal(loaded.vector, expected.vector.vector)
@@ -349,7 +363,7 @@ def test_on_the_command_line(write: Callable[..., Path], tmp_path: Path) -> None
         refused = runner.invoke(app, ["generate", *common, *arguments, "--prompt", "Hi"])
         assert refused.exit_code == 2
         assert message in refused.stderr
-        assert refused.stderr.count("star-tl:") == refused.stderr.count("\n") == 1, refused.stderr
+        assert refused.stderr.strip().splitlines()[-1].startswith("star-tl: ")  # after transformers' progress bar
 
 
 def refused(message: str, call: Callable[[], Any]) -> None:
@@ -360,11 +374,11 @@ def refused(message: str, call: Callable[[], Any]) -> None:
 
 def test_what_only_a_hooked_transformer_can_is_refused(bridges: Callable[[str], TransformerBridge]) -> None:
     model = bridges("granite")
-    for options in ({"method": "relp"}, {"mode": "layer_by_layer"}):
-        refused(
-            r"only a HookedTransformer has: .* backend='hooked'",
-            lambda options=options: star.attribute(model, unequal_pairs(), progress=False, **options),
-        )
+    for options, message in (
+        ({"method": "relp"}, r"use method='atp', or load the model with backend='hooked'\.$"),
+        ({"mode": "layer_by_layer"}, r"leave mode out, or load the model with backend='hooked'\.$"),
+    ):
+        refused(message, lambda options=options: star.attribute(model, unequal_pairs(), progress=False, **options))
 
 
 def test_architectures_without_what_is_needed_are_refused(write: Callable[..., Path]) -> None:

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from transformer_lens import HookedTransformer
-from transformer_lens.model_bridge import TransformerBridge
-
 from star_tl.attribution.atp import attribute_atp
 from star_tl.attribution.integrated_gradients import attribute_ig
 from star_tl.attribution.passes import MODES
@@ -16,6 +13,7 @@ from star_tl.attribution.relp import attribute_relp
 from star_tl.attribution.result import COMPONENTS, POINTS, AttributionMap
 from star_tl.errors import StarError, nearest
 from star_tl.pairs import Pairs
+from star_tl.reading import Model
 
 METHODS = {"atp": attribute_atp, "ig": attribute_ig, "relp": attribute_relp}
 
@@ -23,7 +21,7 @@ __all__ = ["COMPONENTS", "METHODS", "POINTS", "AttributionMap", "attribute"]
 
 
 def attribute(
-    model: HookedTransformer,
+    model: Model,
     pairs: Pairs,
     method: str = "atp",
     hook_points: Sequence[str] | None = None,
@@ -40,7 +38,7 @@ def attribute(
     negative one.
 
     Args:
-        model: any HookedTransformer with a tokenizer.
+        model: from :func:`star_tl.load_model`, of either backend.
         pairs: contrastive pairs, see :func:`star_tl.load_pairs`.
         method: ``"atp"`` (gradient times difference), ``"ig"`` (integrated gradients), or ``"relp"``
             (relevance propagation's rules instead of the plain gradient).
@@ -58,8 +56,8 @@ def attribute(
         progress: show a progress bar.
 
     Raises:
-        StarError: unknown or conflicting options, a pair longer than the model's context, or too little
-            memory for a single pair.
+        StarError: unknown or conflicting options, ``relp`` or ``layer_by_layer`` on a TransformerBridge, a pair
+            longer than the model's context, or too little memory for a single pair.
     """
     if method not in METHODS:
         raise StarError(f"Unknown attribution method {method!r}.{nearest(method, METHODS)}")
@@ -76,13 +74,6 @@ def attribute(
         raise StarError(f"batch_size is {batch_size}: use at least 1.")
     if alignment not in ALIGNMENTS:
         raise StarError(f"Unknown alignment {alignment!r}.{nearest(alignment, ALIGNMENTS)}")
-    if isinstance(model, TransformerBridge):
-        for name, value, lacking in (("method", method, "relp"), ("mode", mode, "layer_by_layer")):
-            if value == lacking:
-                raise StarError(
-                    f"{name}={value!r} needs what only a HookedTransformer has: leave it out, or load the model "
-                    "with backend='hooked'."
-                )
     options: dict[str, Any] = {"alignment": alignment}
     if method == "ig":
         if mode is not None:

@@ -17,27 +17,26 @@ from functools import partial
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformer_lens import HookedTransformer
 
-from star_tl.attribution.forward import Part
 from star_tl.attribution.passes import MODES, Receive
-from star_tl.attribution.prepare import PairBatch, PreparedPair, labels, pair_batch, prepare
+from star_tl.attribution.prepare import PairBatch, Part, PreparedPair, labels, pair_batch, prepare
 from star_tl.attribution.result import COMPONENTS, POINTS, AttributionMap
 from star_tl.errors import StarError
 from star_tl.injection import NamedHook
 from star_tl.pairs import Pairs
+from star_tl.reading import Model
 
 WINDOW = 24  # prompt positions, from the end, for which the steering form is kept
 # Below this many token positions in a micro-batch a pass is bound by its number of operators, not by
 # arithmetic, and one batch is faster than two passes: the crossover in scripts/bench_attribution.py.
-FEW_POSITIONS = 256
+FEW_POSITIONS = 96
 MICRO_BATCH = 4096  # token positions, all rows together: beyond it a pass per pair gets no cheaper
 
-Backward = Callable[[HookedTransformer, PairBatch, Sequence[str], Receive], Tensor]
+Backward = Callable[[Model, PairBatch, Sequence[str], Receive], Tensor]
 
 
 def attribute_atp(
-    model: HookedTransformer,
+    model: Model,
     pairs: Pairs,
     points: Sequence[str] = POINTS,
     mode: str = "auto",
@@ -52,7 +51,7 @@ def attribute_atp(
 def one_gradient(mode: str, rules: Sequence[NamedHook] = ()) -> Backward:
     """The pass of ``mode`` over a micro-batch, with ``rules`` (forward hooks) shaping its gradient."""
 
-    def automatic(model: HookedTransformer, rows: PairBatch, points: Sequence[str], receive: Receive) -> Tensor:
+    def automatic(model: Model, rows: PairBatch, points: Sequence[str], receive: Receive) -> Tensor:
         few = rows.prompts.numel() + 2 * rows.replies.numel() < FEW_POSITIONS
         return MODES["one_batch" if few else "two_passes"](model, rows, points, receive, rules)
 
@@ -60,7 +59,7 @@ def one_gradient(mode: str, rules: Sequence[NamedHook] = ()) -> Backward:
 
 
 def score_pairs(
-    model: HookedTransformer,
+    model: Model,
     pairs: Pairs,
     points: Sequence[str],
     backward: Backward,
@@ -94,16 +93,17 @@ def score_pairs(
 
     def score(first: int, chunk: Sequence[PreparedPair]) -> None:
         rows = pair_batch(model, chunk)
-        at, b, stop = slice(first, first + len(chunk)), len(chunk), rows.prompts.shape[1]
+        at, stop = slice(first, first + len(chunk)), rows.prompts.shape[1]
         found: dict[tuple[str, int], Tensor] = {}
 
         def place(into: Tensor, part: Part, s: Tensor) -> None:
-            if part == "prompt":
-                into[..., end - stop : end] = s
-                return
-            for reply, first, last in ((s[:b], end, end + positive), (s[b:], end + positive, width)):
-                taken = reply[..., : last - first]
-                into[..., first : first + taken.shape[-1]] = taken
+            prompt, *replies = rows.split(part, s)
+            if prompt is not None:
+                into[..., end - stop : end] = prompt
+            for reply, begin, last in zip(replies, (end, end + positive), (end + positive, width), strict=True):
+                if reply is not None:
+                    taken = reply[..., : last - begin]
+                    into[..., begin : begin + taken.shape[-1]] = taken
 
         def receive(point: str, layer: int, part: Part, difference: Tensor, gradient: Tensor) -> None:
             wide = torch.promote_types(gradient.dtype, torch.float32)
@@ -112,8 +112,8 @@ def score_pairs(
                 place(head_scores[at, layer], part, product.movedim(-1, 1))
             else:
                 place(scores[at, COMPONENTS.index(point), layer], part, product)
-            if part == "prompt":
-                both = torch.stack([difference[:, -window:], gradient[:, -window:]])
+            if part != "replies":
+                both = torch.stack([difference[:, stop - window : stop], gradient[:, stop - window : stop]])
                 found[point, layer] = both.sum(1, dtype=torch.float64).cpu()
 
         metric[:, at] = backward(model, rows, points, receive).cpu()

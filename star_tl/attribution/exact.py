@@ -17,18 +17,18 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformer_lens import HookedTransformer
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
+from transformer_lens.model_bridge import TransformerBridge
 
-from star_tl.attribution.forward import Part, forward, run_metrics, through_blocks
-from star_tl.attribution.prepare import PairBatch, PreparedPair, pair_batch, prepare
+from star_tl.attribution.forward import forward, run_metrics, through_blocks
+from star_tl.attribution.prepare import PairBatch, Part, PreparedPair, pair_batch, prepare
 from star_tl.attribution.result import COMPONENTS, AttributionMap
 from star_tl.errors import StarError
 from star_tl.injection import NamedHook
 from star_tl.locus import Locus
 from star_tl.pairs import Pairs
-from star_tl.reading import Cache
+from star_tl.reading import Cache, Model
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -81,7 +81,7 @@ class Verification:
 
 
 def verify(
-    model: HookedTransformer,
+    model: Model,
     pairs: Pairs,
     attr: AttributionMap,
     top_k: int = 20,
@@ -134,7 +134,7 @@ def candidates(attr: AttributionMap) -> tuple[list[Locus], Float[Tensor, " locus
 
 @torch.no_grad()
 def exact_effects(
-    model: HookedTransformer,
+    model: Model,
     pairs: Pairs,
     loci: Sequence[Locus],
     rows_per_batch: int = 32,
@@ -143,7 +143,7 @@ def exact_effects(
     """The exact effect of patching each locus with the clean run's activation, nats of the metric.
 
     Args:
-        model: any HookedTransformer.
+        model: of either backend.
         pairs: contrastive pairs; all that are given are used.
         loci: where to patch, one at a time.
         rows_per_batch: sequences per forward pass, two replies a locus.
@@ -160,7 +160,7 @@ def exact_effects(
 
 
 def _effects_of_pair(
-    model: HookedTransformer,
+    model: Model,
     pair: PreparedPair,
     loci: Sequence[Locus],
     by_layer: dict[int, list[int]],
@@ -180,7 +180,7 @@ def _effects_of_pair(
                 name, rows.difference(part, *activation.split(1))
             )
 
-        places = {locus.hook_point for locus in loci} if part == "prompt" else set()
+        places = {locus.hook_point for locus in loci} if part == "prompts" else set()
         return [*map(enter, by_layer), *map(differ, places)]
 
     residual, before = forward(model, rows, slice(None), keep)
@@ -207,11 +207,11 @@ class _CorruptedRun:
     no_reply: Float[Tensor, "row zero d"]
 
 
-def _patched_metrics(model: HookedTransformer, run: _CorruptedRun, loci: Sequence[Locus]) -> Float[Tensor, " locus"]:
+def _patched_metrics(model: Model, run: _CorruptedRun, loci: Sequence[Locus]) -> Float[Tensor, " locus"]:
     """The metric with each of ``loci``, which are all of one layer, patched."""
     end, layer, copies = run.rows.prompts.shape[1], loci[0].layer, len(loci)
-    resumed = isinstance(run.before, TransformerLensKeyValueCache)  # a bridge starts nowhere but at the beginning
-    start = end + min(min(locus.positions) for locus in loci) if resumed else 0
+    # A bridge can start nowhere but at the beginning.
+    start = 0 if isinstance(model, TransformerBridge) else end + min(min(locus.positions) for locus in loci)
 
     def patch(part: Part) -> list[NamedHook]:
         def at(name: str) -> NamedHook:
@@ -226,11 +226,11 @@ def _patched_metrics(model: HookedTransformer, run: _CorruptedRun, loci: Sequenc
 
             return name, hook
 
-        return [at(name) for name in {locus.hook_point for locus in loci}] if part == "prompt" else []
+        return [at(name) for name in {locus.hook_point for locus in loci}] if part == "prompts" else []
 
-    if not resumed:
-        whole, _ = forward(model, run.rows, slice(1), patch, copies)
-        return run_metrics(whole, model, run.rows)[:, 0]
+    if isinstance(model, TransformerBridge):
+        return run_metrics(forward(model, run.rows, slice(1), patch, copies)[0], model, run.rows)[:, 0]
+    assert isinstance(run.before, TransformerLensKeyValueCache)
     before = [
         TransformerLensKeyValueCacheEntry(
             e.past_keys[:1, :start].expand(copies, -1, -1, -1), e.past_values[:1, :start].expand(copies, -1, -1, -1)
@@ -241,8 +241,8 @@ def _patched_metrics(model: HookedTransformer, run: _CorruptedRun, loci: Sequenc
         model,
         run.rows,
         range(layer, model.cfg.n_layers),
-        run.entering["prompt", layer][:1, start:].repeat(copies, 1, 1),
-        run.entering.get(("reply", layer), run.no_reply)[:2].repeat(copies, 1, 1),
+        run.entering["prompts", layer][:1, start:].repeat(copies, 1, 1),
+        run.entering.get(("replies", layer), run.no_reply)[:2].repeat(copies, 1, 1),
         run.rows.prompt_mask[:1].int().repeat(copies, 1),
         before,
         patch,

@@ -14,19 +14,19 @@ from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from star_tl.attribution.atp import score_pairs
 from star_tl.attribution.passes import Receive, along_path
 from star_tl.attribution.prepare import PairBatch
 from star_tl.attribution.result import POINTS, AttributionMap
 from star_tl.pairs import Pairs
+from star_tl.reading import Model
 
 STEPS = 5
 
 
 def attribute_ig(
-    model: HookedTransformer,
+    model: Model,
     pairs: Pairs,
     points: Sequence[str] = POINTS,
     steps: int = STEPS,
@@ -38,7 +38,7 @@ def attribute_ig(
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     fractions = [((x + 1) / 2, w / 2) for x, w in zip(nodes.tolist(), weights.tolist(), strict=True)]
 
-    def backward(model: HookedTransformer, rows: PairBatch, points: Sequence[str], receive: Receive) -> Tensor:
+    def backward(model: Model, rows: PairBatch, points: Sequence[str], receive: Receive) -> Tensor:
         return along_path(model, rows, points, receive, fractions)
 
     return score_pairs(model, pairs, points, backward, batch_size, progress, alignment, "ig", copies=steps)

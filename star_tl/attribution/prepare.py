@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from star_tl.batch import pad_id
 from star_tl.chat import Rendered, Span, render, reply_ids
 from star_tl.errors import StarError
 from star_tl.pairs import ContrastivePair, Pairs
+from star_tl.reading import Model
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class PreparedPair:
 ALIGNMENTS = ("spans", "right", "strict")
 
 
-def prepare(model: HookedTransformer, pairs: Pairs, alignment: str = "spans") -> list[PreparedPair]:
+def prepare(model: Model, pairs: Pairs, alignment: str = "spans") -> list[PreparedPair]:
     """Tokenize every pair and align its clean and corrupted prompt.
 
     Args:
@@ -115,20 +116,27 @@ def _by_turn(prompt: Rendered) -> dict[tuple[str, int], Span]:
     return turns
 
 
+# The tokens of an activation: the prompts' ``[pair prompt ...]``, the replies' ``[2*pair reply ...]``, positive rows
+# first, or, where both replies stand behind their prompt in one row, ``[pair prompt+positive+negative ...]``.
+Part = Literal["prompts", "replies", "whole"]
+
+
 @dataclass(frozen=True)
 class PairBatch:
     """Rows of some pairs: prompts ``[corrupted, clean] × pairs``, padded on the left, and replies
     ``[positive, negative] × pairs``, padded on the right, each of which follows both of its prompts.
 
-    ``gather`` is the clean column that corresponds to each corrupted one, where ``aligned``.
+    ``gather`` is the clean column that corresponds to each corrupted one, where ``aligned``, over the columns of
+    a whole row: the prompt, the positive and the negative reply, each reply without its last token, from which
+    nothing follows.
     """
 
     prompts: Int[Tensor, "2*pair prompt"]
     prompt_mask: Bool[Tensor, "2*pair prompt"]
     replies: Int[Tensor, "2*pair reply"]
     reply_mask: Bool[Tensor, "2*pair reply"]
-    gather: Int[Tensor, "pair prompt"]
-    aligned: Bool[Tensor, "pair prompt"]
+    gather: Int[Tensor, "pair column"]
+    aligned: Bool[Tensor, "pair column"]
     single_token: Bool[Tensor, " pair"]
 
     @property
@@ -142,17 +150,47 @@ class PairBatch:
         return rows.view(-1, 1, self.size).expand(-1, 2, -1).reshape(-1)
 
     def difference(
-        self, part: str, corrupted: Float[Tensor, "half position ..."], clean: Float[Tensor, "half position ..."]
+        self, part: Part, corrupted: Float[Tensor, "half position ..."], clean: Float[Tensor, "half position ..."]
     ) -> Float[Tensor, "half position ..."]:
         """Clean − corrupted, zero where a prompt token has no counterpart."""
-        if part == "reply":
+        if part == "replies":
             return clean - corrupted
-        rows = torch.arange(self.size, device=self.gather.device)[:, None]
-        keep = self.aligned.view(*self.aligned.shape, *[1] * (corrupted.ndim - 2))
-        return (clean[rows, self.gather] - corrupted) * keep
+        gather, aligned = (t[:, : corrupted.shape[1]] for t in (self.gather, self.aligned))
+        rows = torch.arange(self.size, device=gather.device)[:, None]
+        keep = aligned.view(*aligned.shape, *[1] * (corrupted.ndim - 2))
+        return (clean[rows, gather] - corrupted) * keep
+
+    def split(
+        self, part: Part, values: Float[Tensor, "half ... position"]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """What of ``values`` belongs to the prompts, the positive and the negative replies."""
+        if part == "prompts":
+            return values, None, None
+        if part == "replies":
+            return None, values[: self.size], values[self.size :]
+        prompt, reply = self.prompts.shape[1], self.replies.shape[1] - 1
+        own, positive, negative = values.split([prompt, reply, reply], -1)
+        return own, positive, negative
+
+    def whole(self, prompts: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens and positions of whole rows, ``[row column]``, and what sees what, ``[row 1 column column]``.
+
+        A prompt is followed by both of its replies, which do not see one another.
+        """
+        tokens, mask = self.prompts[prompts], self.prompt_mask[prompts]
+        runs, end, reply = len(tokens) // self.size, tokens.shape[1], self.replies.shape[1] - 1
+        positive, negative = (t[:, :reply].repeat(runs, 1) for t in self.replies.split(self.size))
+        lengths = mask.sum(1, keepdim=True)
+        columns = torch.arange(end + 2 * reply, device=tokens.device)
+        positions = (columns - end + lengths - reply * (columns >= end + reply)).clamp(min=0)
+        turn = (columns >= end).int() + (columns >= end + reply).int()  # 0 the prompt, 1 and 2 its replies
+        together = (turn == turn[:, None]) | (turn == 0)
+        seen = F.pad(mask, (0, 2 * reply), value=True)[:, None, None] & together.tril()
+        # Padding sees itself: a row of none would be NaN.
+        return torch.cat([tokens, positive, negative], 1), positions, seen | torch.eye(len(columns)).bool().to(seen)
 
 
-def pair_batch(model: HookedTransformer, chunk: Sequence[PreparedPair]) -> PairBatch:
+def pair_batch(model: Model, chunk: Sequence[PreparedPair]) -> PairBatch:
     """The rows of some pairs on the model's device.
 
     Raises:
@@ -168,8 +206,8 @@ def pair_batch(model: HookedTransformer, chunk: Sequence[PreparedPair]) -> PairB
     )
     replies, reply_mask = _padded([p.positive for p in chunk] + [p.negative for p in chunk], pad_id(model), left=False)
     end = prompts.shape[1]
-    gather = torch.zeros(len(chunk), end, dtype=torch.long)
-    aligned = torch.zeros(len(chunk), end, dtype=torch.bool)
+    gather = torch.arange(end + 2 * (replies.shape[1] - 1)).repeat(len(chunk), 1)
+    aligned = gather >= end
     for row, p in enumerate(chunk):
         start, clean_start = end - len(p.corrupted), end - len(p.clean)
         for i, j in enumerate(p.counterpart):
@@ -191,9 +229,7 @@ def _padded(rows: Sequence[Sequence[int]], pad: int, left: bool) -> tuple[Tensor
     return tokens, mask
 
 
-def labels(
-    model: HookedTransformer, p: PreparedPair, end: int, positive: int, width: int
-) -> tuple[list[str], list[Span]]:
+def labels(model: Model, p: PreparedPair, end: int, positive: int, width: int) -> tuple[list[str], list[Span]]:
     """Tokens and spans of a pair on the axis ``[prompt | positive reply | negative reply]``."""
 
     tokenizer: Any = model.tokenizer

@@ -21,16 +21,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
+from transformer_lens.model_bridge import TransformerBridge
 
 from star_tl.attribution.atp import one_gradient, score_pairs
 from star_tl.attribution.result import POINTS, AttributionMap
 from star_tl.errors import StarError
 from star_tl.injection import NamedHook
 from star_tl.pairs import Pairs
+from star_tl.reading import Model
 
 
 def attribute_relp(
-    model: HookedTransformer,
+    model: Model,
     pairs: Pairs,
     points: Sequence[str] = POINTS,
     mode: str = "auto",
@@ -39,6 +41,10 @@ def attribute_relp(
     alignment: str = "spans",
 ) -> AttributionMap:
     """Scores of every pair at every hook point; see :func:`star_tl.attribute`."""
+    if isinstance(model, TransformerBridge):
+        raise StarError(
+            "RelP's rules are hooks on a HookedTransformer: use method='atp', or load the model with backend='hooked'."
+        )
     return score_pairs(model, pairs, points, one_gradient(mode, rules(model)), batch_size, progress, alignment, "relp")
 
 

@@ -32,9 +32,9 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import DynamicCache
 
 from star_tl.errors import StarError, nearest
+from star_tl.injection import NamedHook
 from star_tl.models.transformers_folder import CLOSE, difference, probe, read_transformers
 
-NamedHook = tuple[str | Callable[..., Any], Callable[..., Any]]
 # What every layer must have, in the order in which it must come: a clock reads the scores before anything is added.
 NEEDED = ("hook_resid_pre", "attn.hook_attn_scores", "attn.hook_z", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
 _PADDING = 8  # columns, in the check of padded rows

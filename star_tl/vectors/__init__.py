@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from transformer_lens import HookedTransformer
-
 from star_tl.errors import StarError, nearest
 from star_tl.locus import Locus
 from star_tl.pairs import Pairs
+from star_tl.reading import Model
 from star_tl.vectors.algebra import combine, project_off
 from star_tl.vectors.located import located
 from star_tl.vectors.principal import principal
@@ -20,7 +19,7 @@ __all__ = ["METHODS", "SteeringVector", "combine", "extract_vector", "project_of
 
 
 def extract_vector(
-    model: HookedTransformer, pairs: Pairs, locus: Locus, method: str = "located", batch_size: int = 16
+    model: Model, pairs: Pairs, locus: Locus, method: str = "located", batch_size: int = 16
 ) -> SteeringVector:
     """The steering vector of ``pairs`` (extraction split) at ``locus``.
 

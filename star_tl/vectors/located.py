@@ -10,15 +10,14 @@ the place: STAR, arXiv 2511.12832. The right one when the trait is decided at pa
 
 from __future__ import annotations
 
-from transformer_lens import HookedTransformer
-
 from star_tl.locus import Locus
 from star_tl.pairs import Pairs
+from star_tl.reading import Model
 from star_tl.vectors.activations import at_locus, make_vector, mean_norm
 from star_tl.vectors.vector import SteeringVector
 
 
-def located(model: HookedTransformer, pairs: Pairs, locus: Locus, batch_size: int) -> SteeringVector:
+def located(model: Model, pairs: Pairs, locus: Locus, batch_size: int) -> SteeringVector:
     """See the module's docstring. Raises StarError where a prompt is shorter than the positions need."""
     clean, corrupted = at_locus(model, pairs, locus, batch_size)
     return make_vector(model, pairs, locus, "located", (clean - corrupted).mean(0), mean_norm(corrupted))

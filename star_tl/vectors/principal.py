@@ -11,15 +11,15 @@ many ways of which one is common: it weighs pairs that differ much more than the
 from __future__ import annotations
 
 import torch
-from transformer_lens import HookedTransformer
 
 from star_tl.locus import Locus
 from star_tl.pairs import Pairs
+from star_tl.reading import Model
 from star_tl.vectors.activations import at_locus, make_vector, mean_norm
 from star_tl.vectors.vector import SteeringVector
 
 
-def principal(model: HookedTransformer, pairs: Pairs, locus: Locus, batch_size: int) -> SteeringVector:
+def principal(model: Model, pairs: Pairs, locus: Locus, batch_size: int) -> SteeringVector:
     """See the module's docstring. Raises StarError where a prompt is shorter than the positions need."""
     clean, corrupted = at_locus(model, pairs, locus, batch_size)
     differences = (clean - corrupted).transpose(0, 1)

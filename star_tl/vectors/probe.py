@@ -14,16 +14,16 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from star_tl.errors import StarError
 from star_tl.locus import Locus
 from star_tl.pairs import Pairs
+from star_tl.reading import Model
 from star_tl.vectors.activations import at_locus, make_vector, mean_norm
 from star_tl.vectors.vector import SteeringVector
 
 
-def probe(model: HookedTransformer, pairs: Pairs, locus: Locus, batch_size: int) -> SteeringVector:
+def probe(model: Model, pairs: Pairs, locus: Locus, batch_size: int) -> SteeringVector:
     """See the module's docstring.
 
     Raises:

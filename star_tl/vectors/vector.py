@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from star_tl.errors import StarError
 from star_tl.injection import NamedHook, injection_hooks
 from star_tl.locus import Locus
+from star_tl.reading import Model
 
 FORMAT = "star_tl vector 1"
 
@@ -83,7 +83,7 @@ class SteeringVector:
         prefix, _, kind = self.locus.hook_point.partition(f".{self.locus.layer}.")
         return replace(self, locus=replace(self.locus, hook_point=f"{prefix}.{layer}.{kind}"))
 
-    def check(self, model: HookedTransformer) -> None:
+    def check(self, model: Model) -> None:
         """Raise StarError unless the vector was extracted from this model."""
         from star_tl.chat import template_hash
         from star_tl.models.load import fingerprint
@@ -122,7 +122,7 @@ class SteeringVector:
         save_file({"vector": self.vector.contiguous()}, str(path), metadata=meta)
 
     @classmethod
-    def load(cls, path: str | Path, model: HookedTransformer | None = None) -> SteeringVector:
+    def load(cls, path: str | Path, model: Model | None = None) -> SteeringVector:
         """Read a saved vector; with ``model``, check that it belongs to it.
 
         Raises:
