@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from star_tl.batch import pad_id
-from star_tl.chat import Rendered, Span, render, reply_ids
+from star_tl.chat import SPANS, Rendered, Span, render, reply_ids, span_named
 from star_tl.errors import StarError
 from star_tl.pairs import ContrastivePair, Pairs
 from star_tl.reading import Model
@@ -120,6 +120,10 @@ def _by_turn(prompt: Rendered) -> dict[tuple[str, int], Span]:
 # first, or, where both replies stand behind their prompt in one row, ``[pair prompt+positive+negative ...]``.
 Part = Literal["prompts", "replies", "whole"]
 
+# Where a vector may be added that the steering form is kept for, beside single tokens: the position schedules of these
+# names, "generated" from the last prompt token on.
+STRETCHES = (*SPANS, "generated")
+
 
 @dataclass(frozen=True)
 class PairBatch:
@@ -128,7 +132,7 @@ class PairBatch:
 
     ``gather`` is the clean column that corresponds to each corrupted one, where ``aligned``, over the columns of
     a whole row: the prompt, the positive and the negative reply, each reply without its last token, from which
-    nothing follows.
+    nothing follows. ``within`` says which columns belong to which of STRETCHES.
     """
 
     prompts: Int[Tensor, "2*pair prompt"]
@@ -137,6 +141,7 @@ class PairBatch:
     reply_mask: Bool[Tensor, "2*pair reply"]
     gather: Int[Tensor, "pair column"]
     aligned: Bool[Tensor, "pair column"]
+    within: Bool[Tensor, "pair stretch column"]
     single_token: Bool[Tensor, " pair"]
 
     @property
@@ -171,6 +176,13 @@ class PairBatch:
         prompt, reply = self.prompts.shape[1], self.replies.shape[1] - 1
         own, positive, negative = values.split([prompt, reply, reply], -1)
         return own, positive, negative
+
+    def along(self, part: Part, gradient: Float[Tensor, "half position ..."]) -> Float[Tensor, "stretch ..."]:
+        """The gradient summed over pairs and over the tokens of each of STRETCHES that this part holds."""
+        prompt = self.prompts.shape[1]
+        columns = {"prompts": slice(prompt), "replies": slice(prompt, prompt + gradient.shape[1]), "whole": slice(None)}
+        within = self.within[..., columns[part]].repeat(2 if part == "replies" else 1, 1, 1)
+        return torch.einsum("psc,pc...->s...", within.to(gradient), gradient)
 
     def whole(self, prompts: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens and positions of whole rows, ``[row column]``, and what sees what, ``[row 1 column column]``.
@@ -208,14 +220,19 @@ def pair_batch(model: Model, chunk: Sequence[PreparedPair]) -> PairBatch:
     end = prompts.shape[1]
     gather = torch.arange(end + 2 * (replies.shape[1] - 1)).repeat(len(chunk), 1)
     aligned = gather >= end
+    within = torch.zeros(len(chunk), len(STRETCHES), gather.shape[1], dtype=torch.bool)
+    within[:, -1, end - 1 :] = True
     for row, p in enumerate(chunk):
         start, clean_start = end - len(p.corrupted), end - len(p.clean)
         for i, j in enumerate(p.counterpart):
             if j >= 0:
                 gather[row, start + i] = clean_start + j
                 aligned[row, start + i] = True
+        for k, name in enumerate(SPANS):
+            if (span := span_named(p.corrupted, name)) is not None:
+                within[row, k, start + span.start : start + span.end] = True
     single = torch.tensor([p.pair.metric == "logit" for p in chunk])
-    tensors = (prompts, prompt_mask, replies, reply_mask, gather, aligned, single)
+    tensors = (prompts, prompt_mask, replies, reply_mask, gather, aligned, within, single)
     return PairBatch(*(t.to(model.cfg.device) for t in tensors))
 
 
