@@ -113,7 +113,8 @@ def top_locus(attr: AttributionMap, coverage: float = 0.8) -> Locus:
     layer = attr.choose_layer().layer
     scores = attr.steering[COMPONENTS.index("resid_post"), layer].clamp_min(0)
     if bool(scores.isnan().any()):
-        raise StarError("This map holds no scores at resid_post: attribute with hook_points that include it.")
+        remedy = "method='atp'" if attr.method == "exact" else "hook_points that include it"
+        raise StarError(f"This map holds no steering form at resid_post: attribute with {remedy}.")
     if float(scores.sum()) <= 0:
         raise StarError("Attribution found no prompt position with a positive score: the pairs do not move the trait.")
     order = scores.argsort(descending=True)

@@ -95,7 +95,7 @@ def test_hook_points_that_were_not_asked_for_are_unknown_and_the_others_the_same
         some.choose_layer()
     assert "metric" in repr(some)
     assert list(some.to_frame().columns) == ["layer", "attn_out"]
-    with pytest.raises(StarError, match="no scores at resid_post"):
+    with pytest.raises(StarError, match="no steering form at resid_post"):
         attribute(model, unequal_pairs(), hook_points=["attn_out", "mlp_out"]).top_locus()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from star_tl.attribution.atp import attribute_atp
+from star_tl.attribution.exact import attribute_exact
 from star_tl.attribution.integrated_gradients import attribute_ig
 from star_tl.attribution.passes import MODES
 from star_tl.attribution.prepare import ALIGNMENTS
@@ -15,7 +16,7 @@ from star_tl.errors import StarError, nearest
 from star_tl.pairs import Pairs
 from star_tl.reading import Model
 
-METHODS = {"atp": attribute_atp, "ig": attribute_ig, "relp": attribute_relp}
+METHODS = {"atp": attribute_atp, "ig": attribute_ig, "relp": attribute_relp, "exact": attribute_exact}
 
 __all__ = ["COMPONENTS", "METHODS", "POINTS", "AttributionMap", "attribute"]
 
@@ -40,8 +41,9 @@ def attribute(
     Args:
         model: from :func:`star_tl.load_model`, of either backend.
         pairs: contrastive pairs, see :func:`star_tl.load_pairs`.
-        method: ``"atp"`` (gradient times difference), ``"ig"`` (integrated gradients), or ``"relp"``
-            (relevance propagation's rules instead of the plain gradient).
+        method: ``"atp"`` (gradient times difference), ``"ig"`` (integrated gradients), ``"relp"`` (relevance
+            propagation's rules instead of the plain gradient), or ``"exact"`` (activation patching of every
+            token: thousands of forward passes a pair, and no steering form).
         hook_points: some of POINTS; default all that the model has. ``"z"`` is every head's ``attn.hook_z``.
             Choosing a layer needs ``attn_out``, ``mlp_out`` and ``resid_post``.
         mode: for atp and relp, how to run a micro-batch: ``"one_batch"`` (clean and corrupted rows in
@@ -51,8 +53,8 @@ def attribute(
         alignment: which clean token stands against which corrupted one: ``"spans"`` (the same turn of the
             chat, counted from its end), ``"right"`` (counted from the prompt's end) or ``"strict"`` (prompts of
             equal length only). ``unaligned`` of the result is the share of tokens without a counterpart.
-        batch_size: pairs in a micro-batch. Default: what makes full use of a pass, halved as often
-            as memory runs out.
+        batch_size: pairs in a micro-batch; for exact, patches in a pass. Default: what makes full use of a pass, halved
+            as often as memory runs out.
         progress: show a progress bar.
 
     Raises:
@@ -75,16 +77,13 @@ def attribute(
     if alignment not in ALIGNMENTS:
         raise StarError(f"Unknown alignment {alignment!r}.{nearest(alignment, ALIGNMENTS)}")
     options: dict[str, Any] = {"alignment": alignment}
-    if method == "ig":
-        if mode is not None:
-            raise StarError("mode is for atp and relp, and integrated gradients have one of their own: leave it out.")
-        if steps is not None and steps < 1:
-            raise StarError(f"steps is {steps}: use at least 1.")
-        options |= {"steps": steps} if steps is not None else {}
-    else:
-        if steps is not None:
-            raise StarError(f"steps is for method='ig', and {method!r} takes one gradient: leave it out.")
-        if mode not in (None, "auto", *MODES):
-            raise StarError(f"Unknown mode {mode!r}.{nearest(mode, ('auto', *MODES))}")
-        options |= {"mode": mode} if mode is not None else {}
+    if steps is not None and method != "ig":
+        raise StarError(f"steps is for method='ig', and {method!r} takes no path: leave it out.")
+    if mode is not None and method not in ("atp", "relp"):
+        raise StarError(f"mode is for atp and relp, and {method!r} has one of its own: leave it out.")
+    if steps is not None and steps < 1:
+        raise StarError(f"steps is {steps}: use at least 1.")
+    if mode not in (None, "auto", *MODES):
+        raise StarError(f"Unknown mode {mode!r}.{nearest(mode, ('auto', *MODES))}")
+    options |= {name: value for name, value in (("steps", steps), ("mode", mode)) if value is not None}
     return METHODS[method](model, pairs.extraction, points, batch_size=batch_size, progress=progress, **options)

@@ -19,14 +19,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from star_tl.attribution.passes import MODES, Receive
-from star_tl.attribution.prepare import STRETCHES, PairBatch, Part, PreparedPair, labels, pair_batch, prepare
+from star_tl.attribution.prepare import Axis, PairBatch, Part, PreparedPair, empty_map, pair_batch, prepare
 from star_tl.attribution.result import COMPONENTS, POINTS, AttributionMap
 from star_tl.errors import StarError
 from star_tl.injection import NamedHook
 from star_tl.pairs import Pairs
 from star_tl.reading import Model
 
-WINDOW = 24  # prompt positions, from the end, for which the steering form is kept
 # Below this many token positions in a micro-batch a pass is bound by its number of operators, not by
 # arithmetic, and one batch is faster than two passes: the crossover in scripts/bench_attribution.py.
 FEW_POSITIONS = 96
@@ -73,21 +72,10 @@ def score_pairs(
 
     ``copies`` is how many times ``backward`` holds a pair's rows, for the size of a micro-batch.
     """
-    from star_tl.models.load import fingerprint
-
     prepared = prepare(model, pairs, alignment)
-    end = max(max(len(p.corrupted), len(p.clean)) for p in prepared)
-    positive = max(len(p.positive) for p in prepared)
-    width = end + positive + max(len(p.negative) for p in prepared)
-    window = max(1, min(WINDOW, min(p.shared_suffix for p in prepared)))
-    n, layers, heads = len(prepared), model.cfg.n_layers, model.cfg.n_heads
-
-    absent = float("nan")  # what was not asked for is unknown, not zero
-    scores = torch.full((n, len(COMPONENTS), layers, width), absent)
-    head_scores = torch.full((n, layers, heads, width), absent)
-    for point in points:
-        (head_scores if point == "z" else scores[:, COMPONENTS.index(point)]).zero_()
-    metric = torch.zeros(2, n)
+    axis = Axis.over(prepared)
+    attr = empty_map(model, pairs.trait.name, prepared, axis, points, method)
+    n = len(prepared)
     # Sums over pairs of difference and gradient near the prompt's end, whose product is the steering form.
     near: dict[tuple[str, int], Tensor] = {}
     along: dict[tuple[str, int], Tensor] = {}  # sums of the gradient over STRETCHES
@@ -98,36 +86,28 @@ def score_pairs(
         found: dict[tuple[str, int], Tensor] = {}
         summed: dict[tuple[str, int], Tensor] = {}
 
-        def place(into: Tensor, part: Part, s: Tensor) -> None:
-            prompt, *replies = rows.split(part, s)
-            if prompt is not None:
-                into[..., end - stop : end] = prompt
-            for reply, begin, last in zip(replies, (end, end + positive), (end + positive, width), strict=True):
-                if reply is not None:
-                    taken = reply[..., : last - begin]
-                    into[..., begin : begin + taken.shape[-1]] = taken
-
         def receive(point: str, layer: int, part: Part, difference: Tensor, gradient: Tensor) -> None:
             wide = torch.promote_types(gradient.dtype, torch.float32)
             product = (difference.to(wide) * gradient.to(wide)).sum(-1)
             if point == "z":
-                place(head_scores[at, layer], part, product.movedim(-1, 1))
+                axis.place(attr.head_scores[at, layer], *rows.split(part, product.movedim(-1, 1)))
             else:
-                place(scores[at, COMPONENTS.index(point), layer], part, product)
+                axis.place(attr.scores[at, COMPONENTS.index(point), layer], *rows.split(part, product))
             reach = rows.along(part, gradient.to(wide)).double().cpu()
             summed[point, layer] = summed.get((point, layer), 0) + reach
             if part != "replies":
-                both = torch.stack([difference[:, stop - window : stop], gradient[:, stop - window : stop]])
+                last = slice(stop - axis.window, stop)
+                both = torch.stack([difference[:, last], gradient[:, last]])
                 found[point, layer] = both.sum(1, dtype=torch.float64).cpu()
 
-        metric[:, at] = backward(model, rows, points, receive).cpu()
+        attr.metric_corrupted[at], attr.metric_clean[at] = backward(model, rows, points, receive).cpu()
         for key, value in found.items():
             near[key] = near.get(key, 0) + value
         for key, value in summed.items():
             along[key] = along.get(key, 0) + value
 
     with tqdm(total=n, desc="attribution", unit="pair", disable=not progress, delay=1) as bar:
-        first, size = 0, batch_size or max(1, MICRO_BATCH // (2 * copies * width))
+        first, size = 0, batch_size or max(1, MICRO_BATCH // (2 * copies * axis.width))
         while first < n:
             chunk = prepared[first : first + size]
             try:
@@ -145,35 +125,16 @@ def score_pairs(
             first += len(chunk)
             bar.update(len(chunk))
 
-    def steering(point: str, layer: int) -> tuple[Tensor, Tensor]:
-        """v · Σg at every position of the window and, with the last position's v, over STRETCHES."""
-        if point not in points:
-            shape = [heads] if point == "z" else []
-            return torch.full((window, *shape), absent), torch.full((len(STRETCHES), *shape), absent)
-        v, g = near[point, layer] / n
-        return (v * g).sum(-1).float(), (v[-1] * along[point, layer] / n).sum(-1).float()
-
-    forms = {p: [torch.stack(t) for t in zip(*(steering(p, i) for i in range(layers)), strict=True)] for p in POINTS}
-    named = [labels(model, p, end, positive, width) for p in prepared]
-    return AttributionMap(
-        trait=pairs.trait.name,
-        method=method,
-        model=str(model.cfg.model_name),
-        fingerprint=fingerprint(model),
-        scores=scores,
-        head_scores=head_scores,
-        steering=torch.stack([forms[c][0] for c in COMPONENTS]),
-        head_steering=forms["z"][0].transpose(1, 2),
-        span_steering=torch.stack([forms[c][1] for c in COMPONENTS]),
-        head_span_steering=forms["z"][1].transpose(1, 2),
-        metric_corrupted=metric[0],
-        metric_clean=metric[1],
-        prompt_end=end,
-        tokens=tuple(tuple(t) for t, _ in named),
-        spans=tuple(tuple(s) for _, s in named),
-        unaligned=torch.tensor([p.unaligned for p in prepared]),
-        pair_ids=tuple(p.pair.id for p in prepared),
-    )
+    for (point, layer), both in near.items():
+        v, g = both / n
+        # v · Σg at every position of the window and, with the last position's v, over STRETCHES.
+        forms = (v * g).sum(-1), (v[-1] * along[point, layer] / n).sum(-1)
+        if point == "z":
+            attr.head_steering[layer], attr.head_span_steering[layer] = (form.T for form in forms)
+        else:
+            kind = COMPONENTS.index(point)
+            attr.steering[kind, layer], attr.span_steering[kind, layer] = forms
+    return attr
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

@@ -8,7 +8,7 @@ share a batch, which starts there from the corrupted run's residual stream and k
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,8 +22,9 @@ from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValue
 from transformer_lens.model_bridge import TransformerBridge
 
 from star_tl.attribution.forward import forward, run_metrics, through_blocks
-from star_tl.attribution.prepare import PairBatch, Part, PreparedPair, pair_batch, prepare
-from star_tl.attribution.result import COMPONENTS, AttributionMap
+from star_tl.attribution.passes import hook_name
+from star_tl.attribution.prepare import Axis, PairBatch, Part, PreparedPair, empty_map, pair_batch, prepare
+from star_tl.attribution.result import COMPONENTS, POINTS, AttributionMap
 from star_tl.errors import StarError
 from star_tl.injection import NamedHook
 from star_tl.locus import Locus
@@ -32,6 +33,8 @@ from star_tl.reading import Cache, Model
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+ROWS = 32  # sequences per forward pass, two replies a patch
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ def exact_effects(
     model: Model,
     pairs: Pairs,
     loci: Sequence[Locus],
-    rows_per_batch: int = 32,
+    rows_per_batch: int = ROWS,
     progress: bool = True,
 ) -> Float[Tensor, "pair locus"]:
     """The exact effect of patching each locus with the clean run's activation, nats of the metric.
@@ -151,24 +154,85 @@ def exact_effects(
     """
     prepared = prepare(model, pairs)
     effects = torch.zeros(len(prepared), len(loci))
-    by_layer: dict[int, list[int]] = {}
-    for i, locus in enumerate(loci):
-        by_layer.setdefault(locus.layer, []).append(i)
     for row, pair in enumerate(tqdm(prepared, desc="exact patching", unit="pair", disable=not progress, delay=1)):
-        effects[row] = _effects_of_pair(model, pair, loci, by_layer, max(1, rows_per_batch // 2))
+        end = max(len(pair.clean), len(pair.corrupted))
+        patches = [
+            _Patch(x.hook_point, "prompts", 0, tuple(end + p for p in x.positions), x.head, x.layer) for x in loci
+        ]
+        effects[row] = _effects_of_pair(model, pair, patches, max(1, rows_per_batch // 2))[0]
     return effects
 
 
-def _effects_of_pair(
+@torch.no_grad()
+def attribute_exact(
     model: Model,
-    pair: PreparedPair,
-    loci: Sequence[Locus],
-    by_layer: dict[int, list[int]],
-    loci_per_batch: int,
-) -> Float[Tensor, " locus"]:
+    pairs: Pairs,
+    points: Sequence[str] = POINTS,
+    batch_size: int | None = None,
+    progress: bool = True,
+    alignment: str = "spans",
+) -> AttributionMap:
+    """Exact effects of every token at every hook point; see :func:`star_tl.attribute`.
+
+    One forward pass from the patched layer on for each: thousands a pair, where AtP takes one. Tokens without a
+    counterpart have no effect. There is no steering form (NaN): it is a derivative.
+    """
+    prepared = prepare(model, pairs, alignment)
+    axis = Axis.over(prepared)
+    attr = empty_map(model, pairs.trait.name, prepared, axis, points, "exact")
+    for form in (attr.steering, attr.head_steering, attr.span_steering, attr.head_span_steering):
+        form.fill_(torch.nan)
+    for i, pair in enumerate(tqdm(prepared, desc="exact patching", unit="pair", disable=not progress, delay=1)):
+        patches = list(_every_token(model, pair, points))
+        effects, metrics = _effects_of_pair(model, pair, patches, batch_size or ROWS // 2)
+        attr.metric_corrupted[i], attr.metric_clean[i] = metrics
+        begin = {0: axis.end - max(len(pair.clean), len(pair.corrupted)), 1: axis.end, 2: axis.end + axis.positive}
+        for patch, effect in zip(patches, effects.tolist(), strict=True):
+            column = begin[0 if patch.part == "prompts" else 1 + patch.row] + patch.columns[0]
+            if patch.head is None:
+                kind = COMPONENTS.index(patch.hook_point.partition("hook_")[2])
+                attr.scores[i, kind, patch.layer, column] = effect
+            else:
+                attr.head_scores[i, patch.layer, patch.head, column] = effect
+    return attr
+
+
+@dataclass(frozen=True)
+class _Patch:
+    """A place of one pair: columns of its prompt, or of reply ``row`` (0 the positive one)."""
+
+    hook_point: str
+    part: Part
+    row: int
+    columns: tuple[int, ...]
+    head: int | None
+    layer: int
+
+
+def _every_token(model: Model, pair: PreparedPair, points: Sequence[str]) -> Iterator[_Patch]:
+    end = max(len(pair.clean), len(pair.corrupted))
+    tokens: list[tuple[Part, int, int]] = [
+        ("prompts", 0, end - len(pair.corrupted) + i) for i, there in enumerate(pair.counterpart) if there >= 0
+    ]
+    for row, reply in enumerate((pair.positive, pair.negative)):
+        tokens += [("replies", row, column) for column in range(len(reply) - 1)]  # nothing follows from the last
+    for layer in range(model.cfg.n_layers):
+        for point in points:
+            for head in range(model.cfg.n_heads) if point == "z" else (None,):
+                for part, row, column in tokens:
+                    yield _Patch(hook_name(point, layer), part, row, (column,), head, layer)
+
+
+def _effects_of_pair(
+    model: Model, pair: PreparedPair, patches: Sequence[_Patch], patches_per_batch: int
+) -> tuple[Float[Tensor, " patch"], Float[Tensor, " run"]]:
+    """The effect of each patch, and the metric of the corrupted and of the clean run."""
     rows = pair_batch(model, [pair])
     entering: dict[tuple[Part, int], Tensor] = {}
-    differences: dict[str, Tensor] = {}
+    differences: dict[tuple[Part, str], Tensor] = {}
+    by_layer: dict[int, list[int]] = {}
+    for i, one in enumerate(patches):
+        by_layer.setdefault(one.layer, []).append(i)
 
     def keep(part: Part) -> list[NamedHook]:
         def enter(layer: int) -> NamedHook:
@@ -176,24 +240,25 @@ def _effects_of_pair(
             return name, lambda activation, hook: entering.__setitem__((part, layer), activation)
 
         def differ(name: str) -> NamedHook:
-            return name, lambda activation, hook: differences.__setitem__(
-                name, rows.difference(part, *activation.split(1))
-            )
+            def hook(activation: Tensor, hook: object) -> None:
+                differences[part, name] = rows.difference(part, *activation.split(len(activation) // 2))
 
-        places = {locus.hook_point for locus in loci} if part == "prompts" else set()
-        return [*map(enter, by_layer), *map(differ, places)]
+            return name, hook
+
+        return [*map(enter, by_layer), *map(differ, {p.hook_point for p in patches if p.part == part})]
 
     residual, before = forward(model, rows, slice(None), keep)
     run = _CorruptedRun(rows, entering, before, differences, residual[:, :0])
-    baseline = run_metrics(residual[:2], model, rows)[0]
-    effects = torch.zeros(len(loci))
+    metrics = run_metrics(residual, model, rows)[:, 0]
+    effects = torch.zeros(len(patches))
+    end = rows.prompts.shape[1]
     for indices in by_layer.values():
-        late_first = sorted(indices, key=lambda i: -min(loci[i].positions))
-        for first in range(0, len(late_first), loci_per_batch):
-            part = late_first[first : first + loci_per_batch]
-            patched = _patched_metrics(model, run, [loci[i] for i in part])
-            effects[part] = (patched - baseline).float().cpu()
-    return effects
+        late_first = sorted(indices, key=lambda i: -_first_column(patches[i], end))
+        for first in range(0, len(late_first), patches_per_batch):
+            some = late_first[first : first + patches_per_batch]
+            patched = _patched_metrics(model, run, [patches[i] for i in some])
+            effects[some] = (patched - metrics[0]).float().cpu()
+    return effects, metrics.float().cpu()
 
 
 @dataclass(frozen=True)
@@ -203,30 +268,37 @@ class _CorruptedRun:
     rows: PairBatch
     entering: dict[tuple[Part, int], Float[Tensor, "row position d"]]
     before: Cache
-    differences: dict[str, Float[Tensor, "one position ..."]]
+    differences: dict[tuple[Part, str], Float[Tensor, "row position ..."]]
     no_reply: Float[Tensor, "row zero d"]
 
 
-def _patched_metrics(model: Model, run: _CorruptedRun, loci: Sequence[Locus]) -> Float[Tensor, " locus"]:
-    """The metric with each of ``loci``, which are all of one layer, patched."""
-    end, layer, copies = run.rows.prompts.shape[1], loci[0].layer, len(loci)
+def _first_column(patch: _Patch, end: int) -> int:
+    """The first column of the prompt that has to be run again; its last one predicts the reply."""
+    return min(patch.columns) if patch.part == "prompts" else end - 1
+
+
+def _patched_metrics(model: Model, run: _CorruptedRun, patches: Sequence[_Patch]) -> Float[Tensor, " patch"]:
+    """The metric with each of ``patches``, which are all of one layer, in place."""
+    end, layer, copies = run.rows.prompts.shape[1], patches[0].layer, len(patches)
     # A bridge can start nowhere but at the beginning.
-    start = 0 if isinstance(model, TransformerBridge) else end + min(min(locus.positions) for locus in loci)
+    start = 0 if isinstance(model, TransformerBridge) else min(_first_column(p, end) for p in patches)
 
     def patch(part: Part) -> list[NamedHook]:
+        mine = [(i, p) for i, p in enumerate(patches) if p.part == part]
+
         def at(name: str) -> NamedHook:
             def hook(activation: Tensor, hook: object) -> Tensor:
                 out = activation.clone()
-                for i, locus in enumerate(loci):
-                    if locus.hook_point == name:
-                        columns = torch.tensor([end + p for p in locus.positions])
-                        head = () if locus.head is None else (locus.head,)
-                        out[(i, columns - start, *head)] += run.differences[name][(0, columns, *head)]
+                for i, p in mine:
+                    if p.hook_point == name:
+                        columns, head = torch.tensor(p.columns), () if p.head is None else (p.head,)
+                        here = (i, columns - start) if part == "prompts" else (2 * i + p.row, columns)
+                        out[(*here, *head)] += run.differences[part, name][(p.row, columns, *head)]
                 return out
 
             return name, hook
 
-        return [at(name) for name in {locus.hook_point for locus in loci}] if part == "prompts" else []
+        return [at(name) for name in {p.hook_point for _, p in mine}]
 
     if isinstance(model, TransformerBridge):
         return run_metrics(forward(model, run.rows, slice(1), patch, copies)[0], model, run.rows)[:, 0]

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from star_tl.attribution.result import COMPONENTS, AttributionMap
 from star_tl.batch import pad_id
 from star_tl.chat import SPANS, Rendered, Span, render, reply_ids, span_named
 from star_tl.errors import StarError
@@ -123,6 +124,7 @@ Part = Literal["prompts", "replies", "whole"]
 # Where a vector may be added that the steering form is kept for, beside single tokens: the position schedules of these
 # names, "generated" from the last prompt token on.
 STRETCHES = (*SPANS, "generated")
+WINDOW = 24  # prompt positions, from the end, for which it is kept one by one
 
 
 @dataclass(frozen=True)
@@ -246,20 +248,87 @@ def _padded(rows: Sequence[Sequence[int]], pad: int, left: bool) -> tuple[Tensor
     return tokens, mask
 
 
-def labels(model: Model, p: PreparedPair, end: int, positive: int, width: int) -> tuple[list[str], list[Span]]:
-    """Tokens and spans of a pair on the axis ``[prompt | positive reply | negative reply]``."""
+@dataclass(frozen=True)
+class Axis:
+    """The positions of a map: ``[prompt | positive reply | negative reply]``, prompts ending before column ``end``.
 
-    tokenizer: Any = model.tokenizer
+    ``window`` is how many of a prompt's last positions the steering form is kept for: those that both runs of every
+    pair share, and no more than WINDOW.
+    """
 
-    def text(ids: Sequence[int]) -> list[str]:
-        return [tokenizer.decode([i]) for i in ids]
+    end: int
+    positive: int
+    width: int
+    window: int
 
-    tokens = [""] * width
-    start = end - len(p.corrupted)
-    tokens[start:end] = text(p.corrupted.ids)
-    tokens[end : end + len(p.positive)] = text(p.positive)
-    tokens[end + positive : end + positive + len(p.negative)] = text(p.negative)
-    spans = [Span(s.name, s.start + start, s.end + start) for s in p.corrupted.spans]
-    spans.append(Span("positive reply", end, end + len(p.positive)))
-    spans.append(Span("negative reply", end + positive, end + positive + len(p.negative)))
-    return tokens, spans
+    @classmethod
+    def over(cls, prepared: Sequence[PreparedPair]) -> Axis:
+        """The axis on which all these pairs find room."""
+        end = max(max(len(p.corrupted), len(p.clean)) for p in prepared)
+        positive = max(len(p.positive) for p in prepared)
+        width = end + positive + max(len(p.negative) for p in prepared)
+        return cls(end, positive, width, max(1, min(WINDOW, min(p.shared_suffix for p in prepared))))
+
+    def place(
+        self,
+        into: Float[Tensor, "... position"],
+        prompt: Tensor | None,
+        positive: Tensor | None,
+        negative: Tensor | None,
+    ) -> None:
+        """Write scores of prompts, which end where the axis has them end, and of replies, which begin there."""
+        if prompt is not None:
+            into[..., self.end - prompt.shape[-1] : self.end] = prompt
+        last = self.end + self.positive
+        for reply, begin, stop in ((positive, self.end, last), (negative, last, self.width)):
+            if reply is not None:
+                taken = reply[..., : stop - begin]
+                into[..., begin : begin + taken.shape[-1]] = taken
+
+    def labels(self, model: Model, p: PreparedPair) -> tuple[list[str], list[Span]]:
+        """Tokens and spans of a pair."""
+        tokenizer: Any = model.tokenizer
+
+        def text(ids: Sequence[int]) -> list[str]:
+            return [tokenizer.decode([i]) for i in ids]
+
+        tokens = [""] * self.width
+        start, last = self.end - len(p.corrupted), self.end + self.positive
+        tokens[start : self.end] = text(p.corrupted.ids)
+        tokens[self.end : self.end + len(p.positive)] = text(p.positive)
+        tokens[last : last + len(p.negative)] = text(p.negative)
+        spans = [Span(s.name, s.start + start, s.end + start) for s in p.corrupted.spans]
+        spans.append(Span("positive reply", self.end, self.end + len(p.positive)))
+        spans.append(Span("negative reply", last, last + len(p.negative)))
+        return tokens, spans
+
+
+def empty_map(
+    model: Model, trait: str, prepared: Sequence[PreparedPair], axis: Axis, points: Sequence[str], method: str
+) -> AttributionMap:
+    """A map of zeros to be filled, with NaN at the hook points that are not among ``points``: unknown, not zero."""
+    from star_tl.models.load import fingerprint
+
+    n, layers, heads = len(prepared), model.cfg.n_layers, model.cfg.n_heads
+    components = torch.tensor([0.0 if c in points else torch.nan for c in COMPONENTS])
+    z = 0.0 if "z" in points else torch.nan
+    named = [axis.labels(model, p) for p in prepared]
+    return AttributionMap(
+        trait=trait,
+        method=method,
+        model=str(model.cfg.model_name),
+        fingerprint=fingerprint(model),
+        scores=components[:, None, None].repeat(n, 1, layers, axis.width),
+        head_scores=torch.full((n, layers, heads, axis.width), z),
+        steering=components[:, None, None].repeat(1, layers, axis.window),
+        head_steering=torch.full((layers, heads, axis.window), z),
+        span_steering=components[:, None, None].repeat(1, layers, len(STRETCHES)),
+        head_span_steering=torch.full((layers, heads, len(STRETCHES)), z),
+        metric_corrupted=torch.zeros(n),
+        metric_clean=torch.zeros(n),
+        prompt_end=axis.end,
+        tokens=tuple(tuple(t) for t, _ in named),
+        spans=tuple(tuple(s) for _, s in named),
+        unaligned=torch.tensor([p.unaligned for p in prepared]),
+        pair_ids=tuple(p.pair.id for p in prepared),
+    )
