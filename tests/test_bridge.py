@@ -385,7 +385,7 @@ def test_architectures_without_what_is_needed_are_refused(write: Callable[..., P
     def load(family: str) -> Callable[[], Any]:
         return lambda: star.load_model(write(family), device="cpu", backend="bridge")
 
-    refused("has no num_attention_heads, its layers are no attention: use a transformer", load("mamba"))
+    refused("has no num_attention_heads: use a checkpoint of attention layers", load("mamba"))
     refused(r"OPTForCausalLM .* \(its hook points near .* do not fire in order\): use", load("opt"))
     refused(r"does not know the architecture PersimmonForCausalLM: .* Did you mean", load("persimmon"))
 
