@@ -233,6 +233,28 @@ def test_what_is_written_between_attention_and_mlp_reaches_the_residual_stream(
     assert texts[0] == texts[1] != star.sample(model, PROMPTS, (), 8, 0.0, progress=False)
 
 
+@pytest.mark.parametrize("point", ["resid_mid", "attn_out", "resid_post"])
+def test_no_hook_is_left_after_an_error(bridges: Callable[[str], TransformerBridge], point: str) -> None:
+    model = bridges("granite")
+
+    def fail(activation: Tensor, hook: object) -> None:
+        raise RuntimeError("planted")
+
+    with model.hooks(fwd_hooks=[("blocks.2.mlp.hook_in", fail)]):
+        for call in (
+            lambda: star.generate(
+                model, PROMPTS, noise(model, Locus(hook_name(point, 1)), 1.0).hooks(), progress=False
+            ),
+            lambda: star.attribute(model, unequal_pairs(), hook_points=[point], progress=False),
+            lambda: star.extract_vector(model, few("politeness", 2), Locus(hook_name(point, 2))),
+        ):
+            with pytest.raises(RuntimeError, match="planted"):
+                call()
+        assert by_hand.hooks_left(model) == ["blocks.2.mlp.hook_in"]  # the caller's own
+    assert by_hand.hooks_left(model) == []
+    assert model.context_level == 0
+
+
 # ---- an architecture that normalises what attention and MLP write, which no HookedTransformer does
 
 
@@ -317,6 +339,25 @@ def greedy(truth: OnHuggingFace, ids: list[int], hooks: Any, steps: int) -> list
     for _ in range(steps):
         written.append(int(truth.run_with_hooks(torch.tensor([written]), [(name, function)])[0, -1].argmax()))
     return written[len(ids) :]
+
+
+@pytest.mark.parametrize("family", ["olmo", "gemma-3", "smollm-3", "mixtral"])
+def test_others_write_what_huggingface_writes(write: Callable[..., Path], family: str) -> None:
+    folder = write(family)
+    model = star.load_model(folder, device="cpu", backend="bridge")
+    truth = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    found = star.generate(model, PROMPTS, max_new_tokens=6, temperature=0, progress=False)
+    for prompt, reply in zip(PROMPTS, found, strict=True):
+        ids = list(render(model.tokenizer, prompt).ids)
+        for token in reply.tokens:
+            assert token == int(truth(torch.tensor([ids])).logits[0, -1].argmax())
+            ids.append(token)
+    pairs = few("politeness", 2)
+    attr = star.attribute(model, pairs, progress=False)
+    # What one layer hands to the next has one score.
+    after, before = (attr.component(c) for c in ("resid_post", "resid_pre"))
+    torch.testing.assert_close(after[:, :-1], before[:, 1:], **CLOSE)
+    assert star.extract_vector(model, pairs, Locus("blocks.1.hook_resid_post")).vector.any()
 
 
 # ---- the rest of the package

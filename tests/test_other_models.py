@@ -87,7 +87,7 @@ def test_what_transformer_lens_would_leave_out_is_refused(write: Callable[..., P
         "attention_factor": 1.5,
     }
     folder = write("qwen-2.5", rope_parameters=rope)
-    with pytest.raises(StarError, match="Qwen2ForCausalLM does not compute what it does .*: use backend='bridge', or"):
+    with pytest.raises(StarError, match=r"Qwen2ForCausalLM does not compute what it does .*: use backend='bridge', or"):
         star.load_model(folder, device="cpu")
     tokens = torch.randint(5, 600, (2, 60), generator=torch.Generator().manual_seed(0))
     bridge = star.load_model(folder, device="cpu", backend="bridge")
