@@ -130,6 +130,11 @@ def test_exact_effects_at_every_hook_point(both: Both) -> None:
     expected, found = (exact_effects(model, pairs, places, progress=False) for model in both)
     torch.testing.assert_close(found, expected, **CLOSE)
     assert float(found.abs().max()) > 1e-2
+    for model in both:
+        attr = star.attribute(model, pairs, progress=False)
+        checked = verify(model, pairs, attr, top_k=3, sample=3, progress=False)
+        assert {locus.hook_point for locus in checked.loci} <= set(model.hook_dict)
+        assert checked.estimate.isfinite().all()
 
 
 def test_vectors_of_every_method(both: Both) -> None:
