@@ -33,7 +33,11 @@ LLAMA = {"llama": ("LlamaConfig", GROUPED)}
 # Architectures that HookedTransformer, or TransformerBridge, cannot hold.
 STRANGE: dict[str, tuple[str, dict[str, Any]]] = {
     "granite": ("GraniteConfig", {**GROUPED, **SCALES, "tie_word_embeddings": False}),
+    "olmo": ("OlmoConfig", GROUPED),
     "olmo-2": ("Olmo2Config", GROUPED),
+    "gemma-3": ("Gemma3TextConfig", {**GROUPED, "head_dim": 16, "sliding_window": 8}),
+    "smollm-3": ("SmolLM3Config", GROUPED),
+    "mixtral": ("MixtralConfig", {**GROUPED, "num_local_experts": 4}),
     "mamba": ("MambaConfig", {"hidden_size": 32, "num_hidden_layers": 2}),
     "opt": ("OPTConfig", {**SHAPE, "ffn_dim": 64, "word_embed_proj_dim": 32}),
     "persimmon": ("PersimmonConfig", SHAPE),

@@ -130,6 +130,11 @@ def test_exact_effects_at_every_hook_point(both: Both) -> None:
     expected, found = (exact_effects(model, pairs, places, progress=False) for model in both)
     torch.testing.assert_close(found, expected, **CLOSE)
     assert float(found.abs().max()) > 1e-2
+    for model in both:
+        attr = star.attribute(model, pairs, progress=False)
+        checked = verify(model, pairs, attr, top_k=3, sample=3, progress=False)
+        assert {locus.hook_point for locus in checked.loci} <= set(model.hook_dict)
+        assert checked.estimate.isfinite().all()
 
 
 def test_vectors_of_every_method(both: Both) -> None:
@@ -233,6 +238,28 @@ def test_what_is_written_between_attention_and_mlp_reaches_the_residual_stream(
     assert texts[0] == texts[1] != star.sample(model, PROMPTS, (), 8, 0.0, progress=False)
 
 
+@pytest.mark.parametrize("point", ["resid_mid", "attn_out", "resid_post"])
+def test_no_hook_is_left_after_an_error(bridges: Callable[[str], TransformerBridge], point: str) -> None:
+    model = bridges("granite")
+
+    def fail(activation: Tensor, hook: object) -> None:
+        raise RuntimeError("planted")
+
+    with model.hooks(fwd_hooks=[("blocks.2.mlp.hook_in", fail)]):
+        for call in (
+            lambda: star.generate(
+                model, PROMPTS, noise(model, Locus(hook_name(point, 1)), 1.0).hooks(), progress=False
+            ),
+            lambda: star.attribute(model, unequal_pairs(), hook_points=[point], progress=False),
+            lambda: star.extract_vector(model, few("politeness", 2), Locus(hook_name(point, 2))),
+        ):
+            with pytest.raises(RuntimeError, match="planted"):
+                call()
+        assert by_hand.hooks_left(model) == ["blocks.2.mlp.hook_in"]  # the caller's own
+    assert by_hand.hooks_left(model) == []
+    assert model.context_level == 0
+
+
 # ---- an architecture that normalises what attention and MLP write, which no HookedTransformer does
 
 
@@ -319,6 +346,25 @@ def greedy(truth: OnHuggingFace, ids: list[int], hooks: Any, steps: int) -> list
     return written[len(ids) :]
 
 
+@pytest.mark.parametrize("family", ["olmo", "gemma-3", "smollm-3", "mixtral"])
+def test_others_write_what_huggingface_writes(write: Callable[..., Path], family: str) -> None:
+    folder = write(family)
+    model = star.load_model(folder, device="cpu", backend="bridge")
+    truth = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    found = star.generate(model, PROMPTS, max_new_tokens=6, temperature=0, progress=False)
+    for prompt, reply in zip(PROMPTS, found, strict=True):
+        ids = list(render(model.tokenizer, prompt).ids)
+        for token in reply.tokens:
+            assert token == int(truth(torch.tensor([ids])).logits[0, -1].argmax())
+            ids.append(token)
+    pairs = few("politeness", 2)
+    attr = star.attribute(model, pairs, progress=False)
+    # What one layer hands to the next has one score.
+    after, before = (attr.component(c) for c in ("resid_post", "resid_pre"))
+    torch.testing.assert_close(after[:, :-1], before[:, 1:], **CLOSE)
+    assert star.extract_vector(model, pairs, Locus("blocks.1.hook_resid_post")).vector.any()
+
+
 # ---- the rest of the package
 
 
@@ -385,7 +431,7 @@ def test_architectures_without_what_is_needed_are_refused(write: Callable[..., P
     def load(family: str) -> Callable[[], Any]:
         return lambda: star.load_model(write(family), device="cpu", backend="bridge")
 
-    refused("has no num_attention_heads, its layers are no attention: use a transformer", load("mamba"))
+    refused("has no num_attention_heads: use a checkpoint of attention layers", load("mamba"))
     refused(r"OPTForCausalLM .* \(its hook points near .* do not fire in order\): use", load("opt"))
     refused(r"does not know the architecture PersimmonForCausalLM: .* Did you mean", load("persimmon"))
 

@@ -500,8 +500,8 @@ BROKEN: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "quantized": ({"config": {"quantization_config": {"bits": 4}}}, ("is quantized", "unquantized checkpoint")),
     "another architecture": (
-        {"config": {"architectures": ["MambaForCausalLM"]}},
-        ("cannot hold a model of architecture MambaForCausalLM", "Did you mean 'LlamaForCausalLM'"),
+        {"config": {"architectures": ["PersimmonForCausalLM"]}},
+        ("cannot hold a model of architecture PersimmonForCausalLM", "name one that it can"),
     ),
     "unknown to transformers": (
         {"config": {"architectures": ["YetiForCausalLM"], "model_type": "yeti"}},
@@ -652,9 +652,9 @@ def test_a_hub_name_downloads_all_that_loading_needs(
 def test_a_hub_model_of_an_unknown_architecture_is_refused(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = edited(tiny_folder, tmp_path, config={"architectures": ["MambaForCausalLM"]})
+    folder = edited(tiny_folder, tmp_path, config={"architectures": ["PersimmonForCausalLM"]})
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folder))
-    refused("someone/mamba", "MambaForCausalLM", "name one that it can", "Known: GPT2LMHeadModel")
+    refused("someone/persimmon", "PersimmonForCausalLM", "name one that it can", "Known: GPT2LMHeadModel")
 
 
 # --- too large for memory --------------------------------------------------------------------

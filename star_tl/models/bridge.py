@@ -77,8 +77,8 @@ def load_bridge(
         found = " ".join(str(error).split())[:160]
     if found is not None:
         raise StarError(
-            f"star_tl cannot work on {architecture} through TransformerBridge ({found}): use a checkpoint of another "
-            "architecture."
+            f"star_tl cannot work on {architecture} through TransformerBridge in {str(dtype).removeprefix('torch.')} "
+            f"({found}): use another dtype, or a checkpoint of another architecture."
         )
     return model
 

@@ -95,8 +95,8 @@ def transformers_size(folder: Path) -> Size:
     """The size of any model that transformers can make from the folder's ``config.json``.
 
     Raises:
-        StarError: transformers does not know the architecture without code of the repository's own, or its layers
-            are no attention.
+        StarError: transformers does not know the architecture without code of the repository's own, or it has
+            no attention layers.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -108,7 +108,7 @@ def transformers_size(folder: Path) -> Size:
         reason = " ".join(str(error).split())[:120]
         raise StarError(f"transformers cannot make a model of {folder} ({reason}): use another checkpoint.") from None
     if absent := [key for key in ("num_hidden_layers", "num_attention_heads") if not hasattr(config, key)]:
-        raise StarError(f"{folder} has no {absent[0]}, its layers are no attention: use a transformer's checkpoint.")
+        raise StarError(f"{folder / 'config.json'} has no {absent[0]}: use a checkpoint of attention layers on text.")
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     outside = sum(
         p.numel() for m in (model.get_input_embeddings(), model.get_output_embeddings()) for p in m.parameters()
