@@ -314,22 +314,25 @@ def test_a_sweep_killed_ten_times_ends_as_one_that_ran_through(server, tmp_path:
     assert exit_code() == 0
     took = time.monotonic() - began
     samples = tmp_path / "killed.jsonl"
-    grown, chance = [0], random.Random(0)
+    held, chance = b"", random.Random(0)
     for attempt in range(10):
         child = start("killed")
         deadline = time.monotonic() + 60
         # Killed at a random moment after it has written something new: otherwise ten kills might all hit its start.
+        lines = held[: held.rfind(b"\n") + 1]
         while time.monotonic() < deadline:
-            if samples.exists() and samples.stat().st_size > grown[-1]:
+            now = samples.read_bytes() if samples.exists() else b""
+            assert now.startswith(lines), "what was written is lost"
+            if len(now) > len(held):
                 break
             time.sleep(0.002)
         time.sleep(chance.uniform(0, 0.04) * took)
         os.kill(child, signal.SIGKILL)
         assert exit_code() == -signal.SIGKILL, "the kill must hit a sweep at work"
+        held = samples.read_bytes()
         if attempt % 3 == 0:  # as if the kill had hit in the middle of a line
-            samples.write_bytes(samples.read_bytes()[:-3])
-        assert samples.stat().st_size >= grown[-1], "what was written is lost"
-        grown.append(samples.stat().st_size)
+            held = held[:-3]
+            samples.write_bytes(held)
     assert not (tmp_path / "killed.json").exists()
     start("killed")
     assert exit_code() == 0
