@@ -10,28 +10,37 @@ With ``--places`` it sweeps places instead: a vector extracted at each layer's r
 there, at the assistant header, at the user's last turn, at every generated token, or at every token; each at a few
 strengths on extraction contexts, of which the best within the drift limit is measured on the held-out prompts. It
 shows where the place that attribution chose ranks by realized effect at matched drift. ``--figure`` draws it.
+
+With ``--strengths`` it asks whether the strength is chosen well: locus and strength are chosen as ``run`` chooses them,
+on the extraction contexts; then every strength of the grid is sampled on fresh prompts, and the rate at the chosen one
+is given as a share of the best that any reaches there within the drift limit. The best of several measured rates is a
+little too high, so that even a perfect choice gets a share just below 1. With ``--down`` too the strengths are
+negative, and the rate is that of coherent replies without the trait.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from transformer_lens import HookedTransformer
 
 import star_tl as star
+from star_tl.chat import Message
 from star_tl.locus import Locus
 from star_tl.pairs import TRAITS
 from star_tl.pipeline import run
 from star_tl.plots import VERMILION
 from star_tl.sampling import Sampling
 from star_tl.scores import mark_coherent
-from star_tl.strength import DRIFT_LIMIT, best_dose, dose_table
+from star_tl.strength import DRIFT_LIMIT, STRENGTHS, best_dose, dose_table
 from star_tl.sweep import Way, sample_ways
 
 REAL = {
@@ -48,6 +57,14 @@ PLACES = {
     "all": (0.125, 0.25, 0.5, 1.0),
 }
 COLUMNS = ["trait", "prompts", "arm", "n", "trait_rate", "difference", "low", "high", "coherent_rate", "drift"]
+
+
+def prompts_for(trait: str, data: Path | None, limit: int) -> dict[str, list[tuple[Message, ...]]]:
+    """Fresh prompts by source: the held-out contexts, and those of real dialogues."""
+    found = {"held out": star.load_pairs(trait).heldout.prompts}
+    for name in REAL.get(trait, ()) if data else ():
+        found[name.split("/")[0]] = [item.messages for item in star.load_prompts(data / name, limit=limit)]
+    return found
 
 
 def sweep_places(model: HookedTransformer, trait: str, seeds: int) -> pd.DataFrame:
@@ -89,6 +106,53 @@ def sweep_places(model: HookedTransformer, trait: str, seeds: int) -> pd.DataFra
             table.pivot(index="layer", columns="positions", values=value)[list(PLACES)].round(2).to_string(), flush=True
         )
     return table
+
+
+def measure_strengths(
+    model: HookedTransformer, trait: str, sources: dict[str, list[tuple[Message, ...]]], seeds: int, down: bool
+) -> list[dict]:
+    """A row per source: what the strength that was chosen beforehand does there, beside the best of the grid."""
+    pairs = star.load_pairs(trait)
+    vector = star.extract_vector(model, pairs, star.attribute(model, pairs, progress=False).top_locus())
+    grid = tuple(-x if down else x for x in STRENGTHS)
+    choice = star.choose_strength(model, vector, pairs.trait, pairs.extraction.prompts, grid, progress=False)
+    ways = [Way(seed=seed) for seed in range(seeds)] + [Way(vector, x, None, s) for x in grid for s in range(seeds)]
+    options = Sampling(temperature=0.8, batch_size=128)
+    rows = []
+    for source, prompts in sources.items():
+        fresh = mark_coherent(sample_ways(model, pairs.trait, prompts, ways, options, progress=False))
+        fresh["rate"] = (fresh.coherent & (fresh.shows != down)).astype(float)
+        found = {"trait": trait, "prompts": source, "n": len(prompts) * seeds, "chosen": choice.strength}
+        rows.append(found | share_of_best(fresh, choice.strength))
+    return rows
+
+
+def share_of_best(fresh: pd.DataFrame, chosen: float, resamples: int = 2000) -> dict:
+    """The chosen strength's rate over the best within the limit, with a 95 % bootstrap interval over prompts."""
+    mean = fresh.pivot_table(index="prompt_id", columns="strength", values=["rate", "drift"])
+    unsteered, mean = mean.rate[0].mean(), mean.drop(columns=0, level=1)
+    rate, drift, at = mean.rate.to_numpy(), mean.drift.to_numpy(), list(mean.rate.columns)
+    mine = at.index(chosen)
+
+    def best(rates: np.ndarray, drifts: np.ndarray) -> np.ndarray:
+        return np.where(drifts <= DRIFT_LIMIT, rates, 0).max(-1)
+
+    rates, drifts = rate.mean(0), drift.mean(0)
+    again = np.random.default_rng(0).integers(len(rate), size=(resamples, len(rate)))
+    resampled = rate[again].mean(1)
+    low, high = np.quantile(resampled[:, mine] / best(resampled, drift[again].mean(1)), (0.025, 0.975))
+    return {
+        "unsteered": unsteered,
+        "rate": rates[mine],
+        "drift": drifts[mine],
+        "within": bool(drifts[mine] <= DRIFT_LIMIT),
+        "best": at[int(np.where(drifts <= DRIFT_LIMIT, rates, -1).argmax())],
+        "best_rate": best(rates, drifts),
+        "share": rates[mine] / best(rates, drifts),
+        "low": low,
+        "high": high,
+        "curve": {str(x): [round(r, 4), round(d, 4)] for x, r, d in zip(at, rates, drifts, strict=True)},
+    }
 
 
 def draw_places(table: pd.DataFrame) -> go.Figure:
@@ -133,6 +197,8 @@ def main() -> None:
     ap.add_argument("--seeds", type=int, default=2)
     ap.add_argument("--limit", type=int, default=50, help="prompts from each real file")
     ap.add_argument("--places", action="store_true", help="sweep layers and schedules instead")
+    ap.add_argument("--strengths", action="store_true", help="ask how good the chosen strength is on fresh prompts")
+    ap.add_argument("--down", action="store_true", help="with --strengths: turn the traits down")
     ap.add_argument("--figure", type=Path, help="with --places: an HTML, PNG or SVG file")
     ap.add_argument("--json", type=Path)
     args = ap.parse_args()
@@ -147,14 +213,20 @@ def main() -> None:
             save = figure.write_html if args.figure.suffix == ".html" else figure.write_image
             save(args.figure)
         return
+    if args.strengths:
+        rows = []
+        for trait in args.traits:
+            sources = prompts_for(trait, args.data, args.limit)
+            rows += measure_strengths(model, trait, sources, args.seeds, args.down)
+            print(f"{trait} done", file=sys.stderr)
+        print(pd.DataFrame(rows).drop(columns="curve").round(3).to_string(index=False))
+        if args.json:
+            args.json.write_text(json.dumps({"rows": rows}, indent=1, default=float) + "\n")
+        return
     tables = []
     for trait in args.traits:
         pairs = star.load_pairs(trait)
-        sources: list[tuple[str, list | None]] = [("held out", None)]
-        for name in REAL.get(trait, ()) if args.data else ():
-            items = star.load_prompts(args.data / name, limit=args.limit)
-            sources.append((name.split("/")[0], [item.messages for item in items]))
-        for source, prompts in sources:
+        for source, prompts in prompts_for(trait, args.data, args.limit).items():
             began = time.time()
             result = run(model, pairs, prompts, seeds=tuple(range(args.seeds)), progress=False)
             table = result.summary.assign(trait=trait, prompts=source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import math
 import re
@@ -71,9 +72,11 @@ TokensOption = Annotated[int, typer.Option("--max-new-tokens")]
 TemperatureOption = Annotated[float, typer.Option("--temperature", help="0 is greedy.")]
 TopPOption = Annotated[float, typer.Option("--top-p")]
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Bad input ends with one line on stderr and exit code 2; Ctrl-C with 130."""
+    """Bad input and a full disk end with one line on stderr and exit code 2; Ctrl-C with 130."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
@@ -81,6 +84,11 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except StarError as error:
             typer.echo(f"star-tl: {error}", err=True)
+            raise typer.Exit(2) from None
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            typer.echo(f"star-tl: {error.strerror}: make room and call again; what was finished is on disk.", err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             typer.echo("star-tl: stopped; what was finished is on disk.", err=True)

@@ -7,14 +7,15 @@ keeps steering to the reply at hand. Both are offered, so that the difference ca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 import torch
 
 from star_tl.batch import make_batch, reply_logits, reply_logprobs
-from star_tl.chat import render
+from star_tl.chat import render, reply_ids
 from star_tl.errors import StarError
 from star_tl.injection import NamedHook
 from star_tl.reading import Model, attached
@@ -60,20 +61,21 @@ def converse(
         raise StarError("turns is no list of texts: give what the user says, turn by turn.")
     if vector is not None and len(vector.vector) != 1:
         raise StarError("A conversation is steered by a vector with one row: extract it at one position.")
-    when = schedule(vector.locus.positions if positions is None else positions) if vector is not None else None
+    when = (
+        schedule(vector.locus.positions if positions in (None, "locus") else positions) if vector is not None else None
+    )
     if when is not None and when.reach is None:
         raise StarError(
             f"positions is {positions!r}, which covers earlier turns too: use 'generated' or 'last_prompt'."
         )
     chat: list[dict[str, str]] = []
-    steered: list[int] = []  # columns of the chat at which the vector was added in earlier turns
+    steered: dict[int, float] = {}  # columns of the chat where earlier turns added the vector, and its factor there
     rows = []
     for number, text in enumerate(turns, 1):
         chat.append({"role": "user", "content": text})
         ids = render(model.tokenizer, chat).ids
         end = len(ids)
-        past = [column - end for column in steered] if carry else []
-
+        past = {column - end: factor for column, factor in steered.items()} if carry else {}
         found = generate(
             model, [chat], _hooks(vector, strength, positions, past), seed=seed, progress=False, **sampling
         )
@@ -87,7 +89,8 @@ def converse(
         logprob = float(reply_logprobs(plain, batch).mean()) if reply.tokens else float("nan")
         rows.append((number, text, reply.text, len(reply.tokens), drift, logprob))
         if when is not None:
-            steered += [column for column, _, _ in when.columns(end, 0, end + len(reply.tokens))]
+            length = end + len(reply_ids(model.tokenizer, reply.text))  # as the next turn reads it
+            steered |= {column: factor for column, _, factor in when.columns(end, 0, length)}
         chat.append({"role": "assistant", "content": reply.text})
     return pd.DataFrame(rows, columns=["turn", "user", "reply", "n_tokens", "drift", "logprob"])
 
@@ -96,10 +99,14 @@ def _hooks(
     vector: SteeringVector | None,
     strength: float,
     positions: str | None,
-    past: Sequence[int],
+    past: Mapping[int, float],
     prompt_length: int | None = None,
 ) -> list[NamedHook]:
     if vector is None:
         return []
-    earlier = vector.hooks(strength, past, prompt_length) if past else []
+    earlier: list[NamedHook] = []
+    if past:
+        rows = torch.tensor(list(past.values()))[:, None].to(vector.vector) * vector.vector
+        place = replace(vector.locus, positions=tuple(past))
+        earlier = replace(vector, vector=rows, locus=place).hooks(strength, prompt_length=prompt_length)
     return earlier + vector.hooks(strength, positions, prompt_length)

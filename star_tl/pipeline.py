@@ -92,7 +92,7 @@ def prepare_folder(out: str | Path, overwrite: bool = False) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
-        probe.write_text("")
+        probe.write_bytes(bytes(4096))  # an empty file can be made on a full disk
         probe.unlink()
         for path in held:
             path.unlink()

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 STRENGTHS = tuple(round(2 ** (k / 2), 2) for k in range(-2, 5))  # 0.5 to 4, times the natural difference
 DRIFT_LIMIT = 0.2  # nats per token
-ENOUGH = 0.95  # of the best rate: a higher strength costs drift and brings next to nothing
+ENOUGH = 0.97  # of the best rate: a higher strength costs drift and brings next to nothing
+NEAR = 0.85  # of the best rate: strengths that reach it in one reply to each prompt are told apart by a second
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,9 @@ class StrengthChoice:
 
     ``curve`` has a row per strength, 0 among them: rate of coherent replies that show the trait with its 95 % Wilson
     interval (``trait_rate``, ``low_rate``, ``high_rate``), ``coherent_rate``, ``drift`` (nats per token),
-    ``drift_p95`` (over replies), ``perplexity`` under the unsteered model, ``repetition``, ``n``; ``fraction`` is the
-    strength in units of the residual norm. ``samples`` are the replies, as in :class:`star_tl.Comparison`.
+    ``drift_p95`` (over replies), ``perplexity`` under the unsteered model, ``repetition``, ``n`` (twice the prompts
+    where a second reply was asked for); ``fraction`` is the strength in units of the residual norm. ``samples`` are the
+    replies, as in :class:`star_tl.Comparison`.
     """
 
     strength: float
@@ -71,6 +73,9 @@ def choose_strength(
 ) -> StrengthChoice:
     """The least strength that reaches nearly (ENOUGH) the best trait rate of any within ``limit`` of drift.
 
+    Every strength writes a reply to each prompt; those within the limit that come NEAR the best write a second, because
+    the rates of a few dozen replies are too rough to tell neighbours apart.
+
     Args:
         model: the model to steer.
         vector: what to steer with.
@@ -80,7 +85,7 @@ def choose_strength(
             coherent replies without the trait are the best.
         positions: schedule or span, see :func:`star_tl.compare`.
         limit: most drift, nats per token, mean over replies.
-        seed: of the replies.
+        seed: of the first replies; the second have the next.
         sampling: how replies are sampled.
         progress: show progress bars.
 
@@ -97,9 +102,16 @@ def choose_strength(
         )
     if not limit > 0:
         raise StarError(f"limit is {limit!r}: give the most drift in nats per token, above 0.")
-    ways = [Way(seed=seed), *(Way(vector, float(x), positions, seed) for x in sorted(strengths, key=abs))]
     chats = [as_messages(p) for p in prompts]
-    samples = mark_coherent(sample_ways(model, trait, chats, ways, sampling, progress=progress))
+
+    def write(ways: list[Way]) -> pd.DataFrame:
+        return sample_ways(model, trait, chats, ways, sampling, progress=progress)
+
+    first = write([Way(seed=seed), *(Way(vector, float(x), positions, seed) for x in sorted(strengths, key=abs))])
+    rates = _rates_within(dose_table(mark_coherent(first)), limit)
+    near = [x for x, rate in rates.items() if rate >= NEAR * max(rates.values())]
+    second = [write([Way(vector, x, positions, seed + 1) for x in near])] if len(near) > 1 else []
+    samples = mark_coherent(pd.concat([first, *second], ignore_index=True))
     curve = dose_table(samples)
     curve.insert(1, "fraction", curve.strength * vector.fraction)
     return StrengthChoice(best_dose(curve, limit), limit, curve, samples)
@@ -126,8 +138,13 @@ def dose_table(samples: pd.DataFrame) -> pd.DataFrame:
 
 def best_dose(dose: pd.DataFrame, limit: float = DRIFT_LIMIT) -> float:
     """See :func:`choose_strength`; the least of all strengths where none is within the limit."""
+    rates = _rates_within(dose, limit)
+    return next(x for x, rate in rates.items() if rate >= ENOUGH * max(rates.values()))
+
+
+def _rates_within(dose: pd.DataFrame, limit: float) -> dict[float, float]:
+    """What is to be raised, by strength from the least on: the trait, or with negative strengths its absence."""
     rows = sorted((r for r in dose.to_dict(orient="records") if r["strength"]), key=lambda r: abs(r["strength"]))
     within = [r for r in rows if r["drift"] <= limit] or rows[:1]
     down = rows[0]["strength"] < 0
-    rates = [r["coherent_rate"] - r["trait_rate"] if down else r["trait_rate"] for r in within]
-    return float(next(r for r, rate in zip(within, rates, strict=True) if rate >= ENOUGH * max(rates))["strength"])
+    return {float(r["strength"]): r["coherent_rate"] - r["trait_rate"] if down else r["trait_rate"] for r in within}

@@ -7,8 +7,11 @@ sweep that was stopped goes on where it was.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +34,8 @@ from star_tl.vectors import SteeringVector, extract_vector
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+BYTES_PER_TOKEN = 24  # of a samples file, about: an id and its text
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ def compare(
         progress: show progress bars.
 
     Raises:
-        StarError: bad arguments, or ``out`` holds the samples of another sweep.
+        StarError: bad arguments, or ``out`` cannot be written to or holds the samples of another sweep.
     """
     chosen = [as_messages(p) for p in (prompts if prompts is not None else pairs.heldout.prompts)]
     options = Sampling(max_new_tokens, temperature, top_p, batch_size=batch_size)
@@ -145,6 +150,8 @@ def compare(
     for name, values in (("strengths", strengths), ("positions", positions), ("seeds", seeds)):
         if isinstance(values, str) or not len(values):
             raise StarError(f"{name} is {values!r}: give a list with at least one.")
+    if out is not None:
+        _check_file(Path(out))  # before vectors are extracted, which takes minutes on a large model
     vectors = [extract_vector(model, pairs, locus, method=method) for locus in places]
     for vector in vectors:
         for strength in strengths:
@@ -152,9 +159,8 @@ def compare(
                 vector.hooks(strength, None if schedule in SPANS else schedule)  # raises where they cannot be used
     ways = [Way(seed=seed) for seed in seeds]
     ways += [Way(v, float(x), p, s) for v in vectors for p in positions for x in strengths for s in seeds]
-    return Comparison(
-        pairs.trait.name, mark_coherent(sample_ways(model, pairs.trait, chosen, ways, options, out, progress))
-    )
+    samples = sample_ways(model, pairs.trait, chosen, ways, options, out, progress, source=_digest(pairs))
+    return Comparison(pairs.trait.name, mark_coherent(samples))
 
 
 def sample_ways(
@@ -165,19 +171,25 @@ def sample_ways(
     options: Sampling,
     out: str | Path | None = None,
     progress: bool = True,
+    source: str = "",
 ) -> pd.DataFrame:
     """Samples and scores of every way on every prompt, in few large batches; columns as in :class:`Comparison`.
 
+    ``source`` tells what the vectors were extracted from: samples in ``out`` of another source are another sweep's.
+
     Raises:
-        StarError: a prompt that leaves no room, or ``out`` holds the samples of another sweep.
+        StarError: a prompt that leaves no room, or ``out`` holds the samples of another sweep, or cannot be written
+            to; what was written before is kept, and an equal call goes on from there.
     """
     ids = render_prompts(model, prompts, options.max_new_tokens)
     rows = [(w, i) for w in range(len(ways)) for i in range(len(prompts))]
     call: dict[str, Any] = {"model": fingerprint(model), "trait": trait.name, "prompts": [list(x) for x in ids]}
-    call |= {"ways": [list(w.key) for w in ways]}
+    call |= {"source": source, "ways": [list(w.key) for w in ways]}
     call |= {k: v for k, v in asdict(options).items() if k != "batch_size"}
     done = _resume(Path(out), call) if out is not None else {}
     todo = [row for row in rows if row not in done]
+    if out is not None:
+        _check_room(Path(out), len(todo) * options.max_new_tokens)
 
     def steer(way: Way, prompt: Prompt) -> tuple[Tensor, Locus, str | Sequence[int] | None] | None:
         if way.vector is None:
@@ -214,8 +226,36 @@ def sample_ways(
     return pd.concat(frames, ignore_index=True)
 
 
+def _digest(pairs: Pairs) -> str:
+    """Tells what vectors of these pairs are extracted from."""
+    instructions = pairs.trait.positive_instruction, pairs.trait.negative_instruction
+    return hashlib.sha256(repr((instructions, pairs.extraction.pairs)).encode()).hexdigest()[:16]
+
+
+def _check_file(path: Path) -> None:
+    """Raises StarError where no samples can be written; leaves nothing behind."""
+    try:
+        if path.exists() and not path.is_file():
+            raise StarError(f"{path} is not a file: name a file for the samples.")
+        with tempfile.TemporaryFile(dir=next(folder for folder in path.parents if folder.exists())) as probe:
+            probe.write(bytes(BYTES_PER_TOKEN))
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+def _check_room(path: Path, tokens: int) -> None:
+    needed, free = (n / 1e6 for n in (BYTES_PER_TOKEN * tokens, shutil.disk_usage(path.parent).free))
+    if needed > free:
+        raise StarError(f"{path} needs {needed:.0f} MB, but only {free:.0f} are free: make room or name another file.")
+
+
+def _unwritable(path: Path, error: OSError) -> StarError:
+    return StarError(f"{path} cannot be written to ({error.strerror}): make room there or name another file.")
+
+
 def _resume(path: Path, call: dict[str, Any]) -> dict[tuple[int, int], Reply]:
     """The samples that an equal call left in the file; a new file gets the call as its first line."""
+    _check_file(path)
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
     except OSError:
@@ -231,7 +271,8 @@ def _resume(path: Path, call: dict[str, Any]) -> dict[tuple[int, int], Reply]:
         partial.write_text("".join(f"{line}\n" for line in [wanted, *whole]), encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
-        raise StarError(f"{path} cannot be written to ({error.strerror}): name another file.") from None
+        partial.unlink(missing_ok=True)
+        raise _unwritable(path, error) from None
     found = {}
     for line in whole:
         row = json.loads(line)
@@ -240,9 +281,17 @@ def _resume(path: Path, call: dict[str, Any]) -> dict[tuple[int, int], Reply]:
 
 
 def _append(path: Path, found: dict[tuple[int, int], Reply]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        for (way, prompt), r in found.items():
-            row = {"way": way, "prompt": prompt, "text": r.text, "tokens": r.tokens, "stopped": r.stopped}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    rows = [
+        {"way": way, "prompt": prompt, "text": r.text, "tokens": r.tokens, "stopped": r.stopped}
+        for (way, prompt), r in found.items()
+    ]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise StarError(
+            f"{path} cannot be written to ({error.strerror}): make room there and call again; what it holds is kept."
+        ) from None

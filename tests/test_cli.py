@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -153,6 +154,23 @@ def test_vector_of_another_model_is_refused(finished: tuple[Path, str], tiny_fol
     result = runner.invoke(app, arguments)
     assert result.exit_code == 2
     assert "extracted from" in result.output
+
+
+def test_a_disk_that_is_full_at_the_end_is_one_line_too(tiny_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    def full(*args: object, **more: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    arguments = ["sweep", "--model", str(tiny_folder), "--layers", "1", "--strengths", "1", "--max-new-tokens", "2"]
+    monkeypatch.setattr(pd.DataFrame, "to_csv", full)
+    result = runner.invoke(app, [*arguments, "--out", str(tmp_path)])
+    assert result.exit_code == 2
+    assert (
+        result.output == "star-tl: No space left on device: make room and call again; what was finished is on disk.\n"
+    )
+    monkeypatch.undo()
+    result = runner.invoke(app, [*arguments, "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert {p.name for p in tmp_path.iterdir()} == {"samples.jsonl", "samples.csv", "summary.csv", "sweep.html"}
 
 
 def test_import_is_instant() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hf_reference import of
 
-from star_tl.batch import unembed
+from star_tl import conversation
 from star_tl.chat import render
 from star_tl.conversation import converse
 from star_tl.errors import StarError
 from star_tl.locus import Locus
+from star_tl.scores import kl_per_token
 
 TURNS = ("My cat is ill.", "She is nine.", "What would you do?")
 
@@ -20,48 +23,60 @@ def vector():
     return of(torch.randn(1, 32, generator=torch.Generator().manual_seed(2)), Locus("blocks.1.hook_resid_post"))
 
 
+FACTORS: dict[str | None, Callable[[int], float]] = {  # of the vector at position p, from the last prompt token (-1) on
+    None: lambda p: float(p == -1),
+    "generated": lambda p: 1.0,
+    "first 3": lambda p: float(p < 2),
+    "every 2": lambda p: float(p % 2),
+    "decay 2": lambda p: 0.5 ** ((p + 1) / 2),
+}
+
+
 @torch.no_grad()
-def last_logits(model, ids: tuple[int, ...], added: torch.Tensor, columns: list[int]) -> torch.Tensor:
+def logits(model, ids: tuple[int, ...], added: torch.Tensor, factors: dict[int, float]) -> torch.Tensor:
+    """Logits [position, vocab] of one pass that adds the vector by these factors at these columns."""
+
     def add(activation, hook):
-        activation[:, columns] += added
+        for column, factor in factors.items():
+            activation[:, column] += factor * added
         return activation
 
-    with model.hooks(fwd_hooks=[("blocks.1.hook_resid_post", add)] if columns else []):
-        residual = model(torch.tensor([ids]), stop_at_layer=model.cfg.n_layers)
-    return unembed(model, residual[:, -1:])[0, 0]
+    with model.hooks(fwd_hooks=[("blocks.1.hook_resid_post", add)]):
+        return model(torch.tensor([ids]))[0]
 
 
-@pytest.mark.parametrize("carry", [False, True])
-def test_every_turn_sees_the_chat_steered_where_it_should_be(tiny, vector, carry: bool) -> None:
-    table = converse(tiny, TURNS, vector, 2.0, carry=carry, max_new_tokens=5, temperature=0)
+@pytest.mark.parametrize("carry", [False, True], ids=["read again", "carried on"])
+@pytest.mark.parametrize("positions", FACTORS)
+def test_every_turn_sees_the_chat_steered_where_it_should_be(tiny, vector, positions, carry: bool, monkeypatch) -> None:
+    written = []
+    generate = conversation.generate
+    monkeypatch.setattr(conversation, "generate", lambda *a, **o: written.append(generate(*a, **o)) or written[-1])
+    table = converse(tiny, TURNS, vector, 2.0, positions, carry, max_new_tokens=5, temperature=0)
     assert list(table.turn) == [1, 2, 3]
-    chat, ends, first = [], [], []
-    for turn in table.itertuples():
+    chat, earlier = [], {}
+    for turn, (reply,) in zip(table.itertuples(), written, strict=True):
         chat.append({"role": "user", "content": turn.user})
-        ids = render(tiny.tokenizer, chat).ids
-        ends.append(len(ids) - 1)
-        logits = last_logits(tiny, ids, 2.0 * vector.vector[0], ends if carry else ends[-1:])
-        first.append(int(logits.argmax()))
-        assert tiny.tokenizer.decode([first[-1]]).strip() in turn.reply or turn.n_tokens == 0
-        assert turn.drift > 0
+        prompt = render(tiny.tokenizer, chat)
+        assert len(reply.tokens) == turn.n_tokens == 5
+        ids, end = prompt.ids + reply.tokens, len(prompt.ids)
+        own = {end + p: FACTORS[positions](p) for p in range(-1, 5)}
+        steered = logits(tiny, ids, 2.0 * vector.vector[0], (earlier if carry else {}) | own)[end - 1 : -1]
+        assert tuple(steered.argmax(-1).tolist()) == reply.tokens
+        plain = logits(tiny, ids, vector.vector[0], {})[end - 1 : -1]
+        assert turn.drift == pytest.approx(float(kl_per_token(steered, plain).mean()), rel=1e-3)
+        assert turn.drift > 0.01
         chat.append({"role": "assistant", "content": turn.reply})
-    other = converse(tiny, TURNS, vector, 2.0, carry=not carry, max_new_tokens=5, temperature=0)
+        again = render(tiny.tokenizer, chat).spans[-2]  # header, reply and end of turn, as the next turn reads them
+        length = len(again) - len(prompt.spans[-1]) - 1
+        earlier |= {end + p: FACTORS[positions](p) for p in range(-1, length)}
+    other = converse(tiny, TURNS, vector, 2.0, positions, not carry, max_new_tokens=5, temperature=0)
     assert table.reply[0] == other.reply[0]
     assert table.drift[0] == pytest.approx(other.drift[0])
-    assert abs(table.drift[2] - other.drift[2]) > 1e-6
+    assert abs(table.drift[2] - other.drift[2]) > 1e-4
 
 
 def test_without_a_vector_nothing_drifts(tiny) -> None:
     assert (converse(tiny, TURNS, max_new_tokens=4).drift == 0).all()
-
-
-def test_generated_tokens_of_earlier_turns_stay_steered_when_carried(tiny, vector) -> None:
-    clean, carried = (
-        converse(tiny, TURNS, vector, 0.5, "generated", carry, max_new_tokens=6, temperature=0)
-        for carry in (False, True)
-    )
-    assert clean.reply[0] == carried.reply[0]
-    assert clean.drift[1] != pytest.approx(carried.drift[1], rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from star_tl.injection import row_hooks
 from star_tl.locus import Locus
 from star_tl.models.lean import POINTS, is_llama
 from star_tl.sampling import pick, stream
-from star_tl.schedules import schedule
+from star_tl.schedules import COUNTED, SCHEDULES, schedule
 
 VARIANTS = {
     "grouped": {},
@@ -32,6 +32,7 @@ VARIANTS = {
 CLOSE = {"rtol": 0, "atol": 1e-4}  # float32 round-off of two implementations on logits of order 1 to 10
 PROMPTS = ("Would you sell the bicycle for forty dollars?", "no", "My sister lost her job and I feel bad.", "ok")
 END = 14
+EVERY = (*SCHEDULES, *(name.replace("N", "3") for name in COUNTED), (-2, 1), (0, 2))  # every kind of schedule
 
 
 def batch(rows: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
@@ -234,16 +235,22 @@ def test_a_hook_of_the_users_keeps_its_rows(tiny, monkeypatch) -> None:
     assert shapes == {len(PROMPTS)}
 
 
-@pytest.mark.parametrize("positions", ["first 3", "every 2", "decay 2", "generated", "all", "prompt", [-2, 1]])
-def test_schedules_are_the_same_cached_uncached_and_in_transformer_lens(tiny, tokenizer, positions) -> None:
-    vector = of(torch.randn(1, 32, generator=torch.Generator().manual_seed(3)), Locus("blocks.1.hook_resid_post"))
+@pytest.mark.parametrize("own_forward", [False, True], ids=["lean", "the model's own"])
+@pytest.mark.parametrize("positions", EVERY)
+def test_schedules_are_the_same_cached_uncached_and_in_transformer_lens(
+    tiny, tokenizer, monkeypatch, positions, own_forward: bool
+) -> None:
+    monkeypatch.setattr(decoding, "is_llama", lambda model: not own_forward)
+    place = Locus("blocks.1.hook_resid_post", (-3, -1))
+    vector = of(torch.randn(2, 32, generator=torch.Generator().manual_seed(3)), place)
     ids = torch.tensor([prompt_ids(tokenizer, PROMPTS[0])])
     end = ids.shape[1]
     steps = 6
-    lean = begin(tiny, vector.hooks(2.0, positions), torch.ones_like(ids).bool(), end, end + steps)
-    cached = [lean(ids)]
+    step = begin(tiny, vector.hooks(2.0, positions), torch.ones_like(ids).bool(), end, end + steps)
+    assert isinstance(step, StockPass if own_forward else LlamaPass)
+    cached = [step(ids)]
     for _ in range(steps - 1):
-        cached.append(lean(cached[-1].argmax(-1)[:, None]))
+        cached.append(step(cached[-1].argmax(-1)[:, None]))
     written = torch.cat([c.argmax(-1)[:, None] for c in cached], 1)
     both = torch.cat([ids, written[:, :-1]], 1)
     whole = tiny.run_with_hooks(both, fwd_hooks=vector.hooks(2.0, positions, prompt_length=end))
@@ -272,6 +279,51 @@ def test_a_row_is_the_same_alone_among_sixty_four_and_in_another_order(tiny, tem
     together = star.sample(tiny, prompts, **options)
     assert star.sample(tiny, prompts[::-1], **options)[::-1] == together
     assert [star.sample(tiny, [p], **options)[0] for p in prompts] == together
+
+
+@pytest.mark.parametrize(
+    "shared", [False, True], ids=["all schedules", "those that leave the prompt's beginning alone"]
+)
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_a_steered_row_is_the_same_alone_among_sixty_four_and_in_another_order(
+    tiny, monkeypatch, temperature: float, shared: bool
+) -> None:
+    schedules = [s for s in EVERY if not shared or s == "locus" or schedule(s).reach is not None]
+    noise = torch.Generator().manual_seed(0)
+    places = [
+        Locus("blocks.1.hook_resid_post", (-3, -1)),
+        Locus("blocks.0.hook_mlp_out"),
+        Locus("blocks.2.attn.hook_z", (-1,), 3),
+    ]
+    rows: list = [None]
+    for i in range(63):
+        place = places[i % 3]
+        vector = torch.randn(len(place.positions), 8 if place.head is not None else 32, generator=noise)
+        rows.append((vector, place, schedules[i % len(schedules)]))
+    chats = sampling.render_prompts(tiny, [f"{PROMPTS[i % 4]} {i // 32}" for i in range(64)], 10)
+    prefixes: list[int] = []
+    go_on = LlamaPass.go_on_from
+    monkeypatch.setattr(
+        LlamaPass, "go_on_from", lambda self, other, rows: prefixes.append(other.read) or go_on(self, other, rows)
+    )
+
+    def write(order: list[int], batch_size: int = 64) -> dict[int, sampling.Reply]:
+        options = sampling.Sampling(max_new_tokens=10, temperature=temperature, batch_size=batch_size)
+        batches = sampling.in_batches(
+            tiny,
+            [chats[i] for i in order],
+            [7] * len(order),
+            lambda batch: row_hooks([rows[order[k]] for k in batch]),
+            options,
+            progress=False,
+        )
+        return {order[k]: reply for batch, replies in batches for k, reply in zip(batch, replies, strict=True)}
+
+    together = write(list(range(64)))
+    assert bool(prefixes) == shared
+    assert write(list(range(64))[::-1]) == together
+    assert write(list(range(64)), batch_size=1) == together
+    assert len({reply.text for reply in together.values()}) > 32
 
 
 def test_a_stream_grows_to_what_generate_returns_and_can_be_closed(tiny) -> None:

@@ -15,15 +15,16 @@ from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 import star_tl as star
 from star_tl.batch import make_batch
 from star_tl.errors import StarError
-from star_tl.schedules import SCHEDULES
+from star_tl.schedules import COUNTED, SCHEDULES
 from star_tl.vectors import SteeringVector
 
 TOLERANCE = 1e-4  # float32 round-off of two implementations on logits of order 1 to 10
 SHORT, LONG, REPLY = 5, 9, 4
 LOCUS = (-3, -1)
 
-# What to steer, and the positions that means in a sequence of `total` tokens of which `prompt` are the prompt's.
-PLACES: dict[str, tuple[object, Callable[[int, int], Mapping[int, int | None]]]] = {
+# What to steer, and the positions that means in a sequence of `total` tokens of which `prompt` are the prompt's; each
+# with the row of the vector that is added, or the factor of the rows' mean.
+PLACES: dict[str, tuple[object, Callable[[int, int], Mapping[int, int | float | None]]]] = {
     "default": (None, lambda prompt, total: {prompt - 3: 0, prompt - 1: 1}),
     "locus": ("locus", lambda prompt, total: {prompt - 3: 0, prompt - 1: 1}),
     "locus by number": ([-1, -3], lambda prompt, total: {prompt - 3: 0, prompt - 1: 1}),
@@ -31,6 +32,9 @@ PLACES: dict[str, tuple[object, Callable[[int, int], Mapping[int, int | None]]]]
     "last_prompt": ("last_prompt", lambda prompt, total: {prompt - 1: None}),
     "generated": ("generated", lambda prompt, total: dict.fromkeys(range(prompt - 1, total))),
     "all": ("all", lambda prompt, total: dict.fromkeys(range(total))),
+    "first 3": ("first 3", lambda prompt, total: dict.fromkeys(range(prompt - 1, prompt + 2))),
+    "every 2": ("every 2", lambda prompt, total: dict.fromkeys(range(prompt - 1, total, 2))),
+    "decay 2": ("decay 2", lambda prompt, total: {p: 0.5 ** ((p - prompt + 1) / 2) for p in range(prompt - 1, total)}),
     "one before the end": ([-2], lambda prompt, total: {prompt - 2: None}),
     "first generated": ([0], lambda prompt, total: {prompt: None}),
     "around the end": (range(-2, 2), lambda prompt, total: dict.fromkeys(range(prompt - 2, prompt + 2))),
@@ -48,10 +52,16 @@ def random_ids(length: int, seed: int) -> list[int]:
     return torch.randint(5, 500, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def rows_at(vector: SteeringVector, places: Mapping[int, int | None], total: int) -> dict[int, Tensor]:
-    """Row of the vector for each place in the sequence; None is the mean of its rows."""
+def rows_at(vector: SteeringVector, places: Mapping[int, int | float | None], total: int) -> dict[int, Tensor]:
+    """What is added at each place in the sequence: a row of the vector, or the mean of its rows by a factor."""
     mean = vector.vector.mean(0)
-    return {p: mean if row is None else vector.vector[row] for p, row in places.items() if 0 <= p < total}
+    added = {None: mean, **dict(enumerate(vector.vector))}
+    return {p: mean * x if isinstance(x, float) else added[x] for p, x in places.items() if 0 <= p < total}
+
+
+def test_every_kind_of_schedule_is_among_the_places() -> None:
+    kinds = {str(positions).split()[0] for positions, _ in PLACES.values()}
+    assert kinds >= {*SCHEDULES, *(name.split()[0] for name in COUNTED)}
 
 
 def close(ours: Tensor, theirs: Tensor) -> bool:
@@ -204,7 +214,7 @@ TALK = ("Hello there, how was your day?", "no", "My sister lost her job and I do
 
 
 @pytest.mark.parametrize("cached", [True, False], ids=["cached", "uncached"])
-@pytest.mark.parametrize("name", ["locus", "prompt", "generated", "all", "around the end"])
+@pytest.mark.parametrize("name", PLACES)
 def test_stock_generate_writes_what_ours_and_huggingface_write(tiny, hf, tokenizer, name, cached):
     positions, where = PLACES[name]
     vector, n = steering_vector(positions=LOCUS, scale=1.0), 8

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 from by_hand import unequal_pairs
@@ -26,6 +28,7 @@ def curve(*rows: tuple[float, float, float, float]) -> pd.DataFrame:
     [
         ([(0, 0.3, 1, 0), (1, 0.6, 1, 0.05), (2, 0.8, 1, 0.1), (4, 0.9, 0.9, 0.3)], 2),  # 4 drifts too far
         ([(0, 0.3, 1, 0), (1, 0.78, 1, 0.05), (2, 0.8, 1, 0.1)], 1),  # nearly as good, at half the drift
+        ([(0, 0.3, 1, 0), (1, 0.77, 1, 0.05), (2, 0.8, 1, 0.1)], 2),  # not quite
         ([(0, 0.3, 1, 0), (1, 0.9, 1, 0.05), (2, 0.5, 0.5, 0.1)], 1),  # an inverted U
         ([(0, 0.3, 1, 0), (1, 0.9, 1, 0.5), (2, 0.9, 1, 0.9)], 1),  # none within the limit
         (
@@ -39,26 +42,46 @@ def test_the_least_strength_that_is_nearly_the_best_within_the_limit(rows, expec
     assert best_dose(curve(*rows[::-1]), limit=0.2) == expected
 
 
-def test_the_curve_is_what_single_calls_give(tiny) -> None:
+@pytest.mark.parametrize(("seed", "rivals"), [(6, [0.5, 1.0]), (4, [])], ids=["two rivals", "a clear winner"])
+def test_the_curve_is_what_single_calls_give_and_near_rivals_write_twice(tiny, seed: int, rivals: list[float]) -> None:
     pairs = unequal_pairs()
+    trait = replace(pairs.trait, markers=(r"\w*e\w*",))
     vector = star.extract_vector(tiny, pairs, Locus("blocks.1.hook_resid_post"))
     prompts = [p.context for p in pairs]
+    grid = (3.0, 1.0, 0.25, 0.5)
     found = star.choose_strength(
-        tiny, vector, pairs.trait, prompts, (3.0, 1.0), "generated", limit=9.0, seed=2, sampling=SHORT, progress=False
+        tiny, vector, trait, prompts, grid, "generated", limit=9.0, seed=seed, sampling=SHORT, progress=False
     )
-    assert list(found.curve.strength) == [0, 1, 3]
-    assert found.curve.fraction.tolist() == pytest.approx([0, vector.fraction, 3 * vector.fraction])
-    frames = []
-    for strength in (0.0, 1.0, 3.0):
+
+    def write(strength: float, seed: int) -> pd.DataFrame:
         hooks = vector.hooks(strength, "generated") if strength else []
-        replies = star.generate(tiny, prompts, hooks, max_new_tokens=6, temperature=0.8, seed=2, progress=False)
-        frame = star.score(tiny, pairs.trait, prompts, replies, vector, strength, "generated")
-        frames.append(frame.assign(strength=strength, arm="steered" if strength else "unsteered"))
+        replies = star.generate(tiny, prompts, hooks, max_new_tokens=6, temperature=0.8, seed=seed, progress=False)
+        frame = star.score(tiny, trait, prompts, replies, vector, strength, "generated")
+        return frame.assign(strength=strength, arm="steered" if strength else "unsteered")
+
+    frames = [write(strength, seed) for strength in (0.0, *sorted(grid))]
+    once = dose_table(mark_coherent(pd.concat(frames, ignore_index=True))).set_index("strength").trait_rate[1:]
+    near = list(once.index[once >= 0.85 * once.max()])
+    assert near == rivals or (not rivals and len(near) == 1)
+    frames += [write(strength, seed + 1) for strength in rivals]
     expected = dose_table(mark_coherent(pd.concat(frames, ignore_index=True)))
+    assert list(found.curve.strength) == [0, *sorted(grid)]
+    assert found.curve.fraction.tolist() == pytest.approx([x * vector.fraction for x in (0, *sorted(grid))])
     pd.testing.assert_frame_equal(found.curve.drop(columns="fraction"), expected, atol=1e-5)
-    assert found.strength in (1, 3)
+    assert found.strength == best_dose(expected, limit=9.0)
     assert f"{found.strength:g} = " in repr(found)
     assert len(found.plot().data) >= 2
+
+
+def test_negative_strengths_turn_the_trait_down(tiny) -> None:
+    pairs = unequal_pairs()
+    trait = replace(pairs.trait, markers=(r"\w*e\w*",))
+    vector = star.extract_vector(tiny, pairs, Locus("blocks.1.hook_resid_post"))
+    prompts = [p.context for p in pairs]
+    found = star.choose_strength(tiny, vector, trait, prompts, (-1.0, -3.0), limit=9.0, sampling=SHORT, progress=False)
+    absent = (found.curve.coherent_rate - found.curve.trait_rate)[found.curve.strength < 0]
+    assert set(found.curve.strength) == {-3, -1, 0}
+    assert absent[found.curve.strength == found.strength].item() >= 0.97 * absent.max()
 
 
 def test_what_cannot_be_chosen_from_is_refused(tiny) -> None:
