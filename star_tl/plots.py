@@ -164,6 +164,7 @@ def plot_tokens(attr: AttributionMap, pair: int | None = None, component: str = 
     fig = go.Figure(_heatmap(z, offsets, text=[described] * attr.n_layers, hover=hover))
     fig.update_layout(coloraxis=_coloraxis(z))
     fig.update_xaxes(tickvals=offsets, ticktext=ticks, tickangle=-60, tickfont_family=MONOSPACE, showgrid=False)
+    fig.update_xaxes(ticklabeloverflow="allow")  # else plotly.js measures every label, which takes it half a second
     if pair is None:
         fig.update_xaxes(title_text="token and position from the end of the prompt")
     _layer_axis(fig, attr.n_layers)
