@@ -32,7 +32,7 @@ from star_tl.errors import StarError
 from star_tl.injection import row_hooks
 from star_tl.locus import Locus
 from star_tl.pairs import Pairs, Trait
-from star_tl.plots import DIVERGING, DIVERGING_DARK, GREY, LOCUS_COLOURS, ORANGE, shared_spans
+from star_tl.plots import DIVERGING, DIVERGING_DARK, GREY, LOCUS_COLOURS, ORANGE, interval, shared_spans
 from star_tl.sampling import Reply, stream
 from star_tl.schedules import read_positions, schedule
 from star_tl.scores import REFERENCE, kl_per_token, mark_coherent, score
@@ -419,10 +419,7 @@ def _panel(scores: Tensor, columns: list[dict[str, Any]], groups: list[tuple[str
     z = scores.mean(0)
     low = high = None
     if len(scores) > 1:
-        index = torch.randint(len(scores), (400, len(scores)), generator=torch.Generator().manual_seed(0))
-        weights = torch.zeros(400, len(scores)).scatter_add_(1, index, torch.ones(400, len(scores))) / len(scores)
-        means = (weights @ scores.flatten(1)).sort(0).values
-        low, high = (means[k].view(z.shape).tolist() for k in (10, 389))
+        low, high = (end.tolist() for end in interval(scores))
     return {
         "z": z.tolist(),
         "low": low,
