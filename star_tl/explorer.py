@@ -63,6 +63,7 @@ POSITIONS = {
 DOSES = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)  # shares of the slider's end
 DOSE_PROMPTS = 12
 MAX_NEW_TOKENS, TEMPERATURE = 60, 0.8
+NO_WORD = " .,;:!?—–-\n"  # before a marker that must begin a sentence
 FRAME = 0.08  # seconds between two updates of a streamed reply
 ESTIMATORS = {"atp": "attribution patching", "ig": "integrated gradients", "relp": "RelP"}
 
@@ -129,7 +130,7 @@ class Explorer(anywidget.AnyWidget):
             "positions": "locus",
             "seed": 0,
         }
-        self._said = 0
+        self._said, self._refused = 0, ""
         self._say("")
         self._draw_map({})
         self.on_msg(self._hear)
@@ -156,10 +157,12 @@ class Explorer(anywidget.AnyWidget):
 
     def _hear(self, _: object, message: dict[str, Any], buffers: object) -> None:
         """What the page asks for."""
+        self._refused = ""
         try:
             self._do(**message)
         except StarError as error:
-            self._say("", error=str(error))
+            self._refused, going = str(error), self.status["busy"]
+            self._say(self.status["text"] if going else "", self.status["progress"], going)
 
     def _do(self, do: str, **what: Any) -> None:
         if do == "stop":
@@ -228,6 +231,7 @@ class Explorer(anywidget.AnyWidget):
 
     def _say(self, text: str, progress: float | None = None, busy: bool = False, error: str = "") -> None:
         self._said += 1  # so that the page hears the same words twice
+        error = error or self._refused  # which stands until something else is asked for, whatever goes on
         self.status = {"busy": busy, "text": text, "progress": progress, "error": error, "said": self._said}
 
     def _attribute(self, what: dict[str, Any], stop: threading.Event) -> None:
@@ -447,7 +451,7 @@ def _token_columns(
 def segments(trait: Trait, pieces: Sequence[tuple[str, float | None]]) -> list[dict[str, Any]]:
     """The text cut where a token or a trait marker begins or ends, each part with its token's drift."""
     text = "".join(piece for piece, _ in pieces)
-    marks = [m.span() for m in trait.pattern.finditer(text)]
+    marks = [(m.end() - len(m[0].lstrip(NO_WORD)), m.end()) for m in trait.pattern.finditer(text)]
     cuts, drift_at, at = {0, len(text), *(c for m in marks for c in m)}, {}, 0
     for piece, drift in pieces:
         drift_at |= dict.fromkeys(range(at, at + len(piece)), drift)

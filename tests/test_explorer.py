@@ -68,6 +68,9 @@ def test_texts_are_cut_at_tokens_and_markers():
     assert any(part["marked"] for part in cut)
     assert [part["drift"] for part in cut if part["text"] == " <b>"] == [None]
     assert segments(trait, []) == []
+    agreement = star.load_pairs("agreement").trait
+    cut = segments(agreement, [("You can come by. Sure, at seven.", None)])
+    assert [part["text"] for part in cut if part["marked"]] == ["Sure"], "and not the full stop before it"
 
 
 def test_tokens_that_share_a_character_stay_together():
@@ -180,6 +183,17 @@ def test_what_cannot_be_done_is_said_in_one_line(explorer):
     ask(explorer, "toggle", hook_point="blocks.0.hook_resid_pre", positions=[-1], head=None)
     assert "blocks.0.hook_resid_post" in explorer.status["error"]
     assert explorer.loci == []
+
+
+def test_what_was_refused_is_still_said_while_other_work_goes_on(explorer):
+    for layer in range(1, 7):
+        ask(explorer, "toggle", hook_point=f"blocks.{layer}.hook_resid_post", positions=[-1], head=None)
+    assert explorer.status["busy"]
+    until(lambda: any(reply["writing"] for reply in explorer.replies))
+    assert explorer.status["error"] == "5 loci are selected: remove one first."
+    ask(explorer, "stop")
+    until_idle(explorer)
+    assert (len(explorer.loci), explorer.status["error"]) == (5, "")
 
 
 def test_another_vector_of_the_same_name_is_not_overwritten(explorer, tmp_path, monkeypatch):
