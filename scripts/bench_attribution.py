@@ -16,7 +16,8 @@ a random Llama (8 layers, d_model 512, 8 query and 2 key-value heads) at 48 and 
     exact_star_tl         exact patching of resid_pre, layers x prompt positions
     exact_transformer_lens    patching.get_act_patch_resid_pre on the same weights as TransformerLens stores them
 
-Arms take turns; times are medians, peak memory is what a call makes a process grow by. ``pearson_exact``
+Arms take turns; times are medians, ``peak_mb`` is what a call makes a process grow by, ``tensors_mb`` the most
+that its tensors take at once. ``pearson_exact``
 correlates an arm's scores at heads and mlp_out with exact patching, at the places with the largest scores and a
 random sample of the rest. The texts are random words, which is harder on a first-order estimate than
 real pairs are: see measure_attribution.py for those.
@@ -25,6 +26,7 @@ real pairs are: see measure_attribution.py for those.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -39,6 +41,7 @@ from typing import Any
 import torch
 from scipy import stats
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from tqdm.auto import tqdm
 from transformer_lens import ActivationCache, HookedTransformer, patching
 from transformers import LlamaConfig, LlamaForCausalLM, logging
@@ -316,11 +319,15 @@ def pearson(scores: Scores, exact: list[tuple]) -> float:
     return float(stats.pearsonr(found, [e for _, e in exact]).statistic)
 
 
-def peak(name: str, case: str, length: int, work: Path) -> float:
-    """Megabytes by which the second call grows a fresh process: the first loads code, not tensors."""
+def peak(name: str, case: str, length: int, work: Path) -> tuple[float, float]:
+    """Megabytes by which the second call grows a fresh process (the first loads code), and that its tensors take.
+
+    Where that is little, the growth says less than the tensors do: the process reuses pages of the first call.
+    """
     command = [sys.executable, __file__, "--peak", name, case, str(length), str(work)]
     out = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | GIVE_BACK)
-    return float(out.stdout.split()[-1])
+    growth, tensors = map(float, out.stdout.split()[-2:])
+    return growth, tensors
 
 
 def _status(key: str) -> float:
@@ -334,7 +341,12 @@ def measure_peak(name: str, case: str, length: int, work: Path) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # forget the loading's peak
     before = _status("VmRSS")
     run()
-    print(_status("VmHWM") - before)
+    growth = _status("VmHWM") - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        run()
+    events: Any = seen.profiler
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events.kineto_results.events() if e.name() == "[memory]")
+    print(growth, max(itertools.accumulate(n for _, n in changes)) / 1e6)
 
 
 def main() -> None:
@@ -372,7 +384,7 @@ def main() -> None:
                     "arm": name,
                     "ms": round(statistics.median(times[name]) / (8 if name.endswith(MANY) else 1), 2),
                 }
-                row["peak_mb"] = round(peak(name, case, length, work), 1)
+                row["peak_mb"], row["tensors_mb"] = (round(x, 1) for x in peak(name, case, length, work))
                 row["pearson_exact"] = None if name.startswith("exact") else round(pearson(results[name], exact), 4)
                 table.append(row)
                 print(row, flush=True)

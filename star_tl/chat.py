@@ -119,11 +119,16 @@ def span_positions(tokenizer: Any, prompt: Prompt, name: str) -> tuple[int, ...]
     if name not in SPANS:
         raise StarError(f"Unknown span {name!r}: use one of {', '.join(SPANS)}.")
     rendered = render(tokenizer, prompt)
-    wanted = "user" if name == "user turn" else name
-    found = [s for s in rendered.spans if s.name.split()[0] == wanted]
-    if not found:
+    span = span_named(rendered, name)
+    if span is None:
         raise StarError(f"A prompt has no span {name!r}: it has {', '.join(s.name for s in rendered.spans)}.")
-    return tuple(range(found[-1].start - len(rendered), found[-1].end - len(rendered)))
+    return tuple(range(span.start - len(rendered), span.end - len(rendered)))
+
+
+def span_named(rendered: Rendered, name: str) -> Span | None:
+    """The span of one of SPANS; the last, where there are several, and None where there is none."""
+    wanted = "user" if name == "user turn" else name
+    return next((s for s in reversed(rendered.spans) if s.name.split()[0] == wanted), None)
 
 
 def resolve_span(tokenizer: Any, prompt: Prompt, positions: Any) -> Any:

@@ -1,15 +1,12 @@
 """Forward passes over a KV cache: one that fires only the hook points that are hooked, and the model's own.
 
-HookedTransformer's forward visits some 25 hook points a layer, materialises attention scores and copies W_O. For
-models of the Llama family whose weights lie as :mod:`star_tl.models.layout` puts them, :class:`LlamaPass` reads the
-same weights as fused matrices and computes the same numbers; it fires the hook points in ``POINTS`` where someone
-listens. All other models and hook points go through :class:`StockPass`, the model's own forward.
+Models of the Llama family take :class:`LlamaPass`, on :mod:`star_tl.models.lean`. All other models, and hook points
+that it does not fire, go through :class:`StockPass`, the model's own forward.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -21,9 +18,8 @@ from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
 from star_tl.batch import unembed
 from star_tl.injection import Clock, Injection, NamedHook
-from star_tl.models.layout import fused
+from star_tl.models.lean import LeanForward, is_llama, listeners_of, resolve
 
-POINTS = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_z")
 MANY_ROWS = 8  # from here on two batched products beat fused attention at one query a row, up to twofold at 64 rows
 
 
@@ -52,98 +48,15 @@ def begin(
         room: most columns that will be read, prompts included.
     """
     resolved = resolve(model, hooks)
-    if is_llama(model) and all(_fires(name, functions) for name, functions in resolved.items()):
+    if is_llama(model) and listeners_of(model, _without_clocks(resolved)) is not None:
         return LlamaPass(model, resolved, (~mask).sum(1), end, room)
     return StockPass(model, hooks, mask)
 
 
-def resolve(model: HookedTransformer, hooks: Sequence[NamedHook]) -> dict[str, list[Any]]:
-    """Functions by hook point; names that are filters become the names that pass."""
-    found: dict[str, list[Any]] = {}
-    for name, function in hooks:
-        names = [name] if isinstance(name, str) else [n for n in model.hook_dict if name(n)]
-        for one in names:
-            found.setdefault(one, []).append(function)
-    return found
-
-
-def is_llama(model: HookedTransformer) -> bool:
-    """Whether :class:`LlamaPass` computes what the model does: its architecture, layout, and nobody else's hooks."""
-    cfg: Any = model.cfg
-    block: Any = model.blocks[0]
-    plain = (
-        cfg.positional_embedding_type == "rotary"
-        and cfg.rotary_dim == cfg.d_head
-        and not cfg.rotary_adjacent_pairs
-        and cfg.normalization_type == "RMS"
-        and cfg.gated_mlp
-        and cfg.act_fn == "silu"
-        and cfg.original_architecture == "LlamaForCausalLM"
-        and not (cfg.attn_only or cfg.parallel_attn_mlp or cfg.use_local_attn or cfg.num_experts)
-        and not (
-            cfg.ungroup_grouped_query_attention or cfg.use_attn_in or cfg.use_split_qkv_input or cfg.use_hook_mlp_in
-        )
-        and cfg.output_logits_soft_cap <= 0
-        and cfg.attn_scores_soft_cap <= 0
-        and cfg.n_devices == 1
-    )
-    return (
-        plain
-        and _query_key_value(block.attn) is not None
-        and fused(block.mlp, "W_gate", "W_in") is not None
-        and not any(point.fwd_hooks for point in model.hook_dict.values())
-    )
-
-
-def _fires(name: str, functions: list[Any]) -> bool:
-    return name.partition(".")[2].partition(".")[2] in POINTS or all(isinstance(f, Clock) for f in functions)
-
-
-def _query_key_value(attention: Any) -> Tensor | None:
-    grouped = "_" if hasattr(attention, "_W_K") else ""
-    return fused(attention, "W_Q", f"{grouped}W_K", f"{grouped}W_V")
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """A layer's weights as HuggingFace lays them out: views, no copies."""
-
-    norm_attention: Float[Tensor, " d_model"]
-    query_key_value: Float[Tensor, "all_heads*d_head d_model"]
-    bias: Float[Tensor, " all_heads*d_head"] | None
-    out: Float[Tensor, "d_model heads*d_head"]
-    out_bias: Float[Tensor, " d_model"] | None
-    norm_mlp: Float[Tensor, " d_model"]
-    gate_up: Float[Tensor, "2*d_mlp d_model"]
-    up_bias: Float[Tensor, " d_mlp"] | None
-    down: Float[Tensor, "d_model d_mlp"]
-    down_bias: Float[Tensor, " d_model"] | None
-
-
-def _layer(block: Any) -> _Layer:
-    attention, mlp = block.attn, block.mlp
-    grouped = "_" if hasattr(attention, "_W_K") else ""
-    biases = [attention.b_Q, getattr(attention, f"{grouped}b_K"), getattr(attention, f"{grouped}b_V")]
-    weights, gate_up = _query_key_value(attention), fused(mlp, "W_gate", "W_in")
-    assert weights is not None
-    assert gate_up is not None
-    heads, d_head, d_model = attention.W_O.shape
-    return _Layer(
-        block.ln1.w,
-        weights,
-        torch.cat([b.reshape(-1) for b in biases]) if any(bool(b.any()) for b in biases) else None,
-        attention.W_O.data.permute(2, 0, 1).view(d_model, heads * d_head),
-        _unless_zero(attention.b_O),
-        block.ln2.w,
-        gate_up,
-        _unless_zero(mlp.b_in),
-        mlp.W_out.data.T,
-        _unless_zero(mlp.b_out),
-    )
-
-
-def _unless_zero(bias: Tensor) -> Tensor | None:
-    return bias.data if bool(bias.any()) else None
+def _without_clocks(hooks: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """What acts on an activation: a clock only counts tokens, and the pass itself ticks it."""
+    acting = {name: [f for f in functions if not isinstance(f, Clock)] for name, functions in hooks.items()}
+    return {name: functions for name, functions in acting.items() if functions}
 
 
 class LlamaPass:
@@ -155,18 +68,12 @@ class LlamaPass:
         cfg: Any = model.cfg
         self.model, self.pads, self.read = model, pads, 0
         self._listen(hooks)
-        self.heads, self.kv_heads, self.d_head = cfg.n_heads, cfg.n_key_value_heads or cfg.n_heads, cfg.d_head
-        self.layers = [_layer(block) for block in model.blocks]
-        shape = (cfg.n_layers, 2, len(pads), self.kv_heads, room, self.d_head)
+        self.forward = LeanForward(model)
+        shape = (cfg.n_layers, 2, len(pads), self.forward.kv_heads, room, cfg.d_head)
         self.cache = torch.empty(shape, dtype=cfg.dtype, device=pads.device)
         self.kept = [(layer[0], layer[1]) for layer in self.cache]
         self.padded = bool(pads.any())
-        rotary: Any = model.blocks[0].attn
-        if room > len(rotary.rotary_cos):
-            rotary._extend_rotary_embeddings(room)
-        self.cos, self.sin = (t[:room].to(pads.device) for t in (rotary.rotary_cos, rotary.rotary_sin))
-        half = self.d_head // 2
-        self.sin = torch.cat((-self.sin[:, :half], self.sin[:, half:]), -1)  # x.roll(half) needs no other sign then
+        self.cos, self.sin = self.forward.rotation(room, pads.device)
         self.captured: CapturedStep | None = None
         self.clocks = [f for functions in hooks.values() for f in functions if isinstance(f, Clock)]
         for clock in self.clocks:
@@ -199,30 +106,16 @@ class LlamaPass:
         self, tokens: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, columns: Tensor, stop: int
     ) -> Float[Tensor, "row vocab"]:
         """Logits after the last of ``tokens``, which go to these columns of the cache and see those before ``stop``."""
-        model, eps = self.model, self.model.cfg.eps
-        rows, length = tokens.shape
-        residual = F.embedding(tokens, model.embed.W_E)
-        for i, layer in enumerate(self.layers):
-            residual = self._fire(i, "hook_resid_pre", residual)
-            x = F.rms_norm(residual, residual.shape[-1:], layer.norm_attention, eps)
-            heads = F.linear(x, layer.query_key_value, layer.bias).view(rows, length, -1, self.d_head).transpose(1, 2)
-            turned = _rotate(heads[:, : self.heads + self.kv_heads], *rotation)
-            q, k, v = turned[:, : self.heads], turned[:, self.heads :], heads[:, self.heads + self.kv_heads :]
-            keys, values = (kept.narrow(2, 0, stop) for kept in self.kept[i])
+        causal = tokens.shape[1] > 1 and mask is None
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys, values = (kept.narrow(2, 0, stop) for kept in self.kept[layer])
             keys.index_copy_(2, columns, k)
             values.index_copy_(2, columns, v)
-            z = _attend(q, keys, values, mask, causal=length > 1 and mask is None)
-            z = self._fire(i, "attn.hook_z", z.transpose(1, 2))
-            written = F.linear(z.reshape(rows, length, -1), layer.out, layer.out_bias)
-            residual = residual + self._fire(i, "hook_attn_out", written)
-            residual = self._fire(i, "hook_resid_mid", residual)
-            x = F.rms_norm(residual, residual.shape[-1:], layer.norm_mlp, eps)
-            gate, up = F.linear(x, layer.gate_up).chunk(2, -1)
-            post = F.silu(gate) * up
-            post = post if layer.up_bias is None else post + layer.up_bias
-            residual = residual + self._fire(i, "hook_mlp_out", F.linear(post, layer.down, layer.down_bias))
-            residual = self._fire(i, "hook_resid_post", residual)
-        return unembed(model, residual[:, -1:])[:, 0]
+            return _attend(q, keys, values, mask, causal)
+
+        residual = self.forward(F.embedding(tokens, self.model.embed.W_E), rotation, attend, self.listeners)
+        return unembed(self.model, residual[:, -1:])[:, 0]
 
     @torch.no_grad()
     def keep(self, rows: Int[Tensor, " kept"]) -> bool:
@@ -252,19 +145,9 @@ class LlamaPass:
         self.padded = bool(self.pads.any())
         self.captured = None
 
-    def _fire(self, layer: int, point: str, activation: Tensor) -> Tensor:
-        for hook, function in self.listeners.get((layer, point), ()):
-            changed = function(activation, hook=hook)
-            activation = activation if changed is None else changed
-        return activation
-
     def _listen(self, hooks: dict[str, list[Any]]) -> None:
         self.hooks = hooks
-        self.listeners: dict[tuple[int, str], list[tuple[Any, Any]]] = {}
-        for name, functions in hooks.items():
-            if point := name.partition(".")[2].partition(".")[2]:
-                heard = [(self.model.hook_dict[name], f) for f in functions if not isinstance(f, Clock)]
-                self.listeners[int(name.split(".")[1]), point] = heard
+        self.listeners = listeners_of(self.model, _without_clocks(hooks)) or {}
 
     def _rotation(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
         if not self.padded:
@@ -331,10 +214,6 @@ class CapturedStep:
         seen = (self.every >= step.pads[:, None]) & (self.every <= self.column)
         rotation = step.cos[at][:, None], step.sin[at][:, None]
         return step.layers_over(self.tokens, rotation, seen[:, None, None], self.column, len(self.every))
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
 
 
 def _attend(

@@ -58,6 +58,8 @@ def attribution(n_pairs: int = 6, layers: int = 8, heads: int = 6, peak: int = 5
         head_scores=head_scores,
         steering=steering,
         head_steering=head_scores.mean(0)[..., end - window : end].contiguous(),
+        span_steering=steering[..., -4:].contiguous(),
+        head_span_steering=head_scores.mean(0)[..., end - 4 : end].contiguous(),
         metric_corrupted=torch.full((n_pairs,), -0.2),
         metric_clean=torch.full((n_pairs,), 0.3),
         prompt_end=end,

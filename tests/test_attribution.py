@@ -18,8 +18,9 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 
 import star_tl as star
-from star_tl.attribution.prepare import PreparedPair, prepare
+from star_tl.attribution.prepare import STRETCHES, PreparedPair, prepare
 from star_tl.attribution.result import COMPONENTS, AttributionMap
+from star_tl.chat import span_positions
 from star_tl.errors import StarError
 from star_tl.injection import injection_hooks
 from star_tl.locus import Locus
@@ -301,6 +302,48 @@ def test_the_steering_form_is_the_slope_at_strength_0_of_the_real_injection(
                 # Central differences err by the step's square.
                 assert float(form[position]) == pytest.approx(slope, rel=1e-4, abs=1e-6), locus
                 assert abs(slope) > 1e-5
+
+
+def added_along(
+    model: HookedTransformer, pairs: star.Pairs, i: int, stretch: str, place: tuple[str, int | None], vector: Tensor
+) -> Callable[[int], list[Any]]:
+    """Hooks that add ``vector`` at layer 1 at every token of a stretch of a pair's corrupted run."""
+    name, head = place
+    prompt = pairs.corrupted_prompt(pairs[i])
+    if stretch == "generated":
+        return lambda end: injection_hooks(vector, Locus(f"blocks.1.{name}", (-1,), head), stretch, end)
+    if stretch == "system" and prompt[0]["role"] != "system":
+        return lambda end: []
+    locus = Locus(f"blocks.1.{name}", span_positions(model.tokenizer, prompt, stretch), head)
+    return lambda end: injection_hooks(vector.expand(len(locus.positions), -1), locus, prompt_length=end)
+
+
+@pytest.mark.parametrize("mode", ["one_batch", "two_passes", "layer_by_layer", "own forward"])
+def test_the_steering_form_of_a_span_is_the_slope_of_adding_the_vector_all_along_it(
+    grouped: HookedTransformer, mode: str
+) -> None:
+    model, pairs, step = grouped, unequal_pairs(), 1e-3
+    own = [("blocks.1.mlp.hook_pre", lambda activation, hook: activation)] if mode == "own forward" else []
+    with model.hooks(fwd_hooks=own):
+        attr = attribute(model, pairs, mode="auto" if own else mode, batch_size=2)
+    table = attr.by_span("steering").set_index(["span", "layer"])
+    for name, head in (("hook_resid_post", None), ("hook_attn_out", None), ("attn.hook_z", 3)):
+        vector = extract_vector(model, pairs, Locus(f"blocks.1.{name}", (-1,), head)).vector.double()
+        for k, stretch in enumerate(STRETCHES):
+
+            def metric(strength: float, place: Any = (name, head), vector: Any = vector, at: str = stretch) -> float:
+                values = [
+                    sum(metric_parts(model, pairs, i, added_along(model, pairs, i, at, place, strength * vector)))
+                    for i in range(len(pairs))
+                ]
+                return float(sum(values)) / len(values)
+
+            slope = (metric(step) - metric(-step)) / (2 * step)
+            form = attr.head_span_steering[1, head, k] if head else attr.span_steering[KINDS.index(name), 1, k]
+            assert float(form) == pytest.approx(slope, rel=1e-4, abs=1e-6), (name, stretch)
+            assert abs(slope) > 1e-5
+            if head is None:
+                assert table.loc[(stretch, 1), name.removeprefix("hook_")] == pytest.approx(float(form))
 
 
 # Alignment of clean and corrupted tokens.
@@ -595,7 +638,7 @@ def test_loading_something_else_says_so(tmp_path: Path) -> None:
         AttributionMap.load(text)
     with pytest.raises(StarError, match="cannot be read"):
         AttributionMap.load(tmp_path / "absent.safetensors")
-    with pytest.raises(StarError, match="not an attribution map"):
+    with pytest.raises(StarError, match="no attribution map of this version"):
         AttributionMap.load(other)
 
 

@@ -13,10 +13,11 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 import star_tl as star
 from star_tl import decoding, sampling
-from star_tl.decoding import POINTS, LlamaPass, StockPass, begin, is_llama
+from star_tl.decoding import LlamaPass, StockPass, begin
 from star_tl.errors import StarError
 from star_tl.injection import row_hooks
 from star_tl.locus import Locus
+from star_tl.models.lean import POINTS, is_llama
 from star_tl.sampling import pick, stream
 from star_tl.schedules import schedule
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 
 import star_tl as star
+from star_tl.attribution import forward
 from star_tl.attribution.prepare import ALIGNMENTS, prepare
 from star_tl.attribution.result import COMPONENTS, AttributionMap
 from star_tl.errors import StarError
@@ -242,3 +243,24 @@ def test_shuffled_labels_do_not_reach_a_real_choice_and_do_reach_noise() -> None
     by_chance = choose_layer(map_of(noise))
     assert by_chance.p_value > 0.05
     assert by_chance.null > float(by_chance.writes.max())
+
+
+# The two forward passes: lean, of whole rows, and the model's own, of prompts and then replies.
+
+
+@pytest.mark.parametrize("method", ["atp", "ig"])
+def test_models_and_hooks_that_the_lean_forward_does_not_know_score_the_same(
+    model: HookedTransformer, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lean = attribute(model, unequal_pairs(), method=method, batch_size=3)
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("the lean forward ran")
+
+    monkeypatch.setattr(forward, "_lean", refuse)
+    with pytest.raises(AssertionError, match="lean"):
+        attribute(model, unequal_pairs(), method=method)
+    with model.hooks(fwd_hooks=[("blocks.1.mlp.hook_pre", lambda activation, hook: activation)]):
+        own = attribute(model, unequal_pairs(), method=method, batch_size=3)
+    for name in ("scores", "head_scores", "steering", "head_steering", "metric_clean", "metric_corrupted"):
+        torch.testing.assert_close(getattr(lean, name), getattr(own, name), rtol=1e-5, atol=1e-9)

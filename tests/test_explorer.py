@@ -459,7 +459,7 @@ def test_the_token_map_shows_a_pair_and_the_dark_theme_is_followed(page):
     pairs.select_option(index=0)
     widget.get_by_role("combobox", name="Form").select_option("steering")
     page.wait_for_function("document.querySelectorAll(\".cell[data-row='0']\").length === 24")
-    assert pairs.is_disabled()
+    page.locator("select:disabled").and_(pairs).wait_for()
     photograph(page, "explorer-dark")
 
 

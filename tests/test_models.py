@@ -209,23 +209,31 @@ def test_loading_prints_nothing(tiny_folder: Path, capfd: pytest.CaptureFixture[
 
 
 def test_in_bfloat16_the_likeliest_token_is_huggingfaces() -> None:
-    """On real text, as the demo model was trained on: everywhere but where two tokens are a bfloat16 step apart."""
+    """On text like that the demo model was trained on, against HuggingFace's plain attention.
+
+    Its fused attention rounds elsewhere, and near-ties turn: HuggingFace's own two agree with one another no better
+    than HookedTransformer does with the fused one.
+    """
     model = star.load_model("demo", dtype="bfloat16", device="cpu")
-    exact = star.load_model("demo", device="cpu")
-    hf = LlamaForCausalLM.from_pretrained(loading.DEMO, dtype=torch.bfloat16).eval()
-    same, clear = [], []
+    plain, fused = (
+        LlamaForCausalLM.from_pretrained(loading.DEMO, dtype=torch.bfloat16, attn_implementation=kind).eval()
+        for kind in ("eager", "sdpa")
+    )
+    tops = []
     for pair in list(star.load_pairs("emotional_support").extraction)[:30]:
         ids = [*render(model.tokenizer, pair.context).ids, *reply_ids(model.tokenizer, pair.positive)]
         with torch.no_grad():
             row = torch.tensor([ids])
-            found, expected, logits = model(row)[0], hf(row).logits[0], exact(row)[0]
-        first, second = logits.topk(2).values.unbind(-1)
-        same.append(found.argmax(-1) == expected.argmax(-1))
-        clear.append(first - second > first.abs() / 128)
-    agree, certain = torch.cat(same), torch.cat(clear)
-    assert certain.float().mean() > 0.9
-    assert agree[certain].float().mean() >= 0.99
-    assert agree.float().mean() >= 0.975
+            logits = model(row)[0], plain(row).logits[0], fused(row).logits[0]
+        tops.append(torch.stack([x.argmax(-1) for x in logits]))
+    found, eager, sdpa = torch.cat(tops, 1)
+    assert len(found) > 1000
+
+    def agree(a: torch.Tensor, b: torch.Tensor) -> float:
+        return float((a == b).float().mean())
+
+    assert agree(found, eager) >= 0.99
+    assert agree(found, sdpa) >= agree(eager, sdpa) - 0.005
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])

@@ -19,9 +19,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 
-from star_tl.attribution.forward import Part
 from star_tl.attribution.passes import MODES, Receive
-from star_tl.attribution.prepare import PairBatch, PreparedPair, labels, pair_batch, prepare
+from star_tl.attribution.prepare import STRETCHES, PairBatch, Part, PreparedPair, labels, pair_batch, prepare
 from star_tl.attribution.result import COMPONENTS, POINTS, AttributionMap
 from star_tl.errors import StarError
 from star_tl.injection import NamedHook
@@ -30,7 +29,7 @@ from star_tl.pairs import Pairs
 WINDOW = 24  # prompt positions, from the end, for which the steering form is kept
 # Below this many token positions in a micro-batch a pass is bound by its number of operators, not by
 # arithmetic, and one batch is faster than two passes: the crossover in scripts/bench_attribution.py.
-FEW_POSITIONS = 256
+FEW_POSITIONS = 96
 MICRO_BATCH = 4096  # token positions, all rows together: beyond it a pass per pair gets no cheaper
 
 Backward = Callable[[HookedTransformer, PairBatch, Sequence[str], Receive], Tensor]
@@ -91,19 +90,22 @@ def score_pairs(
     metric = torch.zeros(2, n)
     # Sums over pairs of difference and gradient near the prompt's end, whose product is the steering form.
     near: dict[tuple[str, int], Tensor] = {}
+    along: dict[tuple[str, int], Tensor] = {}  # sums of the gradient over STRETCHES
 
     def score(first: int, chunk: Sequence[PreparedPair]) -> None:
         rows = pair_batch(model, chunk)
-        at, b, stop = slice(first, first + len(chunk)), len(chunk), rows.prompts.shape[1]
+        at, stop = slice(first, first + len(chunk)), rows.prompts.shape[1]
         found: dict[tuple[str, int], Tensor] = {}
+        summed: dict[tuple[str, int], Tensor] = {}
 
         def place(into: Tensor, part: Part, s: Tensor) -> None:
-            if part == "prompt":
-                into[..., end - stop : end] = s
-                return
-            for reply, first, last in ((s[:b], end, end + positive), (s[b:], end + positive, width)):
-                taken = reply[..., : last - first]
-                into[..., first : first + taken.shape[-1]] = taken
+            prompt, *replies = rows.split(part, s)
+            if prompt is not None:
+                into[..., end - stop : end] = prompt
+            for reply, begin, last in zip(replies, (end, end + positive), (end + positive, width), strict=True):
+                if reply is not None:
+                    taken = reply[..., : last - begin]
+                    into[..., begin : begin + taken.shape[-1]] = taken
 
         def receive(point: str, layer: int, part: Part, difference: Tensor, gradient: Tensor) -> None:
             wide = torch.promote_types(gradient.dtype, torch.float32)
@@ -112,13 +114,17 @@ def score_pairs(
                 place(head_scores[at, layer], part, product.movedim(-1, 1))
             else:
                 place(scores[at, COMPONENTS.index(point), layer], part, product)
-            if part == "prompt":
-                both = torch.stack([difference[:, -window:], gradient[:, -window:]])
+            reach = rows.along(part, gradient.to(wide)).double().cpu()
+            summed[point, layer] = summed.get((point, layer), 0) + reach
+            if part != "replies":
+                both = torch.stack([difference[:, stop - window : stop], gradient[:, stop - window : stop]])
                 found[point, layer] = both.sum(1, dtype=torch.float64).cpu()
 
         metric[:, at] = backward(model, rows, points, receive).cpu()
         for key, value in found.items():
             near[key] = near.get(key, 0) + value
+        for key, value in summed.items():
+            along[key] = along.get(key, 0) + value
 
     with tqdm(total=n, desc="attribution", unit="pair", disable=not progress, delay=1) as bar:
         first, size = 0, batch_size or max(1, MICRO_BATCH // (2 * copies * width))
@@ -139,12 +145,15 @@ def score_pairs(
             first += len(chunk)
             bar.update(len(chunk))
 
-    def steering(point: str) -> Tensor:
+    def steering(point: str, layer: int) -> tuple[Tensor, Tensor]:
+        """v · Σg at every position of the window and, with the last position's v, over STRETCHES."""
         if point not in points:
-            return torch.full((layers, window, *([heads] if point == "z" else [])), absent)
-        both = torch.stack([near[point, layer] for layer in range(layers)], 1) / n
-        return (both[0] * both[1]).sum(-1).float()
+            shape = [heads] if point == "z" else []
+            return torch.full((window, *shape), absent), torch.full((len(STRETCHES), *shape), absent)
+        v, g = near[point, layer] / n
+        return (v * g).sum(-1).float(), (v[-1] * along[point, layer] / n).sum(-1).float()
 
+    forms = {p: [torch.stack(t) for t in zip(*(steering(p, i) for i in range(layers)), strict=True)] for p in POINTS}
     named = [labels(model, p, end, positive, width) for p in prepared]
     return AttributionMap(
         trait=pairs.trait.name,
@@ -153,8 +162,10 @@ def score_pairs(
         fingerprint=fingerprint(model),
         scores=scores,
         head_scores=head_scores,
-        steering=torch.stack([steering(c) for c in COMPONENTS]),
-        head_steering=steering("z").transpose(1, 2),
+        steering=torch.stack([forms[c][0] for c in COMPONENTS]),
+        head_steering=forms["z"][0].transpose(1, 2),
+        span_steering=torch.stack([forms[c][1] for c in COMPONENTS]),
+        head_span_steering=forms["z"][1].transpose(1, 2),
         metric_corrupted=metric[0],
         metric_clean=metric[1],
         prompt_end=end,

@@ -20,8 +20,8 @@ from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
 
-from star_tl.attribution.forward import KeysValues, Part, forward, run_metrics, through_blocks
-from star_tl.attribution.prepare import PairBatch, PreparedPair, pair_batch, prepare
+from star_tl.attribution.forward import KeysValues, forward, run_metrics, through_blocks
+from star_tl.attribution.prepare import PairBatch, Part, PreparedPair, pair_batch, prepare
 from star_tl.attribution.result import COMPONENTS, AttributionMap
 from star_tl.errors import StarError
 from star_tl.injection import NamedHook
@@ -176,7 +176,7 @@ def _effects_of_pair(
                 name, rows.difference(part, *activation.split(1))
             )
 
-        places = {locus.hook_point for locus in loci} if part == "prompt" else set()
+        places = {locus.hook_point for locus in loci} if part == "prompts" else set()
         return [*map(enter, by_layer), *map(differ, places)]
 
     residual, before = forward(model, rows, slice(None), keep)
@@ -221,7 +221,7 @@ def _patched_metrics(model: HookedTransformer, run: _CorruptedRun, loci: Sequenc
 
             return name, hook
 
-        return [at(name) for name in {locus.hook_point for locus in loci}] if part == "prompt" else []
+        return [at(name) for name in {locus.hook_point for locus in loci}] if part == "prompts" else []
 
     before = [
         TransformerLensKeyValueCacheEntry(
@@ -233,8 +233,8 @@ def _patched_metrics(model: HookedTransformer, run: _CorruptedRun, loci: Sequenc
         model,
         run.rows,
         range(layer, model.cfg.n_layers),
-        run.entering["prompt", layer][:1, start:].repeat(copies, 1, 1),
-        run.entering.get(("reply", layer), run.no_reply)[:2].repeat(copies, 1, 1),
+        run.entering["prompts", layer][:1, start:].repeat(copies, 1, 1),
+        run.entering.get(("replies", layer), run.no_reply)[:2].repeat(copies, 1, 1),
         run.rows.prompt_mask[:1].int().repeat(copies, 1),
         before,
         patch,

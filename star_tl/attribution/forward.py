@@ -8,26 +8,57 @@ at once the one of the metric, positive minus negative.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
 
-from star_tl.attribution.prepare import PairBatch
+from star_tl.attribution.prepare import PairBatch, Part
 from star_tl.batch import unembed
 from star_tl.injection import NamedHook
+from star_tl.models.lean import LeanForward, Listeners, is_llama, listeners_of, resolve
 
-Part = Literal["prompt", "reply"]
 HooksOf = Callable[[Part], Sequence[NamedHook]]
 KeysValues = list[TransformerLensKeyValueCacheEntry]
 
 
 def no_hooks(part: Part) -> Sequence[NamedHook]:
     return ()
+
+
+def last_residual(
+    model: HookedTransformer, rows: PairBatch, prompts: slice, hooks: HooksOf = no_hooks, copies: int = 1
+) -> Float[Tensor, "row reply d"]:
+    """The first result of :func:`forward`, of whole rows where the lean forward does what the model's own does."""
+    if is_llama(model):
+        listeners = listeners_of(model, resolve(model, hooks("whole")))
+        if listeners is not None:
+            return _lean(model, rows, prompts, listeners, copies)
+    return forward(model, rows, prompts, hooks, copies)[0]
+
+
+def _lean(
+    model: HookedTransformer, rows: PairBatch, prompts: slice, listeners: Listeners, copies: int
+) -> Float[Tensor, "row reply d"]:
+    tokens, positions, seen = (t.repeat(copies, *[1] * (t.ndim - 1)) for t in rows.whole(prompts))
+    lean = LeanForward(model)
+    cos, sin = lean.rotation(int(positions.max()) + 1, tokens.device)
+    grouped = lean.heads != lean.kv_heads
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=grouped)
+
+    residual = F.embedding(tokens, model.embed.W_E)
+    residual = lean(residual, (cos[positions][:, None], sin[positions][:, None]), attend, listeners)
+    end, reply = rows.prompts.shape[1], rows.replies.shape[1] - 1
+    last = residual[:, end - 1 : end]
+    replies = residual[:, end:].split(reply, 1) if reply else (residual[:, :0],) * 2
+    both = torch.stack([torch.cat([last, r], 1) for r in replies])  # [positive | negative, run * pair, ...]
+    return both.unflatten(1, (-1, rows.size)).transpose(0, 1).flatten(0, 2)
 
 
 def forward(
@@ -41,13 +72,13 @@ def forward(
     tokens, mask = rows.prompts[prompts].repeat(copies, 1), rows.prompt_mask[prompts].int().repeat(copies, 1)
     cache = TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, len(tokens))
     last = model.cfg.n_layers
-    with model.hooks(fwd_hooks=list(hooks("prompt"))):
+    with model.hooks(fwd_hooks=list(hooks("prompts"))):
         head = model(tokens, attention_mask=mask, past_kv_cache=cache, stop_at_layer=last)
     spread, runs = rows.spread(len(tokens)), len(tokens) // rows.size
     both = head[spread, -1:]
     if rows.replies.shape[1] > 1:  # nothing follows from a reply's last token
         twice = TransformerLensKeyValueCache(_taken(cache.entries, spread), mask[spread])
-        with model.hooks(fwd_hooks=list(hooks("reply"))):
+        with model.hooks(fwd_hooks=list(hooks("replies"))):
             tail = model(
                 rows.replies[:, :-1].repeat(runs, 1),
                 attention_mask=rows.reply_mask[:, :-1].int().repeat(runs, 1),
@@ -74,14 +105,14 @@ def through_blocks(
     """
     only = {"start_at_layer": blocks.start, "stop_at_layer": blocks.stop}
     cache = TransformerLensKeyValueCache(before, mask)
-    with model.hooks(fwd_hooks=list(hooks("prompt"))):
+    with model.hooks(fwd_hooks=list(hooks("prompts"))):
         prompt = model(prompt, attention_mask=mask, past_kv_cache=cache, **only)
     if reply.shape[1]:
         spread = rows.spread(len(prompt))
         runs = len(prompt) // rows.size
         twice = [before[i] for i in range(blocks.start)] + _taken(before[blocks.start : blocks.stop], spread)
         whole = torch.cat([mask[spread], rows.reply_mask[:, :-1].int().repeat(runs, 1)], 1)
-        with model.hooks(fwd_hooks=list(hooks("reply"))):
+        with model.hooks(fwd_hooks=list(hooks("replies"))):
             reply = model(
                 reply, attention_mask=whole, past_kv_cache=TransformerLensKeyValueCache(twice, mask[spread]), **only
             )

@@ -1,9 +1,8 @@
 """Ways to run a micro-batch of pairs so that every hook point meets its difference and its gradient.
 
-Each takes the same arguments and calls ``receive(point, layer, part, difference, gradient)`` for every hook
-point twice: for the prompts, ``[pair prompt ...]``, and for the replies, ``[2*pair reply ...]``, positive rows
-first. Both are freed right after. Parameters get no gradient: the graph is rooted at the first hook
-point. They return the trait metric of the corrupted and of the clean run, ``[2 pair]``.
+Each takes the same arguments and calls ``receive(point, layer, part, difference, gradient)`` for every hook point
+and part of the tokens, after which difference and gradient are freed. Parameters get no gradient: the graph is
+rooted at the first hook point. They return the trait metric of the corrupted and of the clean run, ``[2 pair]``.
 
 ``one_batch``       clean and corrupted rows in one forward and one backward pass
 ``two_passes``      the clean rows forward without a graph, then the corrupted rows: a backward pass of half
@@ -21,8 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from star_tl.attribution.forward import Part, empty_keys_values, forward, run_metrics, through_blocks
-from star_tl.attribution.prepare import PairBatch
+from star_tl.attribution.forward import empty_keys_values, forward, last_residual, run_metrics, through_blocks
+from star_tl.attribution.prepare import PairBatch, Part
 from star_tl.injection import NamedHook
 
 Receive = Callable[[str, int, Part, Tensor, Tensor], None]
@@ -56,9 +55,8 @@ def one_batch(
         return hook_name(point, layer), hook
 
     with torch.enable_grad():
-        residual, _ = forward(model, rows, BOTH, lambda part: [*rules, *_everywhere(model, points, part, watch)])
-        with model.hooks(fwd_hooks=list(rules)):
-            metrics = run_metrics(residual, model, rows)
+        residual = last_residual(model, rows, BOTH, lambda part: [*rules, *_everywhere(model, points, part, watch)])
+        metrics = _metrics(residual, model, rows, rules)
         torch.autograd.grad(metrics[0].sum(), list(roots.values()))
     return metrics.detach()
 
@@ -91,14 +89,16 @@ def two_passes(
 
     corrupted_rows, clean_rows = slice(rows.size), slice(rows.size, None)
     with torch.no_grad():
-        residual, _ = forward(model, rows, clean_rows, lambda part: _everywhere(model, points, part, keep))
+        # The rules change no value, and with them both passes meet the same parts.
+        residual = last_residual(
+            model, rows, clean_rows, lambda part: [*rules, *_everywhere(model, points, part, keep)]
+        )
         clean_metric = run_metrics(residual, model, rows)
     with torch.enable_grad():
-        residual, _ = forward(
+        residual = last_residual(
             model, rows, corrupted_rows, lambda part: [*rules, *_everywhere(model, points, part, watch)]
         )
-        with model.hooks(fwd_hooks=list(rules)):
-            metric = run_metrics(residual, model, rows)
+        metric = _metrics(residual, model, rows, rules)
         torch.autograd.grad(metric.sum(), list(roots.values()))
     return torch.cat([metric.detach(), clean_metric])
 
@@ -111,7 +111,7 @@ def layer_by_layer(
     rules: Sequence[NamedHook] = (),
 ) -> Float[Tensor, "run pair"]:
     """See the module's docstring."""
-    entering: dict[Part, list[Tensor]] = {"prompt": [], "reply": []}
+    entering: dict[Part, list[Tensor]] = {"prompts": [], "replies": []}
 
     def store(part: Part) -> list[NamedHook]:
         def hook(activation: Tensor, hook: object) -> None:
@@ -129,10 +129,10 @@ def layer_by_layer(
     # The first column of the residual is the prompt's last token, before either reply.
     last = gradient[:, 0].view(2, rows.size, -1).sum(0)
     prompt_gradient = torch.nn.functional.pad(last[:, None], (0, 0, rows.prompts.shape[1] - 1, 0))
-    gradients: dict[Part, Tensor] = {"prompt": prompt_gradient, "reply": gradient[:, 1:]}
+    gradients: dict[Part, Tensor] = {"prompts": prompt_gradient, "replies": gradient[:, 1:]}
     no_reply = residual[:, 1:].repeat(2, 1, 1)  # of width 0, where replies have one token
     for layer in reversed(range(model.cfg.n_layers)):
-        prompt, reply = entering["prompt"].pop(), entering["reply"].pop() if entering["reply"] else no_reply
+        prompt, reply = entering["prompts"].pop(), entering["replies"].pop() if entering["replies"] else no_reply
         gradients = _through_layer(model, rows, points, receive, rules, layer, (prompt, reply), gradients)
     return torch.cat([metric.detach(), clean_metric])
 
@@ -180,8 +180,8 @@ def _through_layer(
         nothing = empty_keys_values(model, rows.size)
         out = through_blocks(model, rows, block, starts[0], starts[1], mask[: rows.size], nothing, watch)
         used = 2 if reply[0].shape[1] else 1
-        found = torch.autograd.grad(out[:used], leaves[:used], [gradients["prompt"], gradients["reply"]][:used])
-    return {"prompt": found[0], "reply": found[1] if used == 2 else gradients["reply"]}
+        found = torch.autograd.grad(out[:used], leaves[:used], [gradients["prompts"], gradients["replies"]][:used])
+    return {"prompts": found[0], "replies": found[1] if used == 2 else gradients["replies"]}
 
 
 def along_path(
@@ -233,10 +233,10 @@ def along_path(
         return name, hook
 
     with torch.no_grad():
-        residual, _ = forward(model, rows, BOTH, lambda part: _everywhere(model, wanted, part, keep))
+        residual = last_residual(model, rows, BOTH, lambda part: _everywhere(model, wanted, part, keep))
         metrics = run_metrics(residual, model, rows)
     with torch.enable_grad():
-        residual, _ = forward(
+        residual = last_residual(
             model,
             rows,
             slice(rows.size),
@@ -245,6 +245,13 @@ def along_path(
         )
         torch.autograd.grad(run_metrics(residual, model, rows).sum(), list(roots.values()))
     return metrics
+
+
+def _metrics(residual: Tensor, model: HookedTransformer, rows: PairBatch, rules: Sequence[NamedHook]) -> Tensor:
+    if not rules:  # to hang no hooks costs milliseconds, too
+        return run_metrics(residual, model, rows)
+    with model.hooks(fwd_hooks=list(rules)):
+        return run_metrics(residual, model, rows)
 
 
 def _rooted(activation: Tensor, part: Part, roots: dict[Part, Tensor]) -> Tensor:

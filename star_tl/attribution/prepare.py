@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
 from star_tl.batch import pad_id
-from star_tl.chat import Rendered, Span, render, reply_ids
+from star_tl.chat import SPANS, Rendered, Span, render, reply_ids, span_named
 from star_tl.errors import StarError
 from star_tl.pairs import ContrastivePair, Pairs
 
@@ -115,20 +116,32 @@ def _by_turn(prompt: Rendered) -> dict[tuple[str, int], Span]:
     return turns
 
 
+# The tokens of an activation: the prompts' ``[pair prompt ...]``, the replies' ``[2*pair reply ...]``, positive rows
+# first, or, where both replies stand behind their prompt in one row, ``[pair prompt+positive+negative ...]``.
+Part = Literal["prompts", "replies", "whole"]
+
+# Where a vector may be added that the steering form is kept for, beside single tokens: the position schedules of these
+# names, "generated" from the last prompt token on.
+STRETCHES = (*SPANS, "generated")
+
+
 @dataclass(frozen=True)
 class PairBatch:
     """Rows of some pairs: prompts ``[corrupted, clean] × pairs``, padded on the left, and replies
     ``[positive, negative] × pairs``, padded on the right, each of which follows both of its prompts.
 
-    ``gather`` is the clean column that corresponds to each corrupted one, where ``aligned``.
+    ``gather`` is the clean column that corresponds to each corrupted one, where ``aligned``, over the columns of
+    a whole row: the prompt, the positive and the negative reply, each reply without its last token, from which
+    nothing follows. ``within`` says which columns belong to which of STRETCHES.
     """
 
     prompts: Int[Tensor, "2*pair prompt"]
     prompt_mask: Bool[Tensor, "2*pair prompt"]
     replies: Int[Tensor, "2*pair reply"]
     reply_mask: Bool[Tensor, "2*pair reply"]
-    gather: Int[Tensor, "pair prompt"]
-    aligned: Bool[Tensor, "pair prompt"]
+    gather: Int[Tensor, "pair column"]
+    aligned: Bool[Tensor, "pair column"]
+    within: Bool[Tensor, "pair stretch column"]
     single_token: Bool[Tensor, " pair"]
 
     @property
@@ -142,14 +155,51 @@ class PairBatch:
         return rows.view(-1, 1, self.size).expand(-1, 2, -1).reshape(-1)
 
     def difference(
-        self, part: str, corrupted: Float[Tensor, "half position ..."], clean: Float[Tensor, "half position ..."]
+        self, part: Part, corrupted: Float[Tensor, "half position ..."], clean: Float[Tensor, "half position ..."]
     ) -> Float[Tensor, "half position ..."]:
         """Clean − corrupted, zero where a prompt token has no counterpart."""
-        if part == "reply":
+        if part == "replies":
             return clean - corrupted
-        rows = torch.arange(self.size, device=self.gather.device)[:, None]
-        keep = self.aligned.view(*self.aligned.shape, *[1] * (corrupted.ndim - 2))
-        return (clean[rows, self.gather] - corrupted) * keep
+        gather, aligned = (t[:, : corrupted.shape[1]] for t in (self.gather, self.aligned))
+        rows = torch.arange(self.size, device=gather.device)[:, None]
+        keep = aligned.view(*aligned.shape, *[1] * (corrupted.ndim - 2))
+        return (clean[rows, gather] - corrupted) * keep
+
+    def split(
+        self, part: Part, values: Float[Tensor, "half ... position"]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """What of ``values`` belongs to the prompts, the positive and the negative replies."""
+        if part == "prompts":
+            return values, None, None
+        if part == "replies":
+            return None, values[: self.size], values[self.size :]
+        prompt, reply = self.prompts.shape[1], self.replies.shape[1] - 1
+        own, positive, negative = values.split([prompt, reply, reply], -1)
+        return own, positive, negative
+
+    def along(self, part: Part, gradient: Float[Tensor, "half position ..."]) -> Float[Tensor, "stretch ..."]:
+        """The gradient summed over pairs and over the tokens of each of STRETCHES that this part holds."""
+        prompt = self.prompts.shape[1]
+        columns = {"prompts": slice(prompt), "replies": slice(prompt, prompt + gradient.shape[1]), "whole": slice(None)}
+        within = self.within[..., columns[part]].repeat(2 if part == "replies" else 1, 1, 1)
+        return torch.einsum("psc,pc...->s...", within.to(gradient), gradient)
+
+    def whole(self, prompts: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens and positions of whole rows, ``[row column]``, and what sees what, ``[row 1 column column]``.
+
+        A prompt is followed by both of its replies, which do not see one another.
+        """
+        tokens, mask = self.prompts[prompts], self.prompt_mask[prompts]
+        runs, end, reply = len(tokens) // self.size, tokens.shape[1], self.replies.shape[1] - 1
+        positive, negative = (t[:, :reply].repeat(runs, 1) for t in self.replies.split(self.size))
+        lengths = mask.sum(1, keepdim=True)
+        columns = torch.arange(end + 2 * reply, device=tokens.device)
+        positions = (columns - end + lengths - reply * (columns >= end + reply)).clamp(min=0)
+        turn = (columns >= end).int() + (columns >= end + reply).int()  # 0 the prompt, 1 and 2 its replies
+        together = (turn == turn[:, None]) | (turn == 0)
+        seen = F.pad(mask, (0, 2 * reply), value=True)[:, None, None] & together.tril()
+        # Padding sees itself: a row of none would be NaN.
+        return torch.cat([tokens, positive, negative], 1), positions, seen | torch.eye(len(columns)).bool().to(seen)
 
 
 def pair_batch(model: HookedTransformer, chunk: Sequence[PreparedPair]) -> PairBatch:
@@ -168,16 +218,21 @@ def pair_batch(model: HookedTransformer, chunk: Sequence[PreparedPair]) -> PairB
     )
     replies, reply_mask = _padded([p.positive for p in chunk] + [p.negative for p in chunk], pad_id(model), left=False)
     end = prompts.shape[1]
-    gather = torch.zeros(len(chunk), end, dtype=torch.long)
-    aligned = torch.zeros(len(chunk), end, dtype=torch.bool)
+    gather = torch.arange(end + 2 * (replies.shape[1] - 1)).repeat(len(chunk), 1)
+    aligned = gather >= end
+    within = torch.zeros(len(chunk), len(STRETCHES), gather.shape[1], dtype=torch.bool)
+    within[:, -1, end - 1 :] = True
     for row, p in enumerate(chunk):
         start, clean_start = end - len(p.corrupted), end - len(p.clean)
         for i, j in enumerate(p.counterpart):
             if j >= 0:
                 gather[row, start + i] = clean_start + j
                 aligned[row, start + i] = True
+        for k, name in enumerate(SPANS):
+            if (span := span_named(p.corrupted, name)) is not None:
+                within[row, k, start + span.start : start + span.end] = True
     single = torch.tensor([p.pair.metric == "logit" for p in chunk])
-    tensors = (prompts, prompt_mask, replies, reply_mask, gather, aligned, single)
+    tensors = (prompts, prompt_mask, replies, reply_mask, gather, aligned, within, single)
     return PairBatch(*(t.to(model.cfg.device) for t in tensors))
 
 

@@ -23,7 +23,18 @@ if TYPE_CHECKING:
 COMPONENTS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 POINTS = (*COMPONENTS, "z")
 WRITES = ("attn_out", "mlp_out")
-_TENSORS = ("scores", "head_scores", "steering", "head_steering", "metric_corrupted", "metric_clean", "unaligned")
+_TENSORS = (
+    "scores",
+    "head_scores",
+    "steering",
+    "head_steering",
+    "span_steering",
+    "head_span_steering",
+    "metric_corrupted",
+    "metric_clean",
+    "unaligned",
+)
+_FORMAT = "star_tl attribution 2"
 _TEXTS = ("trait", "method", "model", "fingerprint", "prompt_end")
 
 
@@ -38,7 +49,9 @@ class AttributionMap:
     The position axis is ``[prompt | positive reply | negative reply]``; prompts end at column
     ``prompt_end`` in every pair, so that column ``prompt_end - 1`` is the last prompt token.
     ``steering`` is the steering form v · mean g: the first-order effect of adding the mean
-    difference v at a position; its last axis ends with the last prompt token.
+    difference v at a position; its last axis ends with the last prompt token. ``span_steering`` is the same for adding
+    the last prompt token's v at every token of a stretch of the corrupted run: its system message, its last user
+    turn, the assistant header, or the reply, from the last prompt token on.
     """
 
     trait: str
@@ -49,6 +62,8 @@ class AttributionMap:
     head_scores: Float[Tensor, "pair layer head position"]
     steering: Float[Tensor, "component layer window"]
     head_steering: Float[Tensor, "layer head window"]
+    span_steering: Float[Tensor, "component layer stretch"]
+    head_span_steering: Float[Tensor, "layer head stretch"]
     metric_corrupted: Float[Tensor, " pair"]
     metric_clean: Float[Tensor, " pair"]
     prompt_end: int
@@ -103,14 +118,26 @@ class AttributionMap:
         written = torch.stack([self.component(c) for c in WRITES]).sum(0)
         return written[..., self.prompt_end - self.window : self.prompt_end].sum(-1)
 
-    def by_span(self) -> pandas.DataFrame:
-        """A row per span of the chat (system, each turn, reply) and layer: mean scores over the pairs that have it.
+    def by_span(self, form: str = "classical") -> pandas.DataFrame:
+        """A row per span of the chat and layer, a column per component.
 
-        Spans are named as in ``spans``; columns are the components' classical scores summed over the
-        span's tokens, and ``n``, the number of pairs.
+        ``"classical"``: spans as in ``spans`` (system, each turn, reply), scores summed over the span's tokens, mean
+        over the pairs that have it, of which there are ``n``. ``"steering"``: ``span_steering``, with spans that
+        ``positions`` of :func:`star_tl.compare` takes by these names.
+
+        Raises:
+            StarError: an unknown form.
         """
         import pandas as pd
 
+        from star_tl.attribution.prepare import STRETCHES
+
+        if form not in ("classical", "steering"):
+            raise StarError(f"Unknown form {form!r}: use 'classical' or 'steering'.")
+        if form == "steering":
+            index = pd.MultiIndex.from_product([STRETCHES, range(self.n_layers)], names=["span", "layer"])
+            values = self.span_steering.permute(2, 1, 0).flatten(0, 1)
+            return pd.DataFrame(values.numpy(), index=index, columns=list(COMPONENTS)).reset_index()
         rows = [
             {"span": span.name, "layer": layer, **dict(zip(COMPONENTS, values, strict=True))}
             for i, spans in enumerate(self.spans)
@@ -185,7 +212,7 @@ class AttributionMap:
         from safetensors.torch import save_file
 
         meta = {name: str(getattr(self, name)) for name in _TEXTS}
-        meta["format"] = "star_tl attribution 1"
+        meta["format"] = _FORMAT
         meta["tokens"] = json.dumps(self.tokens)
         meta["spans"] = json.dumps([[(s.name, s.start, s.end) for s in row] for row in self.spans])
         meta["pair_ids"] = json.dumps(self.pair_ids)
@@ -199,8 +226,8 @@ class AttributionMap:
         try:
             with safe_open(str(path), framework="pt") as file:
                 meta = file.metadata() or {}
-                if meta.get("format") != "star_tl attribution 1":
-                    raise StarError(f"{path} is not an attribution map of star_tl.")
+                if meta.get("format") != _FORMAT:
+                    raise StarError(f"{path} is no attribution map of this version of star_tl: attribute again.")
                 tensors: dict[str, Any] = {name: file.get_tensor(name) for name in _TENSORS}
         except (SafetensorError, OSError) as error:
             raise StarError(f"{path} cannot be read as safetensors ({error}).") from None
