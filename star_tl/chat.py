@@ -131,6 +131,15 @@ def span_named(rendered: Rendered, name: str) -> Span | None:
     return next((s for s in reversed(rendered.spans) if s.name.split()[0] == wanted), None)
 
 
+def resolve_span(tokenizer: Any, prompt: Prompt, positions: Any) -> Any:
+    """The positions that a span of SPANS has in this prompt; whatever else ``positions`` is stays as it is.
+
+    Raises:
+        StarError: a prompt without such a span.
+    """
+    return span_positions(tokenizer, prompt, positions) if positions in SPANS else positions
+
+
 def reply_ids(tokenizer: Any, reply: str) -> tuple[int, ...]:
     """Token ids of a reply as it follows an assistant header, without the end of turn."""
     text = reply.strip() if tokenizer.chat_template else " " + reply.strip()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import functools
 import math
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -258,12 +257,13 @@ def generate(
     if not questions:
         raise StarError("There are no prompts: give --prompt TEXT or --prompts FILE.")
     from star_tl.sampling import sample
+    from star_tl.schedules import read_positions
     from star_tl.vectors import SteeringVector
 
     loaded = _load(model, dtype, device, backend, first_n_layers)
     hooks = []
     if vector is not None:
-        at = _numbers(positions) if positions and re.fullmatch(r"[-\d, ]+", positions) else positions
+        at = read_positions(positions) if positions else None
         hooks = SteeringVector.load(vector, loaded).hooks(strength, at)
     for text in sample(loaded, questions, hooks, max_new_tokens, temperature, top_p, seed):
         typer.echo(text)

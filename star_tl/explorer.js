@@ -3,10 +3,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const TABS = { components: "Layer × component", heads: "Layer × head", tokens: "Layer × token" };
-const SCHEDULES = {
-  locus: "at the locus", prompt: "whole prompt", last_prompt: "last prompt token",
-  generated: "last prompt token and reply", all: "everywhere",
-};
+const PATIENCE = 8000;  // ms without an answer, after which the page says so
 
 const put = (node, attributes, children) => {
   for (const [key, value] of Object.entries(attributes))
@@ -59,33 +56,86 @@ function render({ model, el: root }) {
   const component = select(about.components, start.component, redraw);
   const componentField = field("Hook point", component);
 
-  const schedules = Object.fromEntries(about.schedules.map(s => [s, SCHEDULES[s]]));
-  const positions = select(schedules, start.positions, () => generate());
+  const [positionsField, positions] = combobox("Added at", start.positions, Object.entries(about.positions), () => generate());
   const strength = el("input", {
     type: "range", min: 0, max: about.most, step: about.most / 60, value: start.strength, id: `${id}-strength`,
     oninput: () => sayStrength(), onchange: () => generate(),
   });
   const strengthSaid = el("output", { for: `${id}-strength` });
   const safe = el("div", { class: "safe", "aria-hidden": "true" });
-  const safeSaid = el("div", { class: "soft" });
-  const prompt = el("textarea", { rows: 4, spellcheck: "false" });
+  const safeSaid = el("div", { class: "soft" }), naturalSaid = el("span", { class: "natural" });
+  const prompt = el("textarea", { rows: 2, spellcheck: "false", onkeydown: event => {
+    if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+    event.preventDefault();
+    generate();
+  } });
   prompt.value = start.prompt;
   const seed = el("input", { type: "number", min: 0, step: 1, value: start.seed, onchange: () => generate() });
   const go = el("button", { class: "go", onclick: () => generate() }, "Generate");
   const stop = el("button", { onclick: () => send("stop"), disabled: true }, "Stop");
+  let waiting;
   const ask = (what, more) => {
+    clearTimeout(waiting);
     status.textContent = "Asking …";  // until the kernel answers
+    waiting = setTimeout(() => { status.textContent = "No answer yet: the kernel is busy, or not running."; }, PATIENCE);
     send(what, more);
   };
-  const generate = () => ask("generate", {
+  const wanted = () => ({
     prompt: prompt.value, strength: Number(strength.value), positions: positions.value, seed: Number(seed.value) || 0,
   });
+  const generate = () => ask("generate", wanted());
   const sayStrength = () => {
     const value = Number(strength.value);
     strengthSaid.textContent = `${value.toFixed(2)} × residual norm`;
     strength.setAttribute("aria-valuetext", `${value.toFixed(2)} times the residual norm`);
     drawDoses();
   };
+
+  // A text field that offers what is usual and takes anything.
+  function combobox(label, value, options, commit) {
+    let active = -1, said = value;
+    const input = el("input", { type: "text", role: "combobox", "aria-expanded": "false", "aria-autocomplete": "none",
+      "aria-controls": `${id}-offers`, autocomplete: "off", spellcheck: "false", onkeydown: keys,
+      onclick: () => unfold(list.hidden), oninput: () => mark(-1), onblur: () => unfold(false), onchange: () => done() });
+    input.value = value;
+    const list = el("ul", { role: "listbox", id: `${id}-offers`, class: "offers", "aria-label": label, hidden: true },
+      options.map(([name, words], i) => el("li", { role: "option", id: `${id}-offer-${i}`,
+        onmousedown: event => event.preventDefault(),  // the field keeps the focus
+        onclick: () => take(i), onmousemove: () => mark(i) }, el("b", {}, name), el("span", {}, words))));
+    const mark = i => {
+      active = i;
+      for (const [k, option] of [...list.children].entries()) option.setAttribute("aria-selected", k === i);
+      if (i < 0) return input.removeAttribute("aria-activedescendant");
+      input.setAttribute("aria-activedescendant", list.children[i].id);
+      list.children[i].scrollIntoView({ block: "nearest" });
+    };
+    const unfold = open => {
+      list.hidden = !open;
+      input.setAttribute("aria-expanded", open);
+      mark(open ? options.findIndex(([name]) => name === input.value) : -1);
+    };
+    const done = () => {
+      if (input.value === said) return;
+      said = input.value;
+      commit();
+    };
+    const take = i => {
+      input.value = options[i][0];
+      unfold(false);
+      done();
+    };
+    function keys(event) {
+      const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+      if (step && list.hidden) unfold(true);
+      else if (step) mark(active < 0 && step < 0 ? options.length - 1 : (active + step + options.length) % options.length);
+      else if (event.key === "Enter") active < 0 ? (unfold(false), done()) : take(active);
+      else if (event.key === "Escape" && !list.hidden) unfold(false);
+      else return;
+      event.preventDefault();
+      event.stopPropagation();
+    }
+    return [el("div", { class: "combobox" }, field(label, input), list), input];
+  }
 
   // The map
 
@@ -120,7 +170,7 @@ function render({ model, el: root }) {
 
   const locusOf = (column, layer) => ({
     hook_point: `blocks.${layer}.${column.hook}`, head: column.head ?? null,
-    positions: column.position != null ? [column.position] : about.suggested.positions,
+    positions: column.position != null ? [column.position] : model.get("map").suggested.positions,
   });
   const same = (a, b) => a.hook_point === b.hook_point && a.head === b.head
     && a.positions.join() === b.positions.join();
@@ -133,15 +183,15 @@ function render({ model, el: root }) {
   }
 
   function drawMap() {
-    const shown = model.get("map"), panel = shown[tab], loci = model.get("loci");
+    const shown = model.get("map"), panel = shown[tab], loci = model.get("loci"), { suggested } = shown;
     const focused = grid.contains(root.getRootNode().activeElement);
     const { columns, groups } = panel, wide = tab === "components";
-    const suggested = columns.findIndex(c => same(locusOf(c, about.suggested.layer), about.suggested));
+    const chosen = columns.findIndex(c => same(locusOf(c, suggested.layer), suggested));
     const moved = cursor[tab]?.end !== columns.length;
-    if (moved) cursor[tab] = { row: about.suggested.layer, col: Math.max(0, suggested), end: columns.length };
+    if (moved) cursor[tab] = { row: suggested.layer, col: Math.max(0, chosen), end: columns.length };
     const width = wide ? "minmax(64px, 1fr)" : tab === "heads" ? "minmax(22px, 54px)" : "22px";
     grid.style.gridTemplateColumns = `44px ${groups.map(g => `repeat(${g.end - g.start}, ${width})`).join(" ")}`;
-    grid.style.setProperty("--cell", `${Math.round(Math.max(18, Math.min(wide ? 38 : 30, 320 / shown.layers)))}px`);
+    grid.style.setProperty("--cell", `${Math.round(Math.max(18, Math.min(wide ? 42 : 30, 340 / shown.layers)))}px`);
     grid.className = `grid ${tab}`;
     grid.setAttribute("aria-label",
       `${TABS[tab]}: arrow keys move, Enter selects or removes a locus. Scores in nats, positive raises the trait.`);
@@ -154,7 +204,7 @@ function render({ model, el: root }) {
       rows.push(el("div", { class: "row", role: "row" },
         el("div", { class: "layer", role: "rowheader" },
           layer === shown.layers - 1 ? `layer ${layer}` : String(layer)),
-        columns.map((column, col) => cell(panel, column, layer, col, shown.mean, loci, wide))));
+        columns.map((column, col) => cell(panel, column, layer, col, suggested, loci, wide))));
     rows.push(el("div", { class: "row", role: "row" }, el("div", { class: "corner", role: "gridcell" }),
       columns.map(column => el("div", {
         class: "column", role: "columnheader", title: tab === "tokens" ? `position ${column.position}` : null,
@@ -166,7 +216,17 @@ function render({ model, el: root }) {
     const reached = grid.querySelector("[tabindex='0']");
     if (focused) reached.focus();
     if (moved) grid.parentElement.scrollLeft = reached.offsetLeft - grid.parentElement.clientWidth / 2;
-    pair.disabled = form.value === "steering";
+    sayWhich();
+  }
+
+  // What the map shows, which is not what was asked for where attribution was stopped.
+  function sayWhich() {
+    const shown = model.get("settings");
+    estimator.value = shown.estimator;
+    form.value = shown.form;
+    pair.value = shown.pair;
+    component.value = shown.component;
+    pair.disabled = shown.form === "steering";
     pair.title = pair.disabled ? "The steering form is a mean over pairs by its nature" : "";
   }
 
@@ -177,17 +237,17 @@ function render({ model, el: root }) {
     const cells = [];
     for (const [name, a, b] of spans) {
       if (a > from) cells.push(el("div", { role: "gridcell", style: `grid-column: span ${a - from}` }));
-      cells.push(el("div", { class: "span", role: "columnheader", style: `grid-column: span ${b - a}`, title: name }, name));
+      cells.push(el("div", { class: "span", role: "columnheader", style: `grid-column: span ${b - a}`, title: name }, el("span", {}, name)));
       from = b;
     }
     return el("div", { class: "row", role: "row" }, el("div", { class: "corner", role: "gridcell" }), cells);
   }
 
-  function cell(panel, column, layer, col, mean, loci, wide) {
+  function cell(panel, column, layer, col, suggested, loci, wide) {
     const score = panel.z[layer][col], group = panel.groups.find(g => g.start <= col && col < g.end);
     const locus = locusOf(column, layer), taken = loci.find(l => same(l, locus));
     const usable = locus.positions.every(p => p < 0);
-    const star = same(locus, about.suggested) ? "★" : "";
+    const star = same(locus, suggested) ? "★" : "";
     const interval = panel.low
       ? `, 95 % interval ${signed(panel.low[layer][col], 4)} to ${signed(panel.high[layer][col], 4)}` : "";
     const token = column.position != null
@@ -206,13 +266,13 @@ function render({ model, el: root }) {
     }, wide ? signed(score) + (star && ` ${star}`) : star);
     node.style.background = colour(score, group.limit);
     if (Math.abs(score) > 0.55 * group.limit) node.classList.add("strong");
-    if (taken) node.style.setProperty("--locus", about.colours.loci[taken.colour]);
+    if (taken) node.style.setProperty("--hue", about.colours.loci[taken.colour]);
     if (taken) node.classList.add("taken");
     return node;
   }
 
   function choose(locus, usable = true) {
-    if (usable) ask("toggle", locus);
+    if (usable) ask("toggle", { hook_point: locus.hook_point, positions: locus.positions, head: locus.head, settings: wanted() });
   }
 
   function showTip(node, said, locus) {
@@ -256,6 +316,7 @@ function render({ model, el: root }) {
   const problem = el("span", { role: "alert", class: "problem" });
   const progress = el("progress", { max: 1, hidden: true, "aria-label": "Progress" });
   const charts = el("div", { class: "charts" });
+  let drawnWidth = 0;
   const table = el("div", { class: "scroll" });
   const kept = el("section", { class: "kept", hidden: true, "aria-label": "The vector that was kept" });
 
@@ -267,10 +328,11 @@ function render({ model, el: root }) {
     const locus = model.get("loci").find(l => l.name === name);
     return locus ? where(locus).toLowerCase() : "";
   };
-  const swatch = name => el("span", { class: "swatch", style: `background: ${colourOf(name)}`, "aria-hidden": "true" });
+  const hue = name => `--hue: ${colourOf(name)}`;  // the style sheet lightens it on dark
+  const swatch = name => el("span", { class: "swatch", style: hue(name), "aria-hidden": "true" });
 
-  function drawLoci() {
-    const loci = model.get("loci"), s = about.suggested, focused = chips.contains(root.getRootNode().activeElement);
+  function drawChips() {
+    const loci = model.get("loci"), s = model.get("map").suggested, focused = chips.contains(root.getRootNode().activeElement);
     chips.replaceChildren(...loci.map(locus => el("li", {},
       swatch(locus.name), `${where(locus)} · ${at(locus)}`,
       el("button", { "aria-label": `Remove ${where(locus)}`, title: "Remove", onclick: () => choose(locus) }, "×"))));
@@ -278,6 +340,10 @@ function render({ model, el: root }) {
       chips.append(el("li", { class: "add" }, el("button", { onclick: () => choose(s) },
         `★ Add ${where(s)} · ${at(s)}, chosen by attribution (${percent(s.frequency)} of resamples)`)));
     if (focused) chips.querySelector("button")?.focus();
+  }
+
+  function drawLoci() {
+    drawChips();
     drawMap();
     drawReplies();
     drawDoses();
@@ -317,6 +383,8 @@ function render({ model, el: root }) {
 
   function drawStatus() {
     const { busy, text, progress: share, error } = model.get("status");
+    clearTimeout(waiting);
+    if (!busy) sayWhich();
     stop.disabled = !busy;
     progress.hidden = !busy;
     if (share == null) progress.removeAttribute("value"); else progress.value = share;
@@ -328,26 +396,32 @@ function render({ model, el: root }) {
     const doses = model.get("doses"), loci = model.get("loci"), value = Number(strength.value);
     const reach = Math.min(about.most, ...doses.map(d => d.safe));
     safe.replaceChildren(...(doses.length ? [el("div", { style: `width: ${100 * reach / about.most}%` })] : []));
-    const natural = doses.map(d => `${(value / d.fraction).toFixed(1)} × at ${nameOf(d.name)}`).join(", ");
+    naturalSaid.replaceChildren(...(doses.length ? ["in natural differences: ", ...doses.map(d =>
+      el("span", { title: nameOf(d.name) }, swatch(d.name), (value / d.fraction).toFixed(1)))] : []));
     safeSaid.textContent = doses.length
       ? `Shaded: up to ${reach.toFixed(2)} the drift stays below ${about.limit} nats per token${doses.length > 1 ? " everywhere" : ""}.`
-        + ` In natural differences: ${natural}.`
       : "Where drift stays small is shaded once the dose–response of a locus is measured.";
     const series = doses.map((d, i) => ({ name: d.name, rows: d.rows, dash: ["", "6 3", "2 3", "8 3 2 3", "1 3"][i % 5] }));
     charts.hidden = table.hidden = !doses.length;
     if (!doses.length) return;
     const drifts = doses.flatMap(d => d.rows.map(r => r.drift));
     const top = Math.max(2 * about.limit, Math.min(6 * about.limit, Math.max(...drifts)));
+    const width = drawnWidth = chartWidth();
     charts.replaceChildren(
-      chart("Coherent replies with the trait", series, value, reach, { key: "trait_rate", most: 1, ticks: [0, .25, .5, .75, 1], say: percent }),
-      chart("Drift, nats per token", series, value, reach, {
+      chart("Coherent replies with the trait", width, series, value, reach, { key: "trait_rate", most: 1, ticks: [0, .25, .5, .75, 1], say: percent }),
+      chart("Drift, nats per token", width, series, value, reach, {
         key: "drift", most: top, ticks: [0, top / 4, top / 2, 3 * top / 4, top], say: x => x.toFixed(2), limit: about.limit,
       }));
     table.replaceChildren(scores(doses));
   }
 
-  function chart(title, series, value, reach, { key, most, ticks, say, limit }) {
-    const W = 520, H = 250, left = 52, right = 14, topEdge = 12, bottom = 44;
+  function chartWidth() {
+    const { gridTemplateColumns } = getComputedStyle(charts);
+    return Math.max(240, parseFloat(gridTemplateColumns) || 400);
+  }
+
+  function chart(title, width, series, value, reach, { key, most, ticks, say, limit }) {
+    const W = width, H = 230, left = 46, right = 10, topEdge = 10, bottom = 42;
     const x = v => left + (W - left - right) * v / about.most;
     const y = v => H - bottom - (H - bottom - topEdge) * Math.min(v, most) / most;
     const line = (x1, y1, x2, y2, kind) => svg("line", { x1, y1, x2, y2, class: kind });
@@ -357,35 +431,35 @@ function render({ model, el: root }) {
       svg("rect", { x: x(0), y: topEdge, width: x(reach) - x(0), height: H - bottom - topEdge, class: "reach" }),
       ticks.map(t => [line(left, y(t), W - right, y(t), "rule"), word(say(t), { x: left - 8, y: y(t) + 4 }, "end")]),
       [0, .25, .5, .75, 1].map(t => word(+(t * about.most).toFixed(2), { x: x(t * about.most), y: H - bottom + 18 })),
-      word("strength (share of the residual norm)", { x: (left + W - right) / 2, y: H - 6 }),
+      word("strength (× residual norm)", { x: (left + W - right) / 2, y: H - 4 }),
       limit ? line(left, y(limit), W - right, y(limit), "limit") : null,
       line(x(value), topEdge, x(value), H - bottom, "now"));
     for (const [k, { name, rows, dash }] of series.entries()) {
       const aside = 4 * (k - (series.length - 1) / 2);  // so that whiskers stand beside each other
-      const colour = colourOf(name), points = rows.map(r => [x(r.strength), y(r[key])]);
+      const style = hue(name), points = rows.map(r => [x(r.strength), y(r[key])]);
       if (key === "trait_rate")
-        for (const r of rows) picture.append(put(line(x(r.strength) + aside, y(r.low_rate), x(r.strength) + aside, y(r.high_rate), "whisker"), { stroke: colour }, []));
-      picture.append(svg("polyline", { points: points.join(" "), stroke: colour, "stroke-dasharray": dash }));
-      points.forEach(([cx, cy], i) => picture.append(svg("circle", { cx, cy, r: 4, fill: colour },
+        for (const r of rows) picture.append(put(line(x(r.strength) + aside, y(r.low_rate), x(r.strength) + aside, y(r.high_rate), "whisker"), { style }, []));
+      picture.append(svg("polyline", { points: points.join(" "), style, "stroke-dasharray": dash }));
+      points.forEach(([cx, cy], i) => picture.append(svg("circle", { cx, cy, r: 4, style },
         svg("title", {}, `${name}\nstrength ${rows[i].strength.toFixed(2)}: ${say(rows[i][key])}`))));
     }
     return el("figure", {}, el("figcaption", {}, title), picture);
   }
 
   function scores(doses) {
-    const heads = ["locus", "natural difference", "advised strength", "coherent, with the trait", "coherent", "drift", "unsteered"];
+    const heads = ["locus", "natural difference, × norm", "advised strength, × norm", "coherent, with the trait", "coherent", "drift, nats"];
     const body = doses.map(d => {
-      const best = d.rows.find(r => r.strength === d.best), none = d.rows.find(r => r.strength === 0);
+      const best = d.rows.find(r => r.strength === d.best);
       const locus = model.get("loci").find(l => l.name === d.name);
       if (!locus) return null;
-      return el("tr", {}, el("th", { scope: "row" }, swatch(d.name), `${where(locus)} · ${at(locus)}`),
-        el("td", {}, `${d.fraction.toFixed(2)} × norm`),
-        el("td", {}, `${best.strength.toFixed(2)} × norm`),
+      return el("tr", {}, el("th", { scope: "row" }, swatch(d.name), where(locus), el("small", {}, at(locus))),
+        el("td", {}, d.fraction.toFixed(2)), el("td", {}, best.strength.toFixed(2)),
         el("td", {}, percent(best.trait_rate), el("small", {}, `${percent(best.low_rate)} to ${percent(best.high_rate)}`)),
-        el("td", {}, percent(best.coherent_rate)), el("td", {}, best.drift.toFixed(2)), el("td", {}, percent(none.trait_rate)));
+        el("td", {}, percent(best.coherent_rate)), el("td", {}, best.drift.toFixed(2)));
     });
+    const unsteered = percent(doses[0].rows.find(r => r.strength === 0).trait_rate);
     return el("table", {},
-      el("caption", {}, `At the least strength that does nearly its best within ${about.limit} nats of drift; ${about.prompts} prompts, 95 % intervals`),
+      el("caption", {}, `At the least strength that does nearly its best within ${about.limit} nats of drift: ${about.prompts} prompts, 95 % intervals. Unsteered: ${unsteered}.`),
       el("thead", {}, el("tr", {}, heads.map(h => el("th", { scope: "col" }, h)))), el("tbody", {}, body));
   }
 
@@ -394,29 +468,35 @@ function render({ model, el: root }) {
     kept.hidden = !path;
     if (!path) return;
     const copy = el("button", { onclick: async () => {
-      await navigator.clipboard.writeText(code);
-      copy.textContent = "Copied";
+      try {
+        await navigator.clipboard.writeText(code);
+        copy.textContent = "Copied";
+      } catch {  // no clipboard: a page without https, or a host that forbids it
+        getSelection().selectAllChildren(kept.querySelector("pre"));
+        copy.textContent = "Selected: copy it by keyboard";
+      }
     } }, "Copy");
     kept.replaceChildren(el("p", {}, "Saved as ", el("code", {}, path), ". The same without the widget:"),
       el("pre", { tabindex: 0, "aria-label": "Python code" }, el("code", {}, code)), copy);
   }
 
   const strengthField = el("div", { class: "strength" },
-    el("label", { for: `${id}-strength` }, "Strength ", strengthSaid), el("div", { class: "slider" }, safe, strength), safeSaid);
+    el("div", { class: "said" }, el("label", { for: `${id}-strength` }, "Strength ", strengthSaid), naturalSaid), el("div", { class: "slider" }, safe, strength), safeSaid);
   root.append(el("div", { class: "star-explorer" },
     el("header", {}, el("h3", {}, `${about.title} in ${about.model}`),
       el("p", { class: "soft" }, "Click a cell to steer there and hear the model change; click more to compare. ★ is what attribution chooses.")),
-    el("div", { class: "sides" },
-      el("section", { "aria-label": "Where the trait is carried" }, tabs,
+    el("div", { class: "parts" },
+      el("section", { class: "where", "aria-label": "Where the trait is carried" }, tabs,
         el("div", { class: "controls" }, field("Estimator", estimator), field("Form", form), field("Pairs", pair), componentField),
         map, legend),
-      el("section", { "aria-label": "What steering does" }, chips, field("Prompt", prompt), strengthField,
-        el("div", { class: "controls" }, field("Added", positions), field("Seed", seed), el("div", { class: "buttons" }, go, stop)),
-        el("div", { class: "state" }, progress, status, problem))),
-    el("section", { class: "written", "aria-label": "Replies" }, replies,
-        el("p", { class: "soft key" }, el("mark", {}, "marked"), " trait marker   ",
-          el("span", { class: "drift", style: "--drift: 45%" }, "tinted"), " drift: how far this token is from what the unsteered model would write")),
-    kept, el("section", { class: "measures", "aria-label": "Dose–response and scores" }, charts, table)));
+      el("section", { class: "steering", "aria-label": "What steering does" }, chips, field("Prompt", prompt), strengthField,
+        el("div", { class: "controls" }, positionsField, field("Seed", seed), el("div", { class: "buttons" }, go, stop)),
+        el("div", { class: "state" }, progress, status, problem)),
+      el("section", { class: "written", "aria-label": "Replies" }, replies,
+        el("p", { class: "soft key" }, el("span", {}, el("mark", {}, "marked"), " trait marker"),
+          el("span", {}, el("span", { class: "drift", style: "--drift: 45%" }, "tinted"), " drift: how far this token is from what the unsteered model would write"))),
+      kept,
+      el("section", { class: "measures", "aria-label": "Dose–response and scores" }, charts, table))));
 
   const colours = root.firstChild.style;
   for (const [mode, [lowEnd, low, middle, high, highEnd]] of Object.entries(about.scales))
@@ -424,17 +504,24 @@ function render({ model, el: root }) {
       colours.setProperty(`--${mode}-${name}`, value);
   colours.setProperty("--drifting", about.colours.drift);
 
-  model.on("change:map", drawMap);
-  model.on("change:loci", drawLoci);
-  model.on("change:replies", drawReplies);
-  model.on("change:doses", drawDoses);
-  model.on("change:status", drawStatus);
-  model.on("change:kept", drawKept);
+  const drawings = {
+    map: [drawMap, drawChips], loci: [drawLoci], replies: [drawReplies], doses: [drawDoses], status: [drawStatus], kept: [drawKept],
+  };
+  const each = what => Object.entries(drawings).forEach(([name, all]) => all.forEach(draw => what(`change:${name}`, draw)));
+  each((name, draw) => model.on(name, draw));
+  // Charts are drawn to their width, so that words keep their size.
+  const resized = new ResizeObserver(() => { if (chartWidth() !== drawnWidth) drawDoses(); });
+  resized.observe(charts);
   sayStrength();
   open(tab);
   drawLoci();
   drawStatus();
   drawKept();
+  return () => {
+    each((name, draw) => model.off(name, draw));
+    resized.disconnect();
+    clearTimeout(waiting);
+  };
 }
 
 export default { render };

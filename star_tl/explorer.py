@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import threading
 import time
 import weakref
@@ -25,14 +26,15 @@ from torch import Tensor
 from star_tl.attribution import AttributionMap, attribute
 from star_tl.attribution.result import COMPONENTS, WRITES
 from star_tl.batch import make_batch, reply_logits, reply_logprobs
-from star_tl.chat import Span, as_messages, render
+from star_tl.chat import SPANS, Span, as_messages, render, resolve_span
 from star_tl.errors import StarError
 from star_tl.injection import row_hooks
 from star_tl.locus import Locus
 from star_tl.pairs import Pairs, Trait
-from star_tl.plots import DIVERGING, DIVERGING_DARK, GREY, LOCUS_COLOURS, ORANGE, shared_spans
+from star_tl.plots import DIVERGING, DIVERGING_DARK, GREY, LOCUS_COLOURS, ORANGE, interval, shared_spans
 from star_tl.reading import Model, attached
 from star_tl.sampling import Reply, stream
+from star_tl.schedules import read_positions, schedule
 from star_tl.scores import REFERENCE, kl_per_token, mark_coherent, score
 from star_tl.strength import DRIFT_LIMIT, best_dose, dose_table
 from star_tl.vectors import SteeringVector, extract_vector
@@ -44,10 +46,24 @@ except ModuleNotFoundError:
     raise StarError("The explorer needs Jupyter's widgets: pip install 'star_tl[notebook]'.") from None
 
 FORMS = ("classical", "steering")
-SCHEDULES = ("locus", "last_prompt", "prompt", "generated", "all")
+# What the page offers, where any schedule may be typed, with its words.
+POSITIONS = {
+    "locus": "where the vector was extracted",
+    "last_prompt": "the prompt's last token",
+    "prompt": "the whole prompt",
+    "user turn": "what the user wrote",
+    "header": "the assistant's header, before the reply",
+    "generated": "last prompt token and reply",
+    "first 8": "the reply's first 8 tokens",
+    "every 4": "every 4th token of the reply",
+    "decay 16": "the reply, halving every 16 tokens",
+    "all": "prompt and reply",
+    "-3, -2, -1": "numbers: −1 is the prompt's last token, 0 the reply's first",
+}
 DOSES = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)  # shares of the slider's end
 DOSE_PROMPTS = 12
 MAX_NEW_TOKENS, TEMPERATURE = 60, 0.8
+NO_WORD = " .,;:!?—–-\n"  # before a marker that must begin a sentence
 FRAME = 0.08  # seconds between two updates of a streamed reply
 ESTIMATORS = {"atp": "attribution patching", "ig": "integrated gradients", "relp": "RelP"}
 
@@ -81,30 +97,28 @@ class Explorer(anywidget.AnyWidget):
         super().__init__()
         self._model, self._pairs = model, pairs
         self._maps = {attr.method: attr}
-        self._suggested = attr.top_locus()
+        self._suggested: dict[str, dict[str, Any]] = {}
         self._chosen: list[Locus] = []
         self._vectors: dict[Locus, SteeringVector] = {}
-        self._measured: dict[tuple[Locus | None, str], pd.DataFrame] = {}
+        self._measured: dict[tuple[Locus | None, str | tuple[int, ...]], pd.DataFrame] = {}
         self._stop = threading.Event()
-        natural = self._vector(self._suggested).fraction
+        natural = self._vector(attr.top_locus()).fraction
         most = float(f"{4 * natural:.1g}")
         practice = pairs.extraction.prompts
         self._practice = practice[:: max(1, len(practice) // DOSE_PROMPTS)][:DOSE_PROMPTS]
-        choice = attr.choose_layer()
         self.about = {
             "title": pairs.trait.name.replace("_", " "),
             "model": str(model.cfg.model_name),
             "estimators": ESTIMATORS,
             "forms": FORMS,
             "components": COMPONENTS,
-            "schedules": SCHEDULES,
+            "positions": POSITIONS,
             "pairs": [p.id for p in pairs.extraction],
             "colours": {"unsteered": GREY, "loci": LOCUS_COLOURS, "drift": ORANGE},
             "scales": {"light": [c for _, c in DIVERGING], "dark": [c for _, c in DIVERGING_DARK]},
             "most": most,
             "limit": DRIFT_LIMIT,
             "prompts": len(self._practice),
-            "suggested": {**_as_dict(self._suggested), "frequency": float(choice.frequency[choice.layer])},
         }
         self.settings = {
             "estimator": attr.method,
@@ -116,9 +130,9 @@ class Explorer(anywidget.AnyWidget):
             "positions": "locus",
             "seed": 0,
         }
-        self._said = 0
+        self._said, self._refused = 0, ""
         self._say("")
-        self._draw_map()
+        self._draw_map({})
         self.on_msg(self._hear)
         _OPEN.add(self)
         _give_way_to_cells()
@@ -132,34 +146,48 @@ class Explorer(anywidget.AnyWidget):
         """End what goes on."""
         self._stop.set()
 
+    def close(self) -> None:
+        """Remove the widget; what goes on ends."""
+        self.stop()
+        super().close()
+
     def __repr__(self) -> str:
         loci = "; ".join(map(str, self._chosen)) or "no locus selected"
         return f"Explorer({self._pairs.trait.name} in {self._model.cfg.model_name}: {loci})"
 
     def _hear(self, _: object, message: dict[str, Any], buffers: object) -> None:
         """What the page asks for."""
+        self._refused = ""
         try:
             self._do(**message)
         except StarError as error:
-            self._say("", error=str(error))
+            self._refused, going = str(error), self.status["busy"]
+            self._say(self.status["text"] if going else "", self.status["progress"], going)
 
     def _do(self, do: str, **what: Any) -> None:
         if do == "stop":
             self.stop()
         elif do == "map":
-            self.settings = self.settings | what
-            if self.settings["estimator"] in self._maps:
-                self._draw_map()
+            if what["estimator"] in self._maps:
+                self._draw_map(what)
             else:
-                self._start(self._attribute)
+                self._start(functools.partial(self._attribute, what))
         elif do == "toggle":
-            locus = Locus(what["hook_point"], tuple(what["positions"]), what["head"])
-            self._toggle(locus)
+            self._set(what.get("settings", {}))
+            self._toggle(Locus(what["hook_point"], tuple(what["positions"]), what["head"]))
         elif do == "generate":
-            self.settings = self.settings | what
+            self._set(what)
             self._start(self._write)
         elif do == "keep":
             self._keep(self._chosen[what["index"]])
+
+    def _set(self, what: dict[str, Any]) -> None:
+        """Take over what is to be written; on an error all stays as the replies that are shown have it."""
+        wanted = self.settings | what
+        positions = self._positions(wanted)
+        if positions != "locus":
+            schedule(positions)  # raises where there is none
+        self.settings = wanted
 
     def _toggle(self, locus: Locus) -> None:
         if locus in self._chosen:
@@ -203,17 +231,25 @@ class Explorer(anywidget.AnyWidget):
 
     def _say(self, text: str, progress: float | None = None, busy: bool = False, error: str = "") -> None:
         self._said += 1  # so that the page hears the same words twice
+        error = error or self._refused  # which stands until something else is asked for, whatever goes on
         self.status = {"busy": busy, "text": text, "progress": progress, "error": error, "said": self._said}
 
-    def _attribute(self, stop: threading.Event) -> None:
-        method = self.settings["estimator"]
+    def _attribute(self, what: dict[str, Any], stop: threading.Event) -> None:
+        method = what["estimator"]
         self._say(f"Attributing with {ESTIMATORS[method]} …", busy=True)
         self._maps[method] = attribute(self._model, self._pairs, method=method, progress=False)
-        self._draw_map()
+        self._draw_map(what)
 
-    def _draw_map(self) -> None:
-        s = self.settings
-        self.map = view(self._maps[s["estimator"]], s["form"], None if s["pair"] < 0 else s["pair"], s["component"])
+    def _draw_map(self, what: dict[str, Any]) -> None:
+        """The settings say which map is shown, so they change with it."""
+        self.settings = s = self.settings | what
+        attr = self._maps[s["estimator"]]
+        shown = view(attr, s["form"], None if s["pair"] < 0 else s["pair"], s["component"])
+        if attr.method not in self._suggested:
+            choice = attr.choose_layer()
+            sure = {"frequency": float(choice.frequency[choice.layer])}
+            self._suggested[attr.method] = _as_dict(attr.top_locus()) | sure
+        self.map = shown | {"suggested": self._suggested[attr.method]}
 
     def _vector(self, locus: Locus) -> SteeringVector:
         if locus not in self._vectors:
@@ -225,8 +261,9 @@ class Explorer(anywidget.AnyWidget):
         s, loci = self.settings, list(self._chosen)
         self._say("Extracting the vector …" if loci else "Writing …", busy=True)
         messages = as_messages(s["prompt"])
+        at = self._positions(s)
         vectors = [self._vector(locus) for locus in loci]
-        ways = [None, *((v.vector * _natural(v, s["strength"]), v.locus, s["positions"]) for v in vectors)]
+        ways = [None, *((v.scaled(_natural(v, s["strength"])), v.locus, at) for v in vectors)]
         shown, replies = 0.0, []
         options = {"max_new_tokens": MAX_NEW_TOKENS, "temperature": TEMPERATURE, "seed": s["seed"]}
         for step, replies in enumerate(stream(self._model, [messages] * len(ways), row_hooks(ways), **options), 1):
@@ -239,10 +276,16 @@ class Explorer(anywidget.AnyWidget):
         self._show_replies(replies, loci)
         if stop.is_set():
             return
-        self._show_replies(replies, loci, fluency=_fluency(self._model, messages, replies, vectors, s))
+        fluency = _fluency(self._model, messages, replies, vectors, s["strength"], at)
+        self._show_replies(replies, loci, fluency)
         for locus in (None, *loci):
-            self._measure(locus, s["positions"], stop)
+            self._measure(locus, read_positions(s["positions"]), stop)
         self._show_doses()
+
+    def _positions(self, settings: dict[str, Any]) -> str | tuple[int, ...]:
+        """Where these settings add the vector in their prompt."""
+        messages = as_messages(settings["prompt"])
+        return resolve_span(self._model.tokenizer, messages, read_positions(settings["positions"]))
 
     def _show_replies(
         self,
@@ -264,7 +307,7 @@ class Explorer(anywidget.AnyWidget):
             shown.append({"name": str(locus or ""), "segments": parts, "markers": found, "writing": going, **measures})
         self.replies = shown
 
-    def _measure(self, locus: Locus | None, positions: str, stop: threading.Event) -> None:
+    def _measure(self, locus: Locus | None, positions: str | tuple[int, ...], stop: threading.Event) -> None:
         """Score replies to the practice prompts at every dose; at none for the unsteered model."""
         key = (locus, positions if locus else "")
         if key in self._measured:
@@ -273,9 +316,8 @@ class Explorer(anywidget.AnyWidget):
         shares = [dose * self.about["most"] for dose in DOSES] if vector else [0.0]
         strengths = [_natural(vector, share) if vector else 0.0 for share in shares]
         prompts = [p for _ in strengths for p in self._practice]
-        rows = [
-            (vector.vector * x, vector.locus, positions) if vector else None for x in strengths for _ in self._practice
-        ]
+        at = [resolve_span(self._model.tokenizer, p, positions) for p in self._practice]
+        rows = [(vector.scaled(x), vector.locus, where) if vector else None for x in strengths for where in at]
         what = f"layer {locus.layer}" if locus else "the unsteered model"
         options = {"max_new_tokens": MAX_NEW_TOKENS, "temperature": TEMPERATURE}
         replies: list[Reply] = []
@@ -294,7 +336,7 @@ class Explorer(anywidget.AnyWidget):
         self._show_doses()
 
     def _show_doses(self) -> None:
-        curves, positions = [], self.settings["positions"]
+        curves, positions = [], read_positions(self.settings["positions"])
         base = self._measured.get((None, ""))
         for locus in self._chosen:
             found = self._measured.get((locus, positions))
@@ -321,11 +363,11 @@ class Explorer(anywidget.AnyWidget):
         head = f"_head{locus.head}" if locus.head is not None else ""
         path = _free_path(Path(f"{vector.trait}_{place}{head}.safetensors"), vector)
         vector.save(path)
-        strength = _natural(vector, s["strength"])
+        at, comment = _in_code(self._positions(s), s["positions"])
         self.kept = {
             "path": str(path),
             "code": f'vector = star.SteeringVector.load("{path}", model)\n'
-            f'hooks = vector.hooks(strength={strength}, positions="{s["positions"]}")\n'
+            f"hooks = vector.hooks(strength={_natural(vector, s['strength'])}, positions={at}){comment}\n"
             f"star.sample(model, [{s['prompt']!r}], hooks, {MAX_NEW_TOKENS}, {TEMPERATURE}, seed={s['seed']})",
         }
 
@@ -381,10 +423,7 @@ def _panel(scores: Tensor, columns: list[dict[str, Any]], groups: list[tuple[str
     z = scores.mean(0)
     low = high = None
     if len(scores) > 1:
-        index = torch.randint(len(scores), (400, len(scores)), generator=torch.Generator().manual_seed(0))
-        weights = torch.zeros(400, len(scores)).scatter_add_(1, index, torch.ones(400, len(scores))) / len(scores)
-        means = (weights @ scores.flatten(1)).sort(0).values
-        low, high = (means[k].view(z.shape).tolist() for k in (10, 389))
+        low, high = (end.tolist() for end in interval(scores))
     return {
         "z": z.tolist(),
         "low": low,
@@ -412,7 +451,7 @@ def _token_columns(
 def segments(trait: Trait, pieces: Sequence[tuple[str, float | None]]) -> list[dict[str, Any]]:
     """The text cut where a token or a trait marker begins or ends, each part with its token's drift."""
     text = "".join(piece for piece, _ in pieces)
-    marks = [m.span() for m in trait.pattern.finditer(text)]
+    marks = [(m.end() - len(m[0].lstrip(NO_WORD)), m.end()) for m in trait.pattern.finditer(text)]
     cuts, drift_at, at = {0, len(text), *(c for m in marks for c in m)}, {}, 0
     for piece, drift in pieces:
         drift_at |= dict.fromkeys(range(at, at + len(piece)), drift)
@@ -444,7 +483,8 @@ def _fluency(
     prompt: Sequence[Any],
     replies: Sequence[Reply],
     vectors: Sequence[SteeringVector],
-    settings: dict[str, Any],
+    share: float,
+    positions: str | tuple[int, ...],
 ) -> list[tuple[Tensor, float]]:
     """Per reply the drift of every token, and the mean log-probability under the unsteered model, nats."""
     ids, measured = render(model.tokenizer, prompt).ids, []
@@ -453,8 +493,7 @@ def _fluency(
         base = reply_logits(model, batch)
         kl = torch.zeros(batch.reply_mask.shape[1])
         if vector is not None:
-            strength = _natural(vector, settings["strength"])
-            hooks = vector.hooks(strength, settings["positions"], prompt_length=batch.prompt_end)
+            hooks = vector.hooks(_natural(vector, share), positions, prompt_length=batch.prompt_end)
             with attached(model, hooks):
                 kl = kl_per_token(reply_logits(model, batch), base)[0].cpu()
         measured.append((kl, float(reply_logprobs(base, batch).mean())))
@@ -474,6 +513,15 @@ def safe_until(dose: pd.DataFrame, limit: float = DRIFT_LIMIT) -> float:
 def _natural(vector: SteeringVector, share: float) -> float:
     """A share of the residual norm as a strength, in natural differences; short enough to be read in code."""
     return round(share / vector.fraction, 3)
+
+
+def _in_code(positions: str | tuple[int, ...], typed: str) -> tuple[str, str]:
+    """Positions as Python, and a comment where numbers stand for a span of the chat."""
+    if isinstance(positions, str):
+        return json.dumps(positions), ""
+    first, last = positions[0], positions[-1] + 1
+    run = positions == tuple(range(first, last)) and len(positions) > 4
+    return f"range({first}, {last})" if run else str(list(positions)), f"  # {typed}" if typed.strip() in SPANS else ""
 
 
 def _as_dict(locus: Locus) -> dict[str, Any]:

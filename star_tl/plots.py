@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
+import torch
+from jaxtyping import Float
 from plotly.subplots import make_subplots
+from torch import Tensor
 
 from star_tl.attribution.result import COMPONENTS, WRITES, AttributionMap
 from star_tl.chat import Span
@@ -47,6 +50,7 @@ GRID = "rgba(128,128,128,0.25)"
 # Negative to positive; a light middle for light pages, a dark one for dark pages.
 DIVERGING = [[0, "#7A3600"], [0.2, VERMILION], [0.5, "#F7F7F7"], [0.8, BLUE], [1, "#003B5C"]]
 DIVERGING_DARK = [[0, "#FFC79E"], [0.2, VERMILION], [0.5, "#22262B"], [0.8, "#2F93D1"], [1, "#BFE3FA"]]
+RATES, RATES_DARK = [[0, "#F7F7F7"], [1, BLUE]], [[0, "#22262B"], [1, "#2F93D1"]]
 
 SIGN = "positive = toward clean raises the trait"
 SCORE = "score (nats)"
@@ -82,7 +86,7 @@ def plot_layers(attr: AttributionMap) -> go.Figure:
     The residual stream adds up along depth and is drawn apart from what attention and MLP write,
     each part on a colour scale of its own.
     """
-    scores = attr.layer_scores().numpy()
+    scores = attr.scores.sum(-1)
     parts = {
         "residual stream (adds up)": [c for c in COMPONENTS if c not in WRITES],
         "writes (this layer's own)": list(WRITES),
@@ -90,16 +94,16 @@ def plot_layers(attr: AttributionMap) -> go.Figure:
     fig = make_subplots(1, 2, shared_yaxes=True, column_widths=[3, 2], horizontal_spacing=0.06)
     for col, (heading, names) in enumerate(parts.items(), start=1):
         axis = f"coloraxis{col}"
-        z = np.stack([scores[COMPONENTS.index(c)] for c in names], axis=1)
-        hooks = [[f"blocks.{layer}.hook_{c}" for c in names] for layer in range(attr.n_layers)]
-        cells = _heatmap(z, names, text=hooks, hover="%{text}<br>layer %{y}", coloraxis=axis)
-        cells.update(texttemplate="%{z:+.3f}", textfont_size=11)
+        part = scores[:, [COMPONENTS.index(c) for c in names]].transpose(1, 2)
+        cells = _heatmap(part, names, "blocks.%{y}.hook_%{x}<br>layer %{y}", coloraxis=axis)
+        z = part.mean(0).numpy()
+        cells.update(text=[[signed(v) for v in row] for row in z], texttemplate="%{text}", textfont_size=11)
         fig.add_trace(cells, row=1, col=col)
         left, right = fig.layout[f"xaxis{col}"].domain
         bar = _colorbar(orientation="h", x=(left + right) / 2, len=(right - left) * 0.98, y=0, yanchor="top", ypad=36)
         fig.update_layout({axis: _coloraxis(z, bar)})
         _note(fig, f"<b>{heading}</b>", (left + right) / 2, 1, xref="paper", yref="paper", yanchor="bottom")
-    if np.isfinite(scores).all():
+    if bool(scores.isfinite().all()):
         choice = attr.choose_layer()
         share = percent(float(choice.frequency[choice.layer]))
         _note(
@@ -115,8 +119,9 @@ def plot_layers(attr: AttributionMap) -> go.Figure:
 
 def plot_heads(attr: AttributionMap) -> go.Figure:
     """Layer × head: mean over pairs of the scores at ``attn.hook_z`` summed over positions, nats."""
-    z = attr.head_layer_scores().numpy()
-    fig = go.Figure(_heatmap(z, list(range(z.shape[1])), hover="blocks.%{y}.attn.hook_z<br>layer %{y}, head %{x}"))
+    scores, z = attr.head_scores.sum(-1), attr.head_layer_scores().numpy()
+    hover = "blocks.%{y}.attn.hook_z<br>layer %{y}, head %{x}"
+    fig = go.Figure(_heatmap(scores, list(range(z.shape[1])), hover))
     fig.update_layout(coloraxis=_coloraxis(z))
     fig.update_xaxes(title_text="head", showgrid=False, dtick=_step(z.shape[1]))
     _layer_axis(fig, attr.n_layers)
@@ -140,7 +145,7 @@ def plot_tokens(attr: AttributionMap, pair: int | None = None, component: str = 
     scores, end, n = attr.component(component), attr.prompt_end, len(attr.pair_ids)
     if pair is None:
         first, last = end - attr.window, end
-        z, spans = scores.mean(0), shared_spans(attr, first)
+        spans = shared_spans(attr, first)
         shared = [{row[i] for row in attr.tokens} for i in range(first, last)]
         names = [visible(t.pop()) if len(t) == 1 else "" for t in shared]
         ticks = [f"{name}  {i - end}" if name else str(i - end) for i, name in enumerate(names, first)]
@@ -148,12 +153,11 @@ def plot_tokens(attr: AttributionMap, pair: int | None = None, component: str = 
     else:
         if not -n <= pair < n:
             raise StarError(f"pair is {pair} and the map has {n} pairs: use 0 to {n - 1}.")
-        z, spans = scores[pair], [s for s in attr.spans[pair] if s.name != "negative reply"]
+        scores, spans = scores[pair][None], [s for s in attr.spans[pair] if s.name != "negative reply"]
         first, last = spans[0].start, spans[-1].end
         names = [visible(t) for t in attr.tokens[pair][first:last]]
         ticks = [visible(t if len(t) <= 24 else t[:23] + "…") for t in attr.tokens[pair][first:last]]
         where, of = "token by token", f"pair {visible(attr.pair_ids[pair], whitespace=False)}"
-    z = z[:, first:last].numpy()
     within = {i: s.name for s in spans for i in range(s.start, s.end)}
     described = [
         f"position {i - end}{f', {within[i]}' if i in within else ''}<br>token {name or '(differs between pairs)'}"
@@ -161,9 +165,11 @@ def plot_tokens(attr: AttributionMap, pair: int | None = None, component: str = 
     ]
     offsets = [i - end for i in range(first, last)]
     hover = f"blocks.%{{y}}.hook_{component}<br>layer %{{y}}, %{{text}}"
-    fig = go.Figure(_heatmap(z, offsets, text=[described] * attr.n_layers, hover=hover))
-    fig.update_layout(coloraxis=_coloraxis(z))
+    shown = scores[..., first:last]
+    fig = go.Figure(_heatmap(shown, offsets, hover, text=[described] * attr.n_layers))
+    fig.update_layout(coloraxis=_coloraxis(shown.mean(0).numpy()))
     fig.update_xaxes(tickvals=offsets, ticktext=ticks, tickangle=-60, tickfont_family=MONOSPACE, showgrid=False)
+    fig.update_xaxes(ticklabeloverflow="allow")  # else plotly.js measures every label, which takes it half a second
     if pair is None:
         fig.update_xaxes(title_text="token and position from the end of the prompt")
     _layer_axis(fig, attr.n_layers)
@@ -186,7 +192,7 @@ def plot_choice(attr: AttributionMap) -> go.Figure:
             marker_color=[BLUE if layer == choice.layer else GREY for layer in layers],
             error_x=_whiskers(writes, low, high),
             customdata=np.stack([low, high, 100 * frequency], axis=1),
-            hovertemplate="layer %{y}: attn_out + mlp_out<br>score %{x:+.4f} nats"
+            hovertemplate="blocks.%{y}.hook_attn_out + blocks.%{y}.hook_mlp_out<br>layer %{y}<br>score %{x:+.4f} nats"
             "<br>95 % interval %{customdata[0]:+.4f} to %{customdata[1]:+.4f}"
             "<br>chosen in %{customdata[2]:.1f} % of resamples<extra></extra>",
         )
@@ -311,7 +317,7 @@ def plot_comparison(comparison: Comparison) -> go.Figure:
             text=[[f"{d:.2f}" for d in row] for row in drift.to_numpy()],
             texttemplate="%{z:.0f} %<br>%{text}",
             hovertemplate="%{y}<br>strength %{x}: %{z:.0f} % of replies<br>drift %{text} nats per token<extra></extra>",
-            colorscale=[[0, "#F7F7F7"], [1, BLUE]],
+            colorscale=RATES,
             zmin=0,
             zmax=100,
             colorbar={"title": {"text": "%"}, "thickness": 12, "outlinewidth": 0, "nticks": 5},
@@ -415,6 +421,31 @@ def plot_verification(verification: Verification) -> go.Figure:
     return _finish(fig, "Estimate against exact patching", subtitle, 620, 520)
 
 
+def on_dark(fig: go.Figure) -> go.Figure:
+    """The figure for a dark page or slide: the same, with dark middles of its colour scales and light ink."""
+    fig = go.Figure(fig)
+    for axis in (a for a in fig.layout if a.startswith("coloraxis")):
+        fig.layout[axis].colorscale = DIVERGING_DARK
+    fig.update_traces(colorscale=RATES_DARK, selector=lambda t: t.type == "heatmap" and t.coloraxis is None)
+    return fig.update_layout(paper_bgcolor="#14171A", font_color="#C9CED3")
+
+
+def interval(scores: Float[Tensor, "pair ..."], resamples: int = 400) -> tuple[Tensor, Tensor]:
+    """Ends of the 95 % bootstrap interval of the mean over pairs."""
+    n = len(scores)
+    index = torch.randint(n, (resamples, n), generator=torch.Generator().manual_seed(0))
+    weights = torch.zeros(resamples, n).scatter_add_(1, index, torch.ones(resamples, n)) / n
+    means = (weights @ scores.flatten(1)).sort(0).values
+    low, high = (means[round(q * (resamples - 1))].view(scores.shape[1:]) for q in (0.025, 0.975))
+    return low, high
+
+
+def signed(score: float, digits: int = 3) -> str:
+    """A score with its sign, or none where it rounds to zero."""
+    text = f"{score:+.{digits}f}".replace("-", "−")
+    return text if text.strip("+−0.") else text[1:]
+
+
 def visible(token: str, whitespace: bool = True) -> str:
     """Text for a plotly label: HTML is shown, not interpreted, and so is whitespace."""
     if whitespace:
@@ -449,11 +480,15 @@ def _rows(n_layers: int) -> int:
     return max(MIN_PLOT, CELL * n_layers)
 
 
-def _heatmap(z: np.ndarray, x: Sequence[Any], hover: str, **options: Any) -> go.Heatmap:
+def _heatmap(scores: Float[Tensor, "pair row column"], x: Sequence[Any], hover: str, **options: Any) -> go.Heatmap:
+    """The mean over pairs; where there are several, its interval is in the hover."""
     options = {"coloraxis": "coloraxis", "xgap": 1, "ygap": 1, **options}
-    return go.Heatmap(
-        z=z, x=x, y=list(range(len(z))), hovertemplate=f"{hover}<br>score %{{z:+.4f}} nats<extra></extra>", **options
-    )
+    hover += "<br>score %{z:+.4f} nats"
+    if len(scores) > 1:
+        options["customdata"] = torch.stack(interval(scores), dim=-1).numpy()
+        hover += "<br>95 % interval %{customdata[0]:+.4f} to %{customdata[1]:+.4f}"
+    z = scores.mean(0).numpy()
+    return go.Heatmap(z=z, x=x, y=list(range(len(z))), hovertemplate=f"{hover}<extra></extra>", **options)
 
 
 def _colorbar(**place: Any) -> dict[str, Any]:

@@ -90,6 +90,21 @@ def schedule(positions: str | Sequence[int]) -> Schedule:
     return Schedule(str(list(numbers)), min(numbers), max(numbers) + 1, rows={p: row for row, p in enumerate(numbers)})
 
 
+def read_positions(text: str) -> str | tuple[int, ...]:
+    """Positions as they are typed: numbers separated by commas, or a name, which is not looked up here.
+
+    Raises:
+        StarError: digits that make no whole numbers.
+    """
+    text = text.strip()
+    if not re.fullmatch(r"[-−\d, ]+", text):
+        return text
+    try:
+        return tuple(int(part.replace("−", "-")) for part in text.split(","))
+    except ValueError:
+        raise StarError(f"Positions {text!r} are not whole numbers: write them as -2, -1.") from None
+
+
 def whole_numbers(positions: Sequence[int]) -> tuple[int, ...]:
     """The positions as a tuple. Raises StarError where they are none, or not whole numbers."""
     try:

@@ -21,7 +21,7 @@ import pandas as pd
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from star_tl.chat import SPANS, Prompt, as_messages, span_positions
+from star_tl.chat import SPANS, Prompt, as_messages, resolve_span
 from star_tl.errors import StarError
 from star_tl.injection import NamedHook, row_hooks
 from star_tl.locus import Locus
@@ -194,9 +194,7 @@ def sample_ways(
     def steer(way: Way, prompt: Prompt) -> tuple[Tensor, Locus, str | Sequence[int] | None] | None:
         if way.vector is None:
             return None
-        at: str | Sequence[int] | None = way.positions
-        if way.positions in SPANS:
-            at = span_positions(model.tokenizer, prompt, way.positions)
+        at = resolve_span(model.tokenizer, prompt, way.positions)
         return way.vector.scaled(way.strength), way.vector.locus, at
 
     def hooks_of(batch: list[int]) -> list[NamedHook]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 from synthetic import attribution, dose, result, summary
 
 from star_tl.attribution.result import COMPONENTS
@@ -17,6 +19,7 @@ from star_tl.plots import (
     BLUE,
     OTHER_ARM,
     SIGN,
+    on_dark,
     percent,
     plot_arms,
     plot_choice,
@@ -26,6 +29,7 @@ from star_tl.plots import (
     plot_layers,
     plot_loci,
     plot_tokens,
+    signed,
     visible,
 )
 from star_tl.sweep import Comparison
@@ -47,7 +51,8 @@ def test_layers_show_every_component_apart_by_kind():
     assert close(writes.z, expected[3:].T)
     assert residual.coloraxis != writes.coloraxis, "residual and writes differ in magnitude"
     assert "two colour scales" in fig.layout.title.subtitle.text
-    assert writes.text[5][0] == "blocks.5.hook_attn_out"
+    assert writes.hovertemplate.startswith("blocks.%{y}.hook_%{x}<br>layer %{y}<br>score")
+    assert float(writes.text[5][0].replace("−", "-")) == pytest.approx(writes.z[5][0], abs=5e-4)
 
 
 @pytest.mark.parametrize("figure", [plot_layers, plot_heads, plot_tokens, plot_choice])
@@ -83,6 +88,43 @@ def test_heads_show_the_sum_over_positions():
     assert close(fig.data[0].z, ATTR.head_layer_scores())
     assert np.unravel_index(np.argmax(fig.data[0].z), fig.data[0].z.shape) == (5, 2)
     assert "blocks.%{y}.attn.hook_z" in fig.data[0].hovertemplate
+
+
+@pytest.mark.parametrize(
+    ("figure", "scores"),
+    [
+        (plot_layers, ATTR.scores[:, :3].sum(-1).transpose(1, 2)),
+        (plot_heads, ATTR.head_scores.sum(-1)),
+        (plot_tokens, ATTR.component("resid_post")[..., ATTR.prompt_end - ATTR.window : ATTR.prompt_end]),
+    ],
+)
+def test_hovering_tells_hook_score_and_interval(figure, scores):
+    shown = figure(ATTR).data[0]
+    for part in ("blocks.%{y}.", "layer %{y}", "score %{z", "95 % interval %{customdata[0]"):
+        assert part in shown.hovertemplate
+    values = scores[:, 5, -1].double().numpy()
+    expected = stats.bootstrap((values,), np.mean, n_resamples=9999, method="percentile", rng=1).confidence_interval
+    assert shown.customdata[5, -1] == pytest.approx(list(expected), abs=0.15 * np.ptp(values))
+
+
+def test_a_single_pair_has_no_interval():
+    assert "interval" not in plot_tokens(ATTR, pair=0).data[0].hovertemplate
+
+
+@pytest.mark.parametrize(
+    ("score", "shown"), [(0.1234, "+0.123"), (-0.1234, "−0.123"), (-0.0001, "0.000"), (0.0, "0.000")]
+)
+def test_scores_have_a_sign_unless_they_round_to_zero(score, shown):
+    assert signed(score) == shown
+
+
+def test_a_figure_can_be_turned_dark_and_the_original_stays():
+    for light in (plot_layers(ATTR), comparison().plot()):
+        before = json.loads(light.to_json())
+        dark = on_dark(light).to_json()
+        assert "#F7F7F7" in light.to_json()
+        assert "#F7F7F7" not in dark
+        assert json.loads(light.to_json()) == before
 
 
 def test_tokens_of_one_pair_are_its_prompt_and_positive_reply():
