@@ -156,9 +156,7 @@ def exact_effects(
     effects = torch.zeros(len(prepared), len(loci))
     for row, pair in enumerate(tqdm(prepared, desc="exact patching", unit="pair", disable=not progress, delay=1)):
         end = max(len(pair.clean), len(pair.corrupted))
-        patches = [
-            _Patch(x.hook_point, "prompts", 0, tuple(end + p for p in x.positions), x.head, x.layer) for x in loci
-        ]
+        patches = [_Patch(x.hook_point, 0, tuple(end + p for p in x.positions), x.head, x.layer) for x in loci]
         effects[row] = _effects_of_pair(model, pair, patches, max(1, rows_per_batch // 2))[0]
     return effects
 
@@ -186,9 +184,9 @@ def attribute_exact(
         patches = list(_every_token(model, pair, points))
         effects, metrics = _effects_of_pair(model, pair, patches, batch_size or ROWS // 2)
         attr.metric_corrupted[i], attr.metric_clean[i] = metrics
-        begin = {0: axis.end - max(len(pair.clean), len(pair.corrupted)), 1: axis.end, 2: axis.end + axis.positive}
+        begin = axis.end - max(len(pair.clean), len(pair.corrupted)), axis.end, axis.end + axis.positive
         for patch, effect in zip(patches, effects.tolist(), strict=True):
-            column = begin[0 if patch.part == "prompts" else 1 + patch.row] + patch.columns[0]
+            column = begin[patch.turn] + patch.columns[0]
             if patch.head is None:
                 kind = COMPONENTS.index(patch.hook_point.partition("hook_")[2])
                 attr.scores[i, kind, patch.layer, column] = effect
@@ -199,28 +197,34 @@ def attribute_exact(
 
 @dataclass(frozen=True)
 class _Patch:
-    """A place of one pair: columns of its prompt, or of reply ``row`` (0 the positive one)."""
+    """A place of one pair: columns of its prompt (``turn`` 0), of its positive (1) or of its negative reply (2)."""
 
     hook_point: str
-    part: Part
-    row: int
+    turn: int
     columns: tuple[int, ...]
     head: int | None
     layer: int
 
+    @property
+    def part(self) -> Part:
+        return "replies" if self.turn else "prompts"
+
+    @property
+    def row(self) -> int:
+        """Of the corrupted run, in its part."""
+        return max(0, self.turn - 1)
+
 
 def _every_token(model: Model, pair: PreparedPair, points: Sequence[str]) -> Iterator[_Patch]:
-    end = max(len(pair.clean), len(pair.corrupted))
-    tokens: list[tuple[Part, int, int]] = [
-        ("prompts", 0, end - len(pair.corrupted) + i) for i, there in enumerate(pair.counterpart) if there >= 0
-    ]
-    for row, reply in enumerate((pair.positive, pair.negative)):
-        tokens += [("replies", row, column) for column in range(len(reply) - 1)]  # nothing follows from the last
+    first = max(len(pair.clean), len(pair.corrupted)) - len(pair.corrupted)
+    tokens = [(0, first + i) for i, there in enumerate(pair.counterpart) if there >= 0]
+    for turn, reply in ((1, pair.positive), (2, pair.negative)):
+        tokens += [(turn, column) for column in range(len(reply) - 1)]  # nothing follows from the last
     for layer in range(model.cfg.n_layers):
         for point in points:
             for head in range(model.cfg.n_heads) if point == "z" else (None,):
-                for part, row, column in tokens:
-                    yield _Patch(hook_name(point, layer), part, row, (column,), head, layer)
+                for turn, column in tokens:
+                    yield _Patch(hook_name(point, layer), turn, (column,), head, layer)
 
 
 def _effects_of_pair(
@@ -274,7 +278,7 @@ class _CorruptedRun:
 
 def _first_column(patch: _Patch, end: int) -> int:
     """The first column of the prompt that has to be run again; its last one predicts the reply."""
-    return min(patch.columns) if patch.part == "prompts" else end - 1
+    return end - 1 if patch.turn else min(patch.columns)
 
 
 def _patched_metrics(model: Model, run: _CorruptedRun, patches: Sequence[_Patch]) -> Float[Tensor, " patch"]:
