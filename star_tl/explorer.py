@@ -2,7 +2,7 @@
 
 The page (``explorer.js``) shows what the widget's traits hold and sends back what was clicked; the widget is
 the truth. Work runs in a thread that gives way: a second click, Stop, or a cell that runs ends it at
-its next pass through the model, because hooks belong to the model and all of these use the same one.
+its next tensor operation, because hooks belong to the model and all of these use the same one.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import json
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from star_tl.attribution import AttributionMap, attribute
 from star_tl.attribution.result import COMPONENTS, WRITES
@@ -206,20 +206,20 @@ class Explorer(anywidget.AnyWidget):
 
     # The work, in a thread.
 
-    def _start(self, work: Callable[[threading.Event], None]) -> None:
-        """Begin ``work``; what went on before ends at its next pass through the model."""
+    def _start(self, work: Callable[[], None]) -> None:
+        """Begin ``work``; what went on before ends at its next tensor operation."""
         self.stop()
         self._stop = stop = threading.Event()
         self._say("Waiting for the model …", busy=True)
         threading.Thread(target=self._run, args=(work, stop), daemon=True).start()
 
-    def _run(self, work: Callable[[threading.Event], None], stop: threading.Event) -> None:
+    def _run(self, work: Callable[[], None], stop: threading.Event) -> None:
         error = ""
         with _TURN:
             try:
-                with _stoppable(self._model, stop):
+                with _Stoppable(stop):
                     if not stop.is_set():
-                        work(stop)
+                        work()
             except _Stopped:
                 pass
             except StarError as refused:
@@ -234,7 +234,7 @@ class Explorer(anywidget.AnyWidget):
         error = error or self._refused  # which stands until something else is asked for, whatever goes on
         self.status = {"busy": busy, "text": text, "progress": progress, "error": error, "said": self._said}
 
-    def _attribute(self, what: dict[str, Any], stop: threading.Event) -> None:
+    def _attribute(self, what: dict[str, Any]) -> None:
         method = what["estimator"]
         self._say(f"Attributing with {ESTIMATORS[method]} …", busy=True)
         self._maps[method] = attribute(self._model, self._pairs, method=method, progress=False)
@@ -256,7 +256,7 @@ class Explorer(anywidget.AnyWidget):
             self._vectors[locus] = extract_vector(self._model, self._pairs, locus)
         return self._vectors[locus]
 
-    def _write(self, stop: threading.Event) -> None:
+    def _write(self) -> None:
         """Stream the replies side by side, then measure them, then the dose–response of new loci."""
         s, loci = self.settings, list(self._chosen)
         self._say("Extracting the vector …" if loci else "Writing …", busy=True)
@@ -266,20 +266,19 @@ class Explorer(anywidget.AnyWidget):
         ways = [None, *((v.scaled(_natural(v, s["strength"])), v.locus, at) for v in vectors)]
         shown, replies = 0.0, []
         options = {"max_new_tokens": MAX_NEW_TOKENS, "temperature": TEMPERATURE, "seed": s["seed"]}
-        for step, replies in enumerate(stream(self._model, [messages] * len(ways), row_hooks(ways), **options), 1):
-            if stop.is_set():
-                break
-            if time.monotonic() - shown > FRAME:
-                self._show_replies(replies, loci, writing=True)
-                self._say("Writing …", step / MAX_NEW_TOKENS, busy=True)
-                shown = time.monotonic()
-        self._show_replies(replies, loci)
-        if stop.is_set():
-            return
+        try:
+            for step, replies in enumerate(stream(self._model, [messages] * len(ways), row_hooks(ways), **options), 1):
+                if time.monotonic() - shown > FRAME:
+                    self._show_replies(replies, loci, writing=True)
+                    self._say("Writing …", step / MAX_NEW_TOKENS, busy=True)
+                    shown = time.monotonic()
+        finally:  # stopped or not
+            if replies:
+                self._show_replies(replies, loci)
         fluency = _fluency(self._model, messages, replies, vectors, s["strength"], at)
         self._show_replies(replies, loci, fluency)
         for locus in (None, *loci):
-            self._measure(locus, read_positions(s["positions"]), stop)
+            self._measure(locus, read_positions(s["positions"]))
         self._show_doses()
 
     def _positions(self, settings: dict[str, Any]) -> str | tuple[int, ...]:
@@ -307,7 +306,7 @@ class Explorer(anywidget.AnyWidget):
             shown.append({"name": str(locus or ""), "segments": parts, "markers": found, "writing": going, **measures})
         self.replies = shown
 
-    def _measure(self, locus: Locus | None, positions: str | tuple[int, ...], stop: threading.Event) -> None:
+    def _measure(self, locus: Locus | None, positions: str | tuple[int, ...]) -> None:
         """Score replies to the practice prompts at every dose; at none for the unsteered model."""
         key = (locus, positions if locus else "")
         if key in self._measured:
@@ -321,10 +320,8 @@ class Explorer(anywidget.AnyWidget):
         what = f"layer {locus.layer}" if locus else "the unsteered model"
         options = {"max_new_tokens": MAX_NEW_TOKENS, "temperature": TEMPERATURE}
         replies: list[Reply] = []
-        for step, written in enumerate(stream(self._model, prompts, row_hooks(rows), **options), 1):
-            if stop.is_set():
-                raise _Stopped
-            replies = written
+        written = stream(self._model, prompts, row_hooks(rows), **options)
+        for step, replies in enumerate(written, 1):  # noqa: B007 - the last is wanted
             self._say(f"Dose–response of {what} …", step / MAX_NEW_TOKENS, busy=True)
         frames, n = [], len(self._practice)
         for i, (share, strength) in enumerate(zip(shares, strengths, strict=True)):
@@ -553,19 +550,17 @@ class _Stopped(Exception):
     """The work was told to end."""
 
 
-@contextmanager
-def _stoppable(model: Model, stop: threading.Event) -> Iterator[None]:
-    """Whatever runs the model here ends at its next pass once ``stop`` is set."""
+class _Stoppable(TorchFunctionMode):
+    """Whatever this thread computes under it ends at its next tensor operation once ``stop`` is set."""
 
-    def check(module: object, arguments: object) -> None:
-        if stop.is_set():
+    def __init__(self, stop: threading.Event) -> None:
+        super().__init__()
+        self.stop = stop
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.stop.is_set():
             raise _Stopped
-
-    handle = model.blocks[0].register_forward_pre_hook(check)
-    try:
-        yield
-    finally:
-        handle.remove()
+        return function(*args, **(kwargs or {}))
 
 
 _TURN = threading.RLock()  # one at a time uses the model: a widget's thread, or a cell
