@@ -12,24 +12,33 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 import star_tl as star
 from star_tl.models.load import DEMO
-from star_tl.pairs import TRAITS
+from star_tl.pairs import TRAITS, Pairs
 from star_tl.pipeline import Arm, sample_arm
+from star_tl.sampling import Sampling
 from star_tl.scores import mark_coherent
+from star_tl.strength import DRIFT_LIMIT, STRENGTHS, dose_table
+from star_tl.sweep import Way, sample_ways
 
 OPTIONS = {"max_new_tokens": 60, "temperature": 0.8, "top_p": 1.0, "batch_size": 64}
 
 
 @pytest.fixture(scope="module", params=TRAITS)
-def rates(request: pytest.FixtureRequest, demo) -> pd.Series:
-    """Share of coherent replies with the trait on its held-out prompts, two seeds, per arm; and the drift."""
+def steering(request: pytest.FixtureRequest, demo) -> tuple[Pairs, star.SteeringVector, float]:
+    """The vector at the located place, and the strength chosen for it."""
     pairs = star.load_pairs(request.param)
     attr = star.attribute(demo, pairs, progress=False)
     vector = star.extract_vector(demo, pairs, attr.top_locus())
-    trait = pairs.trait
-    choice = star.choose_strength(demo, vector, trait, pairs.extraction.prompts, progress=False)
+    choice = star.choose_strength(demo, vector, pairs.trait, pairs.extraction.prompts, progress=False)
+    return pairs, vector, choice.strength
+
+
+@pytest.fixture(scope="module")
+def rates(steering, demo) -> pd.Series:
+    """Share of coherent replies with the trait on its held-out prompts, two seeds, per arm; and the drift."""
+    pairs, vector, strength = steering
     arms = (
         Arm("unsteered"),
-        Arm("steered", vector, choice.strength),
+        Arm("steered", vector, strength),
         Arm("primed", instruction=pairs.trait.positive_instruction),
         Arm("primed against", instruction=pairs.trait.negative_instruction),
     )
@@ -84,3 +93,17 @@ def test_priming_moves_each_trait_both_ways(rates: pd.Series) -> None:
 def test_steering_at_the_located_place_raises_the_trait(rates: pd.Series) -> None:
     assert rates["steered"] >= rates["unsteered"] + 0.3
     assert rates["drift"] <= 0.2
+
+
+@pytest.mark.parametrize("steering", ["self_disclosure"], indirect=True)
+def test_the_chosen_strength_is_nearly_the_best_on_fresh_prompts(steering, demo) -> None:
+    """On the trait whose strengths are hardest to tell apart; scripts/measure_steering.py --strengths measures all."""
+    pairs, vector, chosen = steering
+    ways = [Way(), *(Way(vector, x, None, seed) for x in STRENGTHS for seed in (0, 1))]
+    options = Sampling(temperature=0.8)
+    samples = sample_ways(demo, pairs.trait, pairs.heldout.prompts, ways, options, progress=False)
+    fresh = dose_table(mark_coherent(samples)).set_index("strength")[1:]
+    best = fresh.trait_rate[fresh.drift <= DRIFT_LIMIT].max()
+    assert fresh.drift[chosen] <= DRIFT_LIMIT
+    assert fresh.trait_rate[chosen] >= 0.9 * best
+    assert fresh.trait_rate[STRENGTHS[0]] < 0.9 * best, "any strength would do"

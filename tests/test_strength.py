@@ -9,6 +9,7 @@ import pytest
 from by_hand import unequal_pairs
 
 import star_tl as star
+from star_tl import strength
 from star_tl.chat import span_positions
 from star_tl.errors import StarError
 from star_tl.locus import Locus
@@ -42,8 +43,41 @@ def test_the_least_strength_that_is_nearly_the_best_within_the_limit(rows, expec
     assert best_dose(curve(*rows[::-1]), limit=0.2) == expected
 
 
-@pytest.mark.parametrize(("seed", "rivals"), [(6, [0.5, 1.0]), (4, [])], ids=["two rivals", "a clear winner"])
-def test_the_curve_is_what_single_calls_give_and_near_rivals_write_twice(tiny, seed: int, rivals: list[float]) -> None:
+@pytest.mark.parametrize(
+    ("rates", "drifts", "twice"),
+    [
+        ([0.3, 0.5, 0.8, 0.9, 1.0], [0, 0.05, 0.1, 0.15, 0.3], [1.0, 2.0]),  # 4 drifts too far
+        ([0.3, 0.8, 0.85, 0.75, 0.9], [0, 0.05, 0.1, 0.15, 0.18], [0.5, 1.0, 4.0]),
+        ([0.3, 0.4, 0.5, 0.9, 0.7], [0, 0.05, 0.1, 0.15, 0.18], []),  # a clear winner
+    ],
+)
+def test_only_near_rivals_within_the_limit_write_twice(tiny, monkeypatch, rates, drifts, twice) -> None:
+    grid, asked = (0.0, 0.5, 1.0, 2.0, 4.0), []
+
+    def write(model, trait, prompts, ways, sampling, progress):
+        asked.append([(way.strength, way.seed) for way in ways])
+        cells = [(way, i) for way in ways for i in range(20)]
+        return pd.DataFrame(
+            {
+                "strength": [way.strength for way, _ in cells],
+                "arm": ["steered" if way.vector else "unsteered" for way, _ in cells],
+                "shows": [i < 20 * rates[grid.index(way.strength)] for way, i in cells],
+                "drift": [drifts[grid.index(way.strength)] for way, _ in cells],
+                "logprob": -1.0,
+                "repetition": 0.0,
+            }
+        )
+
+    monkeypatch.setattr(strength, "sample_ways", write)
+    pairs = unequal_pairs()
+    vector = star.extract_vector(tiny, pairs, Locus("blocks.1.hook_resid_post"))
+    found = star.choose_strength(tiny, vector, pairs.trait, ["hello"], grid[1:], seed=7)
+    assert asked == [[(x, 7) for x in grid], *([[(x, 8) for x in twice]] if twice else [])]
+    assert found.curve.n.tolist() == [40 if x in twice else 20 for x in grid]
+
+
+def test_the_curve_is_what_single_calls_give(tiny) -> None:
+    seed = 6
     pairs = unequal_pairs()
     trait = replace(pairs.trait, markers=(r"\w*e\w*",))
     vector = star.extract_vector(tiny, pairs, Locus("blocks.1.hook_resid_post"))
@@ -53,17 +87,16 @@ def test_the_curve_is_what_single_calls_give_and_near_rivals_write_twice(tiny, s
         tiny, vector, trait, prompts, grid, "generated", limit=9.0, seed=seed, sampling=SHORT, progress=False
     )
 
-    def write(strength: float, seed: int) -> pd.DataFrame:
-        hooks = vector.hooks(strength, "generated") if strength else []
+    def write(dose: float, seed: int) -> pd.DataFrame:
+        hooks = vector.hooks(dose, "generated") if dose else []
         replies = star.generate(tiny, prompts, hooks, max_new_tokens=6, temperature=0.8, seed=seed, progress=False)
-        frame = star.score(tiny, trait, prompts, replies, vector, strength, "generated")
-        return frame.assign(strength=strength, arm="steered" if strength else "unsteered")
+        frame = star.score(tiny, trait, prompts, replies, vector, dose, "generated")
+        return frame.assign(strength=dose, arm="steered" if dose else "unsteered")
 
-    frames = [write(strength, seed) for strength in (0.0, *sorted(grid))]
+    frames = [write(dose, seed) for dose in (0.0, *sorted(grid))]
     once = dose_table(mark_coherent(pd.concat(frames, ignore_index=True))).set_index("strength").trait_rate[1:]
     near = list(once.index[once >= 0.85 * once.max()])
-    assert near == rivals or (not rivals and len(near) == 1)
-    frames += [write(strength, seed + 1) for strength in rivals]
+    frames += [write(dose, seed + 1) for dose in near if len(near) > 1]
     expected = dose_table(mark_coherent(pd.concat(frames, ignore_index=True)))
     assert list(found.curve.strength) == [0, *sorted(grid)]
     assert found.curve.fraction.tolist() == pytest.approx([x * vector.fraction for x in (0, *sorted(grid))])
