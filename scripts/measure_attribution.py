@@ -21,9 +21,11 @@ from scipy import stats
 from torch import Tensor
 
 import star_tl as star
-from star_tl.attribution import METHODS, AttributionMap
+from star_tl.attribution import AttributionMap
 from star_tl.attribution.exact import candidates, exact_effects
 from star_tl.pairs import TRAITS
+
+ESTIMATORS = ("atp", "ig", "relp")
 
 
 def kind(hook_point: str) -> str:
@@ -77,7 +79,7 @@ def main() -> None:
         )
         print(choices[-1], flush=True)
         few = replace(pairs, pairs=pairs.pairs[: args.pairs])
-        maps = {method: star.attribute(model, few, method=method, progress=False) for method in METHODS}
+        maps = {method: star.attribute(model, few, method=method, progress=False) for method in ESTIMATORS}
         loci, _ = candidates(maps["atp"])
         chosen = places(maps["atp"], args.top, args.sample)
         exact = exact_effects(model, few, [loci[i] for i in chosen]).mean(0)
