@@ -16,11 +16,10 @@ a random Llama (8 layers, d_model 512, 8 query and 2 key-value heads) at 48 and 
     exact_star_tl         exact patching of resid_pre, layers x prompt positions
     exact_transformer_lens    patching.get_act_patch_resid_pre on the same weights as TransformerLens stores them
 
-Arms take turns; times are medians, ``peak_mb`` is what a call makes a process grow by, ``tensors_mb`` the most
-that its tensors take at once. ``pearson_exact``
-correlates an arm's scores at heads and mlp_out with exact patching, at the places with the largest scores and a
-random sample of the rest. The texts are random words, which is harder on a first-order estimate than
-real pairs are: see measure_attribution.py for those.
+Arms take turns in a shuffled order; times are medians, ``peak_mb`` is what a call makes a process grow by,
+``tensors_mb`` the most that its tensors take at once. ``pearson_exact`` correlates an arm's scores at heads and
+mlp_out with exact patching, at the places with the largest scores and a random sample of the rest. The texts are
+random words, which is harder on a first-order estimate than real pairs are: see measure_attribution.py for those.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ import argparse
 import itertools
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -363,6 +363,7 @@ def main() -> None:
         measure_peak(name, case, int(length), Path(work))
         return
     table = []
+    chance = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         for case, length in CASES:
@@ -371,9 +372,13 @@ def main() -> None:
             results = {name: run() for name, run in runs.items()}
             times: dict[str, list[float]] = {name: [] for name in names}
             for turn in tqdm(range(args.rounds), desc=f"{case}, {length} tokens", unit="round"):
-                for name in names:
+                # In another order every round, and where it costs little once unmeasured: who comes after an arm that
+                # filled the caches or gave memory back to the system pays for it.
+                for name in chance.sample(names, len(names)):
                     if name.startswith("exact") and turn >= 3:
                         continue
+                    if times[name] and times[name][-1] < 1000:
+                        runs[name]()
                     began = time.perf_counter()
                     runs[name]()
                     times[name].append(1000 * (time.perf_counter() - began))

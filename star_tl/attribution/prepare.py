@@ -143,7 +143,7 @@ class PairBatch:
     reply_mask: Bool[Tensor, "2*pair reply"]
     gather: Int[Tensor, "pair column"]
     aligned: Bool[Tensor, "pair column"]
-    within: Bool[Tensor, "pair stretch column"]
+    within: Float[Tensor, "pair stretch column"]
     single_token: Bool[Tensor, " pair"]
 
     @property
@@ -164,8 +164,8 @@ class PairBatch:
             return clean - corrupted
         gather, aligned = (t[:, : corrupted.shape[1]] for t in (self.gather, self.aligned))
         rows = torch.arange(self.size, device=gather.device)[:, None]
-        keep = aligned.view(*aligned.shape, *[1] * (corrupted.ndim - 2))
-        return (clean[rows, gather] - corrupted) * keep
+        apart = ~aligned.view(*aligned.shape, *[1] * (corrupted.ndim - 2))
+        return (clean[rows, gather] - corrupted).masked_fill_(apart, 0.0)
 
     def split(
         self, part: Part, values: Float[Tensor, "half ... position"]
@@ -183,8 +183,10 @@ class PairBatch:
         """The gradient summed over pairs and over the tokens of each of STRETCHES that this part holds."""
         prompt = self.prompts.shape[1]
         columns = {"prompts": slice(prompt), "replies": slice(prompt, prompt + gradient.shape[1]), "whole": slice(None)}
-        within = self.within[..., columns[part]].repeat(2 if part == "replies" else 1, 1, 1)
-        return torch.einsum("psc,pc...->s...", within.to(gradient), gradient)
+        within = self.within[..., columns[part]].to(gradient)
+        if part == "replies":
+            within = within.repeat(2, 1, 1)
+        return (within.transpose(0, 1).flatten(1) @ gradient.flatten(2).flatten(0, 1)).unflatten(1, gradient.shape[2:])
 
     def whole(self, prompts: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens and positions of whole rows, ``[row column]``, and what sees what, ``[row 1 column column]``.
@@ -222,8 +224,8 @@ def pair_batch(model: Model, chunk: Sequence[PreparedPair]) -> PairBatch:
     end = prompts.shape[1]
     gather = torch.arange(end + 2 * (replies.shape[1] - 1)).repeat(len(chunk), 1)
     aligned = gather >= end
-    within = torch.zeros(len(chunk), len(STRETCHES), gather.shape[1], dtype=torch.bool)
-    within[:, -1, end - 1 :] = True
+    within = torch.zeros(len(chunk), len(STRETCHES), gather.shape[1])
+    within[:, -1, end - 1 :] = 1
     for row, p in enumerate(chunk):
         start, clean_start = end - len(p.corrupted), end - len(p.clean)
         for i, j in enumerate(p.counterpart):
@@ -232,7 +234,7 @@ def pair_batch(model: Model, chunk: Sequence[PreparedPair]) -> PairBatch:
                 aligned[row, start + i] = True
         for k, name in enumerate(SPANS):
             if (span := span_named(p.corrupted, name)) is not None:
-                within[row, k, start + span.start : start + span.end] = True
+                within[row, k, start + span.start : start + span.end] = 1
     single = torch.tensor([p.pair.metric == "logit" for p in chunk])
     tensors = (prompts, prompt_mask, replies, reply_mask, gather, aligned, within, single)
     return PairBatch(*(t.to(model.cfg.device) for t in tensors))
