@@ -40,8 +40,14 @@ def taken(cache: Cache, rows: Int[Tensor, " row"]) -> Cache:
     """A cache of these rows of another, in this order; gradients flow back to that one."""
     if isinstance(cache, bridge.Cache):
         return cache.taken(rows)
-    entries = [TransformerLensKeyValueCacheEntry(e.past_keys[rows], e.past_values[rows]) for e in cache.entries]
-    return TransformerLensKeyValueCache(entries, cache.previous_attention_mask[rows])
+    return TransformerLensKeyValueCache(entries_taken(cache.entries, rows), cache.previous_attention_mask[rows])
+
+
+def entries_taken(
+    entries: Sequence[TransformerLensKeyValueCacheEntry], rows: Int[Tensor, " row"]
+) -> list[TransformerLensKeyValueCacheEntry]:
+    """Keys and values of these rows, layer by layer."""
+    return [TransformerLensKeyValueCacheEntry(e.past_keys[rows], e.past_values[rows]) for e in entries]
 
 
 def read(

@@ -27,7 +27,8 @@ from star_tl.pairs import Pairs
 from star_tl.reading import Model
 
 # Below this many token positions in a micro-batch a pass is bound by its number of operators, not by
-# arithmetic, and one batch is faster than two passes: the crossover in scripts/bench_attribution.py.
+# arithmetic, and one batch takes fewer. Above it the two take like times in scripts/bench_attribution.py, and two
+# passes about half the memory.
 FEW_POSITIONS = 96
 MICRO_BATCH = 4096  # token positions, all rows together: beyond it a pass per pair gets no cheaper
 

@@ -20,7 +20,7 @@ from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValue
 from star_tl.attribution.prepare import PairBatch, Part
 from star_tl.injection import NamedHook
 from star_tl.models.lean import LeanForward, Listeners, is_llama, listeners_of, resolve
-from star_tl.reading import Cache, Model, attached, empty_cache, read, taken, unembed
+from star_tl.reading import Cache, Model, attached, empty_cache, entries_taken, read, taken, unembed
 
 HooksOf = Callable[[Part], Sequence[NamedHook]]
 KeysValues = list[TransformerLensKeyValueCacheEntry]
@@ -104,7 +104,7 @@ def through_blocks(
     if reply.shape[1]:
         spread = rows.spread(len(prompt))
         runs = len(prompt) // rows.size
-        twice = [before[i] for i in range(blocks.start)] + _taken(before[blocks.start : blocks.stop], spread)
+        twice = [before[i] for i in range(blocks.start)] + entries_taken(before[blocks.start : blocks.stop], spread)
         whole = torch.cat([mask[spread], rows.reply_mask[:, :-1].int().repeat(runs, 1)], 1)
         with model.hooks(fwd_hooks=list(hooks("replies"))):
             reply = model(
@@ -116,10 +116,6 @@ def through_blocks(
 def empty_keys_values(model: HookedTransformer, rows: int) -> KeysValues:
     """Keys and values of nothing, for every layer."""
     return TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, rows).entries
-
-
-def _taken(entries: KeysValues, rows: Int[Tensor, " row"]) -> KeysValues:
-    return [TransformerLensKeyValueCacheEntry(e.past_keys[rows], e.past_values[rows]) for e in entries]
 
 
 def run_metrics(residual: Float[Tensor, "row reply d"], model: Model, rows: PairBatch) -> Float[Tensor, "run pair"]:
