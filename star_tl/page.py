@@ -65,7 +65,7 @@ footer { padding-top: 2rem; padding-bottom: 3rem; color: var(--soft); font-size:
 """
 
 # Figures follow the page: its ink, its light or dark middle of the colour scale, the width of paper. A figure is
-# drawn when it comes near the window, or all are for paper, so that the page opens in two thirds of the time.
+# drawn when it comes near the window, or all are for paper: the page opens sooner.
 JS = """
 const paper = matchMedia("print"), night = matchMedia("(prefers-color-scheme: dark)");
 const read = id => JSON.parse(document.getElementById(id).textContent);
