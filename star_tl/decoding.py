@@ -17,6 +17,7 @@ from transformer_lens import HookedTransformer
 
 from star_tl.injection import Clock, Injection, NamedHook
 from star_tl.models.lean import LeanForward, is_llama, listeners_of, resolve
+from star_tl.models.one_row import DTYPES, OneRow
 from star_tl.reading import Model, attached, empty_cache, read, taken, unembed
 
 MANY_ROWS = 8  # from here on two batched products beat fused attention at one query a row
@@ -73,6 +74,7 @@ class LlamaPass:
         self.padded = bool(pads.any())
         self.cos, self.sin = self.forward.rotation(room, pads.device)
         self.captured: CapturedStep | None = None
+        self.one_row: OneRow | None = None
         self.clocks = [f for functions in hooks.values() for f in functions if isinstance(f, Clock)]
         for clock in self.clocks:
             clock.begin(end)
@@ -88,6 +90,10 @@ class LlamaPass:
             if self.captured is None:
                 self.captured = CapturedStep(self)
             return self.captured(tokens, start)
+        if tokens.numel() == 1 and self.cache.device.type == "cpu" and self.cache.dtype in DTYPES:
+            if self.one_row is None:
+                self.one_row = OneRow(self.model, self.forward, self.cache, (self.cos, self.sin))
+            return self.one_row(int(tokens), int(self.pads), start, self.listeners)
         rotation, mask = self._rotation(start, stop), self._mask(start, stop)
         return self.layers_over(tokens, rotation, mask, torch.arange(start, stop, device=tokens.device), stop)
 
@@ -141,7 +147,7 @@ class LlamaPass:
         self.kept = [(layer[0], layer[1]) for layer in self.cache]
         self.pads = self.pads[rows]
         self.padded = bool(self.pads.any())
-        self.captured = None
+        self.captured = self.one_row = None
 
     def _listen(self, hooks: dict[str, list[Any]]) -> None:
         self.hooks = hooks

@@ -63,15 +63,16 @@ def test_the_lean_forward_equals_the_models_own(write_llama, variant: str, rows:
     agree(lean, StockPass(model, [], mask), tokens)
 
 
+@pytest.mark.parametrize("rows", [1, 4])
 @pytest.mark.parametrize("point", POINTS)
-def test_every_hook_point_it_fires_takes_effect_as_in_the_models_own(tiny, point: str) -> None:
+def test_every_hook_point_it_fires_takes_effect_as_in_the_models_own(tiny, point: str, rows: int) -> None:
     seen = []
 
     def double(activation: torch.Tensor, hook) -> torch.Tensor:
         seen.append((hook.name, tuple(activation.shape)))
         return 2 * activation
 
-    tokens, mask = batch()
+    tokens, mask = batch(rows)
     hooks = [(f"blocks.{i}.{point}", double) for i in (1, 2)]
     lean, stock = begin(tiny, hooks, mask, END, END + 8), StockPass(tiny, hooks, mask)
     assert isinstance(lean, LlamaPass)
@@ -80,6 +81,33 @@ def test_every_hook_point_it_fires_takes_effect_as_in_the_models_own(tiny, point
     assert seen[1::4] == seen[3::4]
     plain = begin(tiny, [], mask, END, END + 8)(tokens)
     assert (begin(tiny, hooks, mask, END, END + 8)(tokens) - plain).abs().max() > 1e-2
+
+
+def test_the_last_row_of_a_padded_batch_goes_on_through_numpy_as_before(tiny_folder) -> None:
+    tokens, mask = batch()
+    double = star.load_model(tiny_folder, dtype="float64")
+    one, four = (begin(double, [], mask, END, END + 8) for _ in range(2))
+    assert isinstance(one, LlamaPass)
+    following = one(tokens).argmax(-1)[:, None]
+    four(tokens)
+    assert one.keep(torch.tensor([2]))
+    for _ in range(4):
+        expected = four(following)[2:3]
+        torch.testing.assert_close(one(following[2:3]), expected, rtol=0, atol=1e-12)
+        following = expected.argmax(-1)[:, None].expand(4, 1)
+    assert one.one_row is not None
+
+
+def test_a_hook_that_writes_into_what_it_gets_leaves_the_weights_alone(tiny) -> None:
+    def spoil(activation: torch.Tensor, hook) -> None:
+        activation += 1.0
+
+    tokens, mask = batch(1)
+    before = tiny.embed.W_E.clone()
+    lean = begin(tiny, [("blocks.0.hook_resid_pre", spoil)], mask, END, END + 2)
+    assert (lean(tokens) - begin(tiny, [], mask, END, END + 2)(tokens)).abs().max() > 1e-2
+    lean(tokens[:, :1])
+    assert torch.equal(tiny.embed.W_E, before)
 
 
 @pytest.mark.parametrize("rows", [1, 4, decoding.MANY_ROWS])
