@@ -19,7 +19,7 @@ from transformer_lens import HookedTransformer
 from typer.testing import CliRunner
 
 import star_tl as star
-from star_tl import doctor
+from star_tl import doctor, sampling
 from star_tl.attribution.exact import exact_effects
 from star_tl.attribution.relp import conservation
 from star_tl.chat import render
@@ -168,6 +168,16 @@ def test_finished_rows_leave_the_batch(spread: HookedTransformer, whole: HookedT
     )
     assert found == expected
     assert sum(r.stopped for r in found) >= 1
+
+
+def test_a_batch_is_cut_to_the_device_with_least_room(
+    spread: HookedTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = 14 * 2 * LAYERS * 2 * 8 * 8  # bytes of 14 columns' keys and values: layers, heads, width, float64
+    room = {"lazy:0": 9e9, "lazy:1": 7.1 / 3 * row / sampling.CACHE_SHARE, "lazy:2": 9e9}
+    monkeypatch.setattr(sampling, "free_memory", room.__getitem__)
+    taken, left = sampling._next_batch(spread, [(5,) * 10] * 16, list(range(16)), sampling.Sampling(max_new_tokens=4))
+    assert (len(taken), len(left)) == (7, 9)
 
 
 @pytest.mark.parametrize(
