@@ -49,7 +49,7 @@ app = typer.Typer(
 ModelOption = Annotated[str, typer.Option("--model", help="'demo', a HuggingFace folder, or a Hub name.")]
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16; default by size.")]
 DeviceOption = Annotated[
-    str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default cuda where there is one.")
+    str | None, typer.Option("--device", help="cpu, cuda, cuda:1, or cuda:0,cuda:1 to spread a Llama; default cuda.")
 ]
 BackendOption = Annotated[
     str, typer.Option("--backend", help="hooked (HookedTransformer), or bridge, which knows more architectures.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -30,12 +30,14 @@ DTYPES = {"bfloat16": 2, "float32": 4}
 class Fit:
     """A model on this machine: its weights in GB, and per dtype how many rows of CONTEXT tokens fit beside them.
 
-    ``rows`` is 0 where the weights themselves do not fit. ``cached`` is ``"yes"``, ``"partly"`` or ``"no"``.
+    ``rows`` is 0 where the weights themselves do not fit. ``devices`` are the fewest that hold the weights: 1, or GPUs
+    from the first on. ``cached`` is ``"yes"``, ``"partly"`` or ``"no"``.
     """
 
     model: str
     weights_gb: dict[str, float]
     rows: dict[str, int]
+    devices: dict[str, int]
     cached: str
 
 
@@ -45,7 +47,7 @@ class Examination:
 
     versions: dict[str, str]
     device: str
-    free_gb: float
+    free_gb: tuple[float, ...]
     fits: tuple[Fit, ...]
     speed: dict[str, float]
 
@@ -63,9 +65,10 @@ def examine(model: str | None = None, seconds: float = 5.0) -> Examination:
     names = [model] if model is not None else ["demo", *SHAPES]
     sizes = [(name, _size(name)) for name in names]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    free = free_memory(device)
+    devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if device == "cuda" else [device]
+    free = [free_memory(d) for d in devices]
     fits = tuple(_fit(name, size, free) for name, size in sizes)
-    return Examination(_versions(), _describe(device), free / 1e9, fits, _speed(seconds))
+    return Examination(_versions(), _describe(device), tuple(f / 1e9 for f in free), fits, _speed(seconds))
 
 
 def tables(found: Examination) -> Iterator[Table]:
@@ -76,7 +79,7 @@ def tables(found: Examination) -> Iterator[Table]:
     for name, version in found.versions.items():
         machine.add_row(name, version)
     machine.add_row("device", found.device)
-    machine.add_row("free memory", f"{found.free_gb:.1f} GB")
+    machine.add_row("free memory", " + ".join(f"{gb:.1f} GB" for gb in found.free_gb))
     yield machine
     models = Table(
         title="Models: GB of weights, and rows of 1,024 tokens that fit beside them",
@@ -91,7 +94,8 @@ def tables(found: Examination) -> Iterator[Table]:
     for fit in found.fits:
         cells = []
         for dtype in DTYPES:
-            rows = f"{fit.rows[dtype]:,} rows" if fit.rows[dtype] else "[red]does not fit[/]"
+            over = f" over {fit.devices[dtype]} GPUs" if fit.devices[dtype] > 1 else ""
+            rows = f"{fit.rows[dtype]:,} rows{over}" if fit.rows[dtype] else "[red]does not fit[/]"
             cells.append(f"{fit.weights_gb[dtype]:.2f} GB, {rows}")
         models.add_row(fit.model, *cells, fit.cached)
     yield models
@@ -146,13 +150,19 @@ def _folder(name: str) -> Path | None:
     return Path(config).parent if isinstance(config, str) else None
 
 
-def _fit(name: str, size: Size, free: int) -> Fit:
-    weights = {dtype: size.parameters * width for dtype, width in DTYPES.items()}
-    rows = {
-        dtype: max(0, int((free - weights[dtype]) // (size.cache_per_token * width * CONTEXT)))
-        for dtype, width in DTYPES.items()
-    }
-    return Fit(name, {dtype: value / 1e9 for dtype, value in weights.items()}, rows, _cached(name))
+def _fit(name: str, size: Size, free: Sequence[int]) -> Fit:
+    rows, devices = {}, {}
+    for dtype, width in DTYPES.items():
+        for n in range(1, min(len(free), size.most_devices) + 1):
+            room = (
+                int((memory - part.parameters * width) // (part.cache_per_token * width * CONTEXT))
+                for memory, part in zip(free, size.spread(n), strict=False)
+            )
+            rows[dtype], devices[dtype] = max(0, min(room)), n
+            if rows[dtype]:
+                break
+    weights = {dtype: size.parameters * width / 1e9 for dtype, width in DTYPES.items()}
+    return Fit(name, weights, rows, devices, _cached(name))
 
 
 def _cached(name: str) -> str:

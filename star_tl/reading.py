@@ -1,6 +1,7 @@
 """What the two kinds of model do each in its own way: hooks in force, a cache that goes on, residual stream and logits.
 
-Everything else in star_tl asks here, and names hook points as TransformerLens does.
+Everything else in star_tl asks here, and names hook points as TransformerLens does. Where a model is spread over
+several devices, what goes in and comes out here lies on the first; only hooks see a layer's own.
 """
 
 from __future__ import annotations
@@ -47,7 +48,11 @@ def entries_taken(
     entries: Sequence[TransformerLensKeyValueCacheEntry], rows: Int[Tensor, " row"]
 ) -> list[TransformerLensKeyValueCacheEntry]:
     """Keys and values of these rows, layer by layer."""
-    return [TransformerLensKeyValueCacheEntry(e.past_keys[rows], e.past_values[rows]) for e in entries]
+
+    def at(table: Tensor) -> Tensor:
+        return table[rows.to(table.device)]
+
+    return [TransformerLensKeyValueCacheEntry(at(e.past_keys), at(e.past_values)) for e in entries]
 
 
 def read(
@@ -71,7 +76,7 @@ def read(
         return bridge.read(model, tokens, mask, cache, layers)
     assert not isinstance(cache, bridge.Cache)
     stop = model.cfg.n_layers if layers is None else layers
-    return model(tokens, attention_mask=mask.int(), past_kv_cache=cache, stop_at_layer=stop)
+    return model(tokens, attention_mask=mask.int(), past_kv_cache=cache, stop_at_layer=stop).to(model.cfg.device)
 
 
 def unembed(model: Model, residual: Float[Tensor, "row position d"]) -> Float[Tensor, "row position vocab"]:
@@ -79,8 +84,10 @@ def unembed(model: Model, residual: Float[Tensor, "row position d"]) -> Float[Te
     if isinstance(model, TransformerBridge):
         logits = bridge.unembed(model, residual)
     else:
+        residual = residual.to(model.unembed.W_U.device)
         logits = model.unembed(model.ln_final(residual)) if model.cfg.normalization_type else model.unembed(residual)
         cap = model.cfg.output_logits_soft_cap
         if cap > 0:
             logits = cap * (logits / cap).tanh()
+        logits = logits.to(model.cfg.device)
     return logits.float() if logits.dtype.itemsize < 8 else logits

@@ -15,17 +15,18 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
-import psutil
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformer_lens.utilities.multi_gpu import get_device_for_block_index
 
 from star_tl.batch import make_batch
 from star_tl.chat import Prompt, render, stop_ids
 from star_tl.decoding import LlamaPass, Pass, begin
 from star_tl.errors import StarError
 from star_tl.injection import Clock, Injection, NamedHook
+from star_tl.models.size import free_memory
 from star_tl.reading import Model
 
 CACHE_SHARE = 0.25  # of the free memory: the most that the KV cache of a batch takes
@@ -204,8 +205,8 @@ def _next_batch(
 ) -> tuple[list[int], list[int]]:
     """As many of the next rows as batch size and memory allow, at least one, and the rest."""
     cfg: Any = model.cfg
-    device = torch.device(cfg.device)
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    devices = {get_device_for_block_index(layer, cfg) for layer in range(cfg.n_layers)}
+    free = min(free_memory(str(d)) for d in devices) * len(devices)  # each holds the cache of its own layers
     per_column = 2 * cfg.n_layers * (cfg.n_key_value_heads or cfg.n_heads) * cfg.d_head * cfg.dtype.itemsize
     longest = len(prompts[order[min(options.batch_size, len(order)) - 1]]) + options.max_new_tokens
     n = max(1, min(options.batch_size, int(CACHE_SHARE * free / (per_column * longest))))

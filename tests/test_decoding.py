@@ -17,6 +17,7 @@ from star_tl.decoding import LlamaPass, StockPass, begin
 from star_tl.errors import StarError
 from star_tl.injection import row_hooks
 from star_tl.locus import Locus
+from star_tl.models import size
 from star_tl.models.lean import POINTS, is_llama
 from star_tl.sampling import pick, stream
 from star_tl.schedules import COUNTED, SCHEDULES, schedule
@@ -431,7 +432,7 @@ def test_a_batch_is_cut_to_the_memory_there_is(tiny, monkeypatch) -> None:
     monkeypatch.setattr(sampling, "_written", counted)
     per_column = 2 * 3 * 2 * 8 * 4
     monkeypatch.setattr(
-        sampling.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 4 * 100 * per_column * 3})
+        size.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 4 * 100 * per_column * 3})
     )
     assert star.sample(tiny, prompts, max_new_tokens=4, progress=False) == whole
     assert max(sizes) < 16

@@ -324,4 +324,4 @@ def _patched_metrics(model: Model, run: _CorruptedRun, patches: Sequence[_Patch]
         patch,
     )
     spread = torch.arange(copies, device=prompt.device).repeat_interleave(2)
-    return run_metrics(torch.cat([prompt[spread, -1:], reply], 1), model, run.rows)[:, 0]
+    return run_metrics(torch.cat([prompt[spread, -1:], reply.to(prompt.device)], 1), model, run.rows)[:, 0]

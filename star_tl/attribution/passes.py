@@ -188,7 +188,8 @@ def _through_layer(
         nothing = empty_keys_values(model, rows.size)
         out = through_blocks(model, rows, block, starts[0], starts[1], mask[: rows.size], nothing, watch)
         used = 2 if reply[0].shape[1] else 1
-        found = torch.autograd.grad(out[:used], leaves[:used], [gradients["prompts"], gradients["replies"]][:used])
+        given = [gradients[part].to(t.device) for part, t in zip(("prompts", "replies"), out, strict=True)]
+        found = torch.autograd.grad(out[:used], leaves[:used], given[:used])
     return {"prompts": found[0], "replies": found[1] if used == 2 else gradients["replies"]}
 
 

@@ -162,7 +162,7 @@ class PairBatch:
         """Clean − corrupted, zero where a prompt token has no counterpart."""
         if part == "replies":
             return clean - corrupted
-        gather, aligned = (t[:, : corrupted.shape[1]] for t in (self.gather, self.aligned))
+        gather, aligned = (t[:, : corrupted.shape[1]].to(corrupted.device) for t in (self.gather, self.aligned))
         rows = torch.arange(self.size, device=gather.device)[:, None]
         apart = ~aligned.view(*aligned.shape, *[1] * (corrupted.ndim - 2))
         return (clean[rows, gather] - corrupted).masked_fill_(apart, 0.0)

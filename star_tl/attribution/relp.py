@@ -108,9 +108,9 @@ def conservation(
         return f"blocks.{layer}.hook_resid_pre", hook
 
     with torch.enable_grad(), model.hooks(fwd_hooks=[*rules(model), *map(watch, range(model.cfg.n_layers))]):
-        logits = model(tokens)[:, -1].gather(-1, answer[:, None])[:, 0]
+        logits = model(tokens)[:, -1].to(answer.device).gather(-1, answer[:, None])[:, 0]
         gradients = torch.autograd.grad(logits.sum(), roots)
     for layer, (activation, gradient) in enumerate(zip(roots, gradients, strict=True)):
-        share = (activation * gradient).sum((1, 2)) / logits
+        share = (activation * gradient).sum((1, 2)).to(logits.device) / logits
         relevance[layer] = share.mean().detach().cpu()
     return relevance

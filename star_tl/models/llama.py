@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformer_lens import HookedTransformer
 from transformer_lens.config.hooked_transformer_config import HookedTransformerConfig
 from transformer_lens.utilities.activation_functions import SUPPORTED_ACTIVATIONS
+from transformer_lens.utilities.multi_gpu import get_device_for_block_index
 
 from star_tl.errors import StarError
 from star_tl.models.checkpoint import StoredTensor, read_into, read_json, stored_tensors
@@ -91,25 +92,46 @@ def load_llama(folder: Path, dtype: torch.dtype, device: str, first_n_layers: in
     Args:
         folder: where ``config.json`` and the safetensors files are.
         dtype: of the parameters.
-        device: of the parameters.
+        device: of the parameters. Of several (``"cuda:0,cuda:1"``) each holds as many layers as the next, give or take
+            one, the first also the embedding and the last the unembedding.
         first_n_layers: leave out all later layers.
 
     Raises:
         StarError: weights missing, damaged, truncated, or of other shapes than the config says.
     """
     hf = read_config(folder)
-    cfg = hooked_config(hf, dtype, device)
-    cfg.n_layers = first_n_layers or cfg.n_layers
+    devices = device.split(",")
+    cfg = hooked_config(hf, dtype, devices[0])
+    cfg.n_layers, cfg.n_devices = first_n_layers or cfg.n_layers, len(devices)
     stored = stored_tensors(folder)
-    theirs, ours = _allocate(cfg, hf, tied=hf.get("tie_word_embeddings", "lm_head.weight" not in stored))
+    tied = hf.get("tie_word_embeddings", "lm_head.weight" not in stored)
+    theirs, ours = _allocate(cfg, hf, tied)
     _check_stored(stored, theirs, folder)
     _check_unheld_biases(stored, cfg, hf)
     read_into(stored, theirs, "Loading weights")
+    if tied:  # one matrix, where one device holds both
+        ours["unembed.W_U"] = ours["embed.W_E"].to(_device(cfg, "unembed")).T
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore", DeprecationWarning)
         model = HookedTransformer(cfg, move_to_device=False)
     model.load_state_dict({**_absent(model, cfg), **ours}, assign=True)
+    if cfg.n_devices > 1:
+        for block in model.blocks:
+            block.register_forward_pre_hook(_mask_to_layer, with_kwargs=True)
     return model
+
+
+def _device(cfg: HookedTransformerConfig, name: str) -> torch.device:
+    """Where HookedTransformer's forward wants what has this name; it moves nothing but the residual stream itself."""
+    part, *rest = name.split(".")
+    layer = int(rest[0]) if part == "blocks" else 0 if part == "embed" else cfg.n_layers - 1
+    return get_device_for_block_index(layer, cfg)
+
+
+def _mask_to_layer(block: nn.Module, args: tuple[Tensor], named: dict[str, Any]) -> tuple[Any, Any] | None:
+    """HookedTransformer would take every layer's attention scores, which are large, to the first device's mask."""
+    mask = named.get("attention_mask")
+    return None if mask is None else (args, {**named, "attention_mask": mask.to(args[0].device)})
 
 
 def _allocate(
@@ -123,39 +145,38 @@ def _allocate(
     assert cfg.d_mlp is not None
     heads = {"Q": cfg.n_heads, f"{grouped}K": kv_heads, f"{grouped}V": kv_heads}
 
-    def new(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=cfg.dtype, device=cfg.device)
+    def new(place: str, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=cfg.dtype, device=_device(cfg, place))
 
-    def same(our_name: str, their_name: str, *shape: int) -> Tensor:
-        ours[our_name] = theirs[their_name] = new(*shape)
-        return ours[our_name]
+    def same(our_name: str, their_name: str, *shape: int) -> None:
+        ours[our_name] = theirs[their_name] = new(our_name, *shape)
 
-    embedding = same("embed.W_E", "model.embed_tokens.weight", cfg.d_vocab, cfg.d_model)
+    same("embed.W_E", "model.embed_tokens.weight", cfg.d_vocab, cfg.d_model)
     if not tied:
-        theirs["lm_head.weight"] = new(cfg.d_vocab, cfg.d_model)
-    ours["unembed.W_U"] = theirs.get("lm_head.weight", embedding).T
+        theirs["lm_head.weight"] = new("unembed", cfg.d_vocab, cfg.d_model)
+        ours["unembed.W_U"] = theirs["lm_head.weight"].T
     same("ln_final.w", "model.norm.weight", cfg.d_model)
     for layer in range(cfg.n_layers):
         block, attn, mlp = f"blocks.{layer}.", f"model.layers.{layer}.self_attn.", f"model.layers.{layer}.mlp."
         same(block + "ln1.w", f"model.layers.{layer}.input_layernorm.weight", cfg.d_model)
         same(block + "ln2.w", f"model.layers.{layer}.post_attention_layernorm.weight", cfg.d_model)
         rows = [n * cfg.d_head for n in heads.values()]
-        for (name, n), weight in zip(heads.items(), new(sum(rows), cfg.d_model).split(rows), strict=True):
+        for (name, n), weight in zip(heads.items(), new(block, sum(rows), cfg.d_model).split(rows), strict=True):
             projection = f"{attn}{name[-1].lower()}_proj."
             theirs[projection + "weight"] = weight
             side = name.removesuffix(name[-1])  # the underscore of grouped keys and values
             ours[f"{block}attn.{side}W_{name[-1]}"] = weight.view(n, cfg.d_head, cfg.d_model).transpose(1, 2)
             if hf.get("attention_bias"):
-                theirs[projection + "bias"] = new(n * cfg.d_head)
+                theirs[projection + "bias"] = new(block, n * cfg.d_head)
                 ours[f"{block}attn.{side}b_{name[-1]}"] = theirs[projection + "bias"].view(n, cfg.d_head)
-        out = theirs[attn + "o_proj.weight"] = new(cfg.d_model, cfg.n_heads * cfg.d_head)
+        out = theirs[attn + "o_proj.weight"] = new(block, cfg.d_model, cfg.n_heads * cfg.d_head)
         ours[block + "attn.W_O"] = out.view(cfg.d_model, cfg.n_heads, cfg.d_head).permute(1, 2, 0)
         if hf.get("attention_bias"):
             same(block + "attn.b_O", attn + "o_proj.bias", cfg.d_model)
-        gate, up = new(2 * cfg.d_mlp, cfg.d_model).split(cfg.d_mlp)
+        gate, up = new(block, 2 * cfg.d_mlp, cfg.d_model).split(cfg.d_mlp)
         theirs |= {mlp + "gate_proj.weight": gate, mlp + "up_proj.weight": up}
         ours |= {block + "mlp.W_gate": gate.T, block + "mlp.W_in": up.T}
-        down = theirs[mlp + "down_proj.weight"] = new(cfg.d_model, cfg.d_mlp)
+        down = theirs[mlp + "down_proj.weight"] = new(block, cfg.d_model, cfg.d_mlp)
         ours[block + "mlp.W_out"] = down.T
         if hf.get("mlp_bias"):
             same(block + "mlp.b_out", mlp + "down_proj.bias", cfg.d_model)
@@ -187,19 +208,24 @@ def _check_unheld_biases(stored: dict[str, StoredTensor], cfg: HookedTransformer
 
 
 def _absent(model: HookedTransformer, cfg: HookedTransformerConfig) -> dict[str, Tensor]:
-    """What no Llama checkpoint holds: zeros for the other biases, and the buffers, one table of angles for all."""
+    """What no Llama checkpoint holds: zeros for the other biases, and the buffers, one table of angles a device."""
     state = {
-        name: torch.zeros(parameter.shape, dtype=cfg.dtype, device=cfg.device)
+        name: torch.zeros(parameter.shape, dtype=cfg.dtype, device=_device(cfg, name))
         for name, parameter in model.named_parameters()
         if ".b_" in name or "._b_" in name
     }
     attention: Any = model.blocks[0].attn
     rows = len(attention.rotary_sin)  # the first part of the context; TransformerLens lengthens it as need be
     sin, cos = attention.calculate_sin_cos_rotary(cfg.rotary_dim, rows, base=cfg.rotary_base, dtype=cfg.dtype)
+    blocks = [f"blocks.{layer}" for layer in range(cfg.n_layers)]
     buffers = {
-        "rotary_sin": sin.to(cfg.device),
-        "rotary_cos": cos.to(cfg.device),
-        "mask": torch.empty((0, 0), dtype=torch.bool, device=cfg.device),
-        "IGNORE": torch.tensor(-torch.inf, device=cfg.device),
+        device: {
+            "rotary_sin": sin.to(device),
+            "rotary_cos": cos.to(device),
+            "mask": torch.empty((0, 0), dtype=torch.bool, device=device),
+            "IGNORE": torch.tensor(-torch.inf, device=device),
+        }
+        for device in dict.fromkeys(_device(cfg, block) for block in blocks)
     }
-    return state | {f"blocks.{i}.attn.{name}": value for i in range(cfg.n_layers) for name, value in buffers.items()}
+    held = {f"{b}.attn.{name}": value for b in blocks for name, value in buffers[_device(cfg, b)].items()}
+    return state | held

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from star_tl.errors import StarError, nearest
 from star_tl.models.bridge import corners, load_bridge
 from star_tl.models.llama import load_llama, read_config
 from star_tl.models.others import load_other
-from star_tl.models.size import SHAPES, check_memory, llama_size, transformers_size
+from star_tl.models.size import SHAPES, Size, check_memory, llama_size, transformers_size
 
 DEMO = Path(__file__).parent / "demo"
 KNOWN = ("demo", *SHAPES)
@@ -53,7 +54,8 @@ def load_model(
             Gemma-2, Qwen-2.5 and 3, Mistral and Phi-3 by TransformerLens's converters, which hold the weights twice.
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``float64``. Default: float32 for
             models under 1 B parameters, bfloat16 above.
-        device: where to put it. Default: ``cuda`` where there is one, else ``cpu``.
+        device: where to put it. Default: ``cuda`` where there is one, else ``cpu``. GPUs in order, as in
+            ``"cuda:0,cuda:1"``, share the layers of a Llama that is too large for one.
         first_n_layers: leave out all later layers, to look into a model that does not fit whole.
         backend: ``"hooked"`` for a HookedTransformer, or ``"bridge"`` for a TransformerBridge, which knows more
             architectures (OLMo, Granite, Gemma-3, SmolLM3, Mixtral, ...), computes what HuggingFace computes, and holds
@@ -63,8 +65,8 @@ def load_model(
             the prompt misleads positions: sample with star_tl.
 
     Raises:
-        StarError: the model is unknown, gated, not downloaded, damaged, quantized, or larger than memory, or the
-            backend does not know its architecture.
+        StarError: the model is unknown, gated, not downloaded, damaged, quantized, or larger than memory, the
+            device cannot be used, or the backend does not know the architecture.
     """
     if dtype is not None and dtype not in DTYPES:
         raise StarError(f"Unknown dtype {dtype!r}.{nearest(dtype, DTYPES)}")
@@ -84,6 +86,9 @@ def load_model(
     if first_n_layers is not None and not 1 <= first_n_layers <= size.layers:
         raise StarError(f"first_n_layers is {first_n_layers}: use 1 to {size.layers}.")
     size = size.first(first_n_layers)
+    if backend == "bridge":  # which never moves the residual stream
+        size = replace(size, ends=0)
+    _check_spread(device, size)
     chosen = DTYPES[dtype] if dtype else torch.bfloat16 if size.parameters > 1e9 else torch.float32
     check_memory(name, size, chosen, device, copies=1 if llama or backend == "bridge" else 2)
     folder = folder if local.is_dir() else _download(name, FILES)
@@ -123,11 +128,28 @@ def fingerprint(model: HookedTransformer | TransformerBridge) -> str:
 
 
 def _usable(device: str) -> str:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):  # an unknown name, or a build of torch without it
-        raise StarError(f"Device {device!r} cannot be used here: use 'cpu', or install torch for it.") from None
-    return device
+    names = device.replace(" ", "").split(",")
+    for name in names:
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError):  # an unknown name, or a build of torch without it
+            raise StarError(f"Device {name!r} cannot be used here: use 'cpu', or install torch for it.") from None
+    first = torch.device(names[0]).index or 0
+    # HookedTransformer's forward finds a layer's device by counting up from the first.
+    if len(names) > 1 and names != [f"cuda:{first + i}" for i in range(len(names))]:
+        raise StarError(
+            f"A model cannot be spread over {device!r}: name GPUs that follow one another, as in 'cuda:0,cuda:1' "
+            "(CUDA_VISIBLE_DEVICES chooses and orders them)."
+        )
+    return ",".join(names)
+
+
+def _check_spread(device: str, size: Size) -> None:
+    devices = device.count(",") + 1
+    if devices > 1 and not size.ends:
+        raise StarError("Only Llamas with backend='hooked' can be spread over several devices: name one device.")
+    if devices > size.layers:
+        raise StarError(f"{device} are more devices than the model's {size.layers} layers: name {size.layers} at most.")
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +51,20 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Size:
-    """Numbers that a Llama holds: parameters outside of the layers and in each, and keys and values per token."""
+    """Numbers that a model holds: parameters outside of the layers and in each, and keys and values per token.
+
+    ``ends`` are those that of several devices the first and the last hold each, at most: the embedding and the
+    unembedding, which are two there also where they are one matrix; 0 for a model that is not spread.
+    """
 
     outside: int
     per_layer: int
     layers: int
     cache_per_layer: int
+    ends: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.outside, self.per_layer, self.layers, self.cache_per_layer) < 1:
+        if min(self.per_layer, self.layers, self.cache_per_layer) < 1 or self.outside < 0:
             raise StarError(f"A model of this size cannot be: {self}; correct its config.json.")
 
     @property
@@ -69,13 +75,34 @@ class Size:
     def cache_per_token(self) -> int:
         return self.layers * self.cache_per_layer
 
+    @property
+    def most_devices(self) -> int:
+        """Over how many devices it can be spread."""
+        return self.layers if self.ends else 1
+
     def first(self, layers: int | None) -> Size:
         """The same model with its first layers only."""
-        return self if layers is None else Size(self.outside, self.per_layer, layers, self.cache_per_layer)
+        return self if layers is None else replace(self, layers=layers)
 
-    def layers_within(self, numbers: float) -> int:
-        """How many of the layers fit where ``numbers`` parameters fit; 0 for none."""
-        return max(0, min(self.layers, int((numbers - self.outside) // self.per_layer)))
+    def spread(self, devices: int) -> list[Size]:
+        """What each of so many devices holds, by TransformerLens's rule: layer i lies on number i * devices // layers.
+
+        No more than ``most_devices``.
+        """
+        if devices == 1:
+            return [self]
+        held = Counter(layer * devices // self.layers for layer in range(self.layers))
+        return [
+            replace(self, outside=self.ends if i in (0, devices - 1) else 0, layers=held[i]) for i in range(devices)
+        ]
+
+    def fits(self, width: int, device: str) -> bool:
+        """Whether each of ``device``, one or several, has room for its part at so many bytes a parameter."""
+        devices = device.split(",")
+        if len(devices) > self.most_devices:
+            return False
+        parts = self.spread(len(devices))
+        return all(p.parameters * width <= free_memory(d) for p, d in zip(parts, devices, strict=True))
 
 
 def llama_size(config: Mapping[str, Any]) -> Size:
@@ -88,6 +115,7 @@ def llama_size(config: Mapping[str, Any]) -> Size:
         per_layer=d * d_head * (2 * heads + 2 * kv) + 3 * d * config["intermediate_size"] + 2 * d,
         layers=config["num_hidden_layers"],
         cache_per_layer=2 * kv * d_head,
+        ends=config["vocab_size"] * d + d,
     )
 
 
@@ -131,21 +159,22 @@ def free_memory(device: str) -> int:
 def check_memory(name: str, size: Size, dtype: torch.dtype, device: str, copies: int = 1) -> None:
     """Raises StarError where the weights do not fit, and says what would.
 
-    ``copies`` is how many times loading holds the weights.
+    ``device`` is one, or several with commas between them; ``copies`` how many times loading holds the weights.
     """
-    free, needed = free_memory(device), copies * size.parameters * dtype.itemsize
-    if needed <= free:
+    width, half = copies * dtype.itemsize, copies * 2
+    if size.fits(width, device):
         return
     remedies = []
-    half = copies * size.parameters * 2
-    if dtype.itemsize > 2 and half <= free:
-        remedies.append(f"dtype='bfloat16' ({half / 1e9:.1f} GB)")
-    if layers := size.layers_within(free / copies / 2):
+    if dtype.itemsize > 2 and size.fits(half, device):
+        remedies.append(f"dtype='bfloat16' ({size.parameters * half / 1e9:.1f} GB)")
+    if layers := next((n for n in range(size.layers, 0, -1) if size.first(n).fits(half, device)), 0):
         smaller = "" if dtype.itemsize == 2 else ", dtype='bfloat16'"
         remedies += [f"first_n_layers={layers}{smaller}"] if layers < size.layers else []
-    others = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    remedies += [f"device={d!r}" for d in others if d != device and needed <= free_memory(d)][:1]
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    others = [*gpus, *(",".join(gpus[:n]) for n in range(2, len(gpus) + 1)), "cpu"]
+    remedies += [f"device={d!r}" for d in others if d != device and size.fits(width, d)][:1]
+    free = " and ".join(f"{free_memory(d) / 1e9:.1f}" for d in device.split(","))
     raise StarError(
-        f"{name} needs {needed / 1e9:.1f} GB for its weights in {str(dtype).removeprefix('torch.')} and {device} has "
-        f"{free / 1e9:.1f} GB free: use {', '.join([*remedies, 'a larger device, or a smaller model'])}."
+        f"{name} needs {size.parameters * width / 1e9:.1f} GB for its weights in {str(dtype).removeprefix('torch.')} "
+        f"and {device} has {free} GB free: use {', '.join([*remedies, 'a larger device, or a smaller model'])}."
     )
