@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from star_tl.attribution.passes import MODES, Receive
+from star_tl.attribution.passes import MODES, Receive, by_hand
 from star_tl.attribution.prepare import Axis, PairBatch, Part, PreparedPair, empty_map, pair_batch, prepare
 from star_tl.attribution.result import COMPONENTS, POINTS, AttributionMap
 from star_tl.errors import StarError
 from star_tl.injection import NamedHook
+from star_tl.models.lean import is_llama
 from star_tl.pairs import Pairs
 from star_tl.reading import Model
 
@@ -52,6 +53,8 @@ def one_gradient(mode: str, rules: Sequence[NamedHook] = ()) -> Backward:
     """The pass of ``mode`` over a micro-batch, with ``rules`` (forward hooks) shaping its gradient."""
 
     def automatic(model: Model, rows: PairBatch, points: Sequence[str], receive: Receive) -> Tensor:
+        if not rules and is_llama(model):
+            return by_hand(model, rows, points, receive)
         few = rows.prompts.numel() + 2 * rows.replies.numel() < FEW_POSITIONS
         return MODES["one_batch" if few else "two_passes"](model, rows, points, receive, rules)
 
