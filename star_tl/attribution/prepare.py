@@ -239,10 +239,9 @@ def pair_batch(model: Model, chunk: Sequence[PreparedPair]) -> PairBatch:
     within[:, -1, end - 1 :] = 1
     for row, p in enumerate(chunk):
         start, clean_start = end - len(p.corrupted), end - len(p.clean)
-        for i, j in enumerate(p.counterpart):
-            if j >= 0:
-                gather[row, start + i] = clean_start + j
-                aligned[row, start + i] = True
+        counterpart = torch.tensor(p.counterpart)
+        aligned[row, start:end] = there = counterpart >= 0
+        gather[row, start:end] = torch.where(there, clean_start + counterpart, gather[row, start:end])
         for k, name in enumerate(SPANS):
             if (span := span_named(p.corrupted, name)) is not None:
                 within[row, k, start + span.start : start + span.end] = 1
