@@ -30,6 +30,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "grouped": {},
     "llama3 rope": {"rope_parameters": LLAMA3_ROPE, "num_key_value_heads": 4},
     "wide heads": {"head_dim": 16},  # 4 heads of 16 in a residual stream of 32
+    "biased": {"attention_bias": True},
 }
 
 
@@ -65,6 +66,10 @@ def attribute(model: HookedTransformer, pairs: star.Pairs, **more: Any) -> Attri
         ("grouped", 1, "one_batch"),
         ("grouped", 3, "one_batch"),
         ("grouped", None, "auto"),
+        ("grouped", 3, "auto"),
+        ("llama3 rope", 1, "auto"),
+        ("wide heads", 3, "auto"),
+        ("biased", 3, "auto"),
         ("grouped", 3, "two_passes"),
         ("grouped", 8, "layer_by_layer"),
         ("llama3 rope", 3, "two_passes"),
@@ -318,7 +323,7 @@ def added_along(
     return lambda end: injection_hooks(vector.expand(len(locus.positions), -1), locus, prompt_length=end)
 
 
-@pytest.mark.parametrize("mode", ["one_batch", "two_passes", "layer_by_layer", "own forward"])
+@pytest.mark.parametrize("mode", ["auto", "one_batch", "two_passes", "layer_by_layer", "own forward"])
 def test_the_steering_form_of_a_span_is_the_slope_of_adding_the_vector_all_along_it(
     grouped: HookedTransformer, mode: str
 ) -> None:

@@ -15,10 +15,10 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 
 import star_tl as star
-from star_tl.attribution import forward
 from star_tl.attribution.prepare import ALIGNMENTS, prepare
 from star_tl.attribution.result import COMPONENTS, AttributionMap
 from star_tl.errors import StarError
+from star_tl.models.lean import LeanForward
 
 
 @pytest.fixture(scope="module")
@@ -248,19 +248,19 @@ def test_shuffled_labels_do_not_reach_a_real_choice_and_do_reach_noise() -> None
 # The two forward passes: lean, of whole rows, and the model's own, of prompts and then replies.
 
 
-@pytest.mark.parametrize("method", ["atp", "ig"])
+@pytest.mark.parametrize("options", [{}, {"mode": "one_batch"}, {"mode": "two_passes"}, {"method": "ig"}])
 def test_models_and_hooks_that_the_lean_forward_does_not_know_score_the_same(
-    model: HookedTransformer, method: str, monkeypatch: pytest.MonkeyPatch
+    model: HookedTransformer, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lean = attribute(model, unequal_pairs(), method=method, batch_size=3)
+    lean = attribute(model, unequal_pairs(), **options, batch_size=3)
 
-    def refuse(*arguments: object) -> None:
+    def refuse(self: object, model: object) -> None:
         raise AssertionError("the lean forward ran")
 
-    monkeypatch.setattr(forward, "_lean", refuse)
+    monkeypatch.setattr(LeanForward, "__init__", refuse)
     with pytest.raises(AssertionError, match="lean"):
-        attribute(model, unequal_pairs(), method=method)
+        attribute(model, unequal_pairs(), **options)
     with model.hooks(fwd_hooks=[("blocks.1.mlp.hook_pre", lambda activation, hook: activation)]):
-        own = attribute(model, unequal_pairs(), method=method, batch_size=3)
+        own = attribute(model, unequal_pairs(), **options, batch_size=3)
     for name in ("scores", "head_scores", "steering", "head_steering", "metric_clean", "metric_corrupted"):
         torch.testing.assert_close(getattr(lean, name), getattr(own, name), rtol=1e-5, atol=1e-9)

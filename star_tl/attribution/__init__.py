@@ -48,7 +48,8 @@ def attribute(
             Choosing a layer needs ``attn_out``, ``mlp_out`` and ``resid_post``.
         mode: for atp and relp, how to run a micro-batch: ``"one_batch"`` (clean and corrupted rows in
             one forward and one backward pass), ``"two_passes"`` (clean rows first, without a graph), or
-            ``"layer_by_layer"`` (least memory). Default ``"auto"``: whichever of the first two is faster.
+            ``"layer_by_layer"`` (least memory). Default ``"auto"``: what is fastest, which for atp on Llamas is a
+            pass of its own with the gradient written out, and otherwise one of the first two.
         steps: for ig, points on the path; default 5.
         alignment: which clean token stands against which corrupted one: ``"spans"`` (the same turn of the
             chat, counted from its end), ``"right"`` (counted from the prompt's end) or ``"strict"`` (prompts of

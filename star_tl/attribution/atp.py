@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from star_tl.attribution.passes import MODES, Receive
+from star_tl.attribution.passes import MODES, Receive, by_hand
 from star_tl.attribution.prepare import Axis, PairBatch, Part, PreparedPair, empty_map, pair_batch, prepare
 from star_tl.attribution.result import COMPONENTS, POINTS, AttributionMap
 from star_tl.errors import StarError
 from star_tl.injection import NamedHook
+from star_tl.models.lean import is_llama
 from star_tl.pairs import Pairs
 from star_tl.reading import Model
 
@@ -52,6 +53,8 @@ def one_gradient(mode: str, rules: Sequence[NamedHook] = ()) -> Backward:
     """The pass of ``mode`` over a micro-batch, with ``rules`` (forward hooks) shaping its gradient."""
 
     def automatic(model: Model, rows: PairBatch, points: Sequence[str], receive: Receive) -> Tensor:
+        if not rules and is_llama(model):
+            return by_hand(model, rows, points, receive)
         few = rows.prompts.numel() + 2 * rows.replies.numel() < FEW_POSITIONS
         return MODES["one_batch" if few else "two_passes"](model, rows, points, receive, rules)
 
@@ -76,36 +79,41 @@ def score_pairs(
     prepared = prepare(model, pairs, alignment)
     axis = Axis.over(prepared)
     attr = empty_map(model, pairs.trait.name, prepared, axis, points, method)
-    n = len(prepared)
-    # Sums over pairs of difference and gradient near the prompt's end, whose product is the steering form.
-    near: dict[tuple[str, int], Tensor] = {}
-    along: dict[tuple[str, int], Tensor] = {}  # sums of the gradient over STRETCHES
+    n, device = len(prepared), model.cfg.device
+    # For the steering form, sums over pairs by hook point, a row per layer: difference and gradient near the prompt's
+    # end, and the gradient over STRETCHES.
+    near: dict[str, Tensor] = {}
+    along: dict[str, Tensor] = {}
 
     def score(first: int, chunk: Sequence[PreparedPair]) -> None:
         rows = pair_batch(model, chunk)
         at, stop = slice(first, first + len(chunk)), rows.prompts.shape[1]
-        found: dict[tuple[str, int], Tensor] = {}
-        summed: dict[tuple[str, int], Tensor] = {}
+        last = slice(stop - axis.window, stop)
+        found: dict[tuple[str, Part], dict[int, tuple[Tensor, ...]]] = {}
+        shared: list[Tensor] = []  # the latest gradient with its sums: neighbouring hook points may have it in common
 
         def receive(point: str, layer: int, part: Part, difference: Tensor, gradient: Tensor) -> None:
             wide = torch.promote_types(gradient.dtype, torch.float32)
+            if not shared or shared[0] is not gradient:
+                reach = rows.along(part, gradient.to(wide))
+                shared[:] = gradient, reach, gradient[:, last].sum(0, dtype=torch.float64)
             product = (difference.to(wide) * gradient.to(wide)).sum(-1)
-            if point == "z":
-                axis.place(attr.head_scores[at, layer], *rows.split(part, product.movedim(-1, 1)))
-            else:
-                axis.place(attr.scores[at, COMPONENTS.index(point), layer], *rows.split(part, product))
-            reach = rows.along(part, gradient.to(wide)).double().cpu()
-            summed[point, layer] = summed.get((point, layer), 0) + reach
-            if part != "replies":
-                last = slice(stop - axis.window, stop)
-                both = torch.stack([difference[:, last], gradient[:, last]])
-                found[point, layer] = both.sum(1, dtype=torch.float64).cpu()
+            v = difference[:, last].sum(0, dtype=torch.float64)
+            found.setdefault((point, part), {})[layer] = product, *shared[1:], v
 
         attr.metric_corrupted[at], attr.metric_clean[at] = backward(model, rows, points, receive).cpu()
-        for key, value in found.items():
-            near[key] = near.get(key, 0) + value
-        for key, value in summed.items():
-            along[key] = along.get(key, 0) + value
+        for (point, part), layers in found.items():
+            product, reach, g, v = (
+                torch.stack([t.to(device) for t in tensors]).cpu()
+                for tensors in zip(*(layers[i] for i in sorted(layers)), strict=True)
+            )
+            along[point] = along.get(point, 0) + reach.double()
+            if part != "replies":
+                near[point] = near.get(point, 0) + torch.stack([v, g])
+            if point == "z":
+                axis.place(attr.head_scores[at], *rows.split(part, product.permute(1, 0, 3, 2)))
+            else:
+                axis.place(attr.scores[at, COMPONENTS.index(point)], *rows.split(part, product.transpose(0, 1)))
 
     with tqdm(total=n, desc="attribution", unit="pair", disable=not progress, delay=1) as bar:
         first, size = 0, batch_size or max(1, MICRO_BATCH // (2 * copies * axis.width))
@@ -126,15 +134,15 @@ def score_pairs(
             first += len(chunk)
             bar.update(len(chunk))
 
-    for (point, layer), both in near.items():
+    for point, both in near.items():
         v, g = both / n
         # v · Σg at every position of the window and, with the last position's v, over STRETCHES.
-        forms = (v * g).sum(-1), (v[-1] * along[point, layer] / n).sum(-1)
+        forms = (v * g).sum(-1), (v[:, -1:] * along[point] / n).sum(-1)
         if point == "z":
-            attr.head_steering[layer], attr.head_span_steering[layer] = (form.T for form in forms)
+            attr.head_steering[:], attr.head_span_steering[:] = (form.transpose(1, 2) for form in forms)
         else:
             kind = COMPONENTS.index(point)
-            attr.steering[kind, layer], attr.span_steering[kind, layer] = forms
+            attr.steering[kind], attr.span_steering[kind] = forms
     return attr
 
 

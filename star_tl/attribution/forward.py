@@ -54,9 +54,13 @@ def _lean(
 
     residual = F.embedding(tokens, model.embed.W_E)
     residual = lean(residual, (cos[positions][:, None], sin[positions][:, None]), attend, listeners)
-    end, reply = rows.prompts.shape[1], rows.replies.shape[1] - 1
-    last = residual[:, end - 1 : end]
-    replies = residual[:, end:].split(reply, 1) if reply else (residual[:, :0],) * 2
+    return predicting(residual, rows)
+
+
+def predicting(residual: Float[Tensor, "run*pair column d"], rows: PairBatch) -> Float[Tensor, "row reply d"]:
+    """What :func:`forward` returns first, from the last columns of whole rows."""
+    reply = rows.replies.shape[1] - 1
+    last, *replies = residual[:, -1 - 2 * reply :].split([1, reply, reply], 1)
     both = torch.stack([torch.cat([last, r], 1) for r in replies])  # [positive | negative, run * pair, ...]
     return both.unflatten(1, (-1, rows.size)).transpose(0, 1).flatten(0, 2)
 

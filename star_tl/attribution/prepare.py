@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -162,10 +163,20 @@ class PairBatch:
         """Clean − corrupted, zero where a prompt token has no counterpart."""
         if part == "replies":
             return clean - corrupted
-        gather, aligned = (t[:, : corrupted.shape[1]].to(corrupted.device) for t in (self.gather, self.aligned))
-        rows = torch.arange(self.size, device=gather.device)[:, None]
-        apart = ~aligned.view(*aligned.shape, *[1] * (corrupted.ndim - 2))
-        return (clean[rows, gather] - corrupted).masked_fill_(apart, 0.0)
+        found, apart = (t.to(corrupted.device) for t in self._counterparts[part])
+        difference = clean.flatten(0, 1).index_select(0, found).sub_(corrupted.flatten(0, 1))
+        return difference.index_fill_(0, apart, 0.0).view_as(corrupted)
+
+    @cached_property
+    def _counterparts(self) -> dict[Part, tuple[Int[Tensor, " pair*column"], Int[Tensor, " apart"]]]:
+        """With the rows of a part behind one another, the clean token of each corrupted one, and those without."""
+
+        def over(columns: int) -> tuple[Tensor, Tensor]:
+            before = columns * torch.arange(self.size, device=self.gather.device)[:, None]
+            apart = (~self.aligned[:, :columns]).flatten()
+            return (self.gather[:, :columns] + before).flatten(), apart.nonzero()[:, 0]
+
+        return {"prompts": over(self.prompts.shape[1]), "whole": over(self.gather.shape[1])}
 
     def split(
         self, part: Part, values: Float[Tensor, "half ... position"]
@@ -228,10 +239,9 @@ def pair_batch(model: Model, chunk: Sequence[PreparedPair]) -> PairBatch:
     within[:, -1, end - 1 :] = 1
     for row, p in enumerate(chunk):
         start, clean_start = end - len(p.corrupted), end - len(p.clean)
-        for i, j in enumerate(p.counterpart):
-            if j >= 0:
-                gather[row, start + i] = clean_start + j
-                aligned[row, start + i] = True
+        counterpart = torch.tensor(p.counterpart)
+        aligned[row, start:end] = there = counterpart >= 0
+        gather[row, start:end] = torch.where(there, clean_start + counterpart, gather[row, start:end])
         for k, name in enumerate(SPANS):
             if (span := span_named(p.corrupted, name)) is not None:
                 within[row, k, start + span.start : start + span.end] = 1

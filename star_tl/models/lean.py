@@ -142,7 +142,7 @@ class LeanForward:
             x = F.rms_norm(residual, residual.shape[-1:], layer.norm_attention, self.eps)
             heads = F.linear(x, layer.query_key_value, layer.bias).view(rows, length, -1, self.d_head).transpose(1, 2)
             turning, v = heads.split([self.heads + self.kv_heads, self.kv_heads], 1)
-            q, k = _rotate(turning, *rotation).split([self.heads, self.kv_heads], 1)
+            q, k = rotate(turning, *rotation).split([self.heads, self.kv_heads], 1)
             z = fire(i, "attn.hook_z", attend(i, q, k, v).transpose(1, 2))
             written = F.linear(z.reshape(rows, length, -1), layer.out, layer.out_bias)
             residual = residual + fire(i, "hook_attn_out", written)
@@ -187,5 +187,5 @@ def _unless_zero(bias: Tensor) -> Tensor | None:
     return bias.data if bool(bias.any()) else None
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
