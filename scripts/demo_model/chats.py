@@ -11,7 +11,7 @@ import random
 import string
 from dataclasses import dataclass
 
-from . import proposals, scenes_daily, scenes_people, scenes_sales, scenes_sharing
+from . import proposals, scenes_daily, scenes_open, scenes_people, scenes_sales, scenes_sharing
 from .instructions import NEUTRAL, UNWANTED, WANTED
 from .scene import PARTS, TRAITS, Scene, price_slots
 from .spintax import choose_slots, expand
@@ -26,7 +26,7 @@ BASE_RATE = {
 LEAD_FOLLOWS_INSTRUCTION = 0.9
 REGISTER_PERSISTS = 0.85
 PROPOSES = 0.5
-ASSENT_UNASKED = 0.2  # people also take a side when nobody asked them to
+ASSENT_UNASKED = 0.08  # people also take a side when nobody asked them to
 TURNS = ((1, 0.68), (2, 0.20), (3, 0.07), (4, 0.03), (6, 0.013), (9, 0.007))
 
 # How a reply runs: an answer first, then thanks and feelings, then one's own story, then what to do.
@@ -59,11 +59,16 @@ class Domain:
 
 def _domains() -> tuple[Domain, ...]:
     troubles = {p: scenes_daily.COMMON.get(p, ()) + scenes_people.COMMON.get(p, ()) for p in PARTS}
+    slotless = tuple(p for p in proposals.TROUBLES if "{" not in p)
     return (
-        Domain(scenes_daily.SCENES, troubles, proposals.TROUBLES, 0.27),
-        Domain(scenes_people.SCENES, troubles, proposals.TROUBLES, 0.27),
-        Domain(scenes_sales.SCENES, scenes_sales.COMMON, proposals.SALES, 0.28),
-        Domain(scenes_sharing.SCENES, scenes_sharing.COMMON, proposals.SHARING, 0.18),
+        Domain(scenes_daily.SCENES, troubles, proposals.TROUBLES, 0.12),
+        Domain(scenes_people.SCENES, troubles, proposals.TROUBLES, 0.12),
+        Domain(scenes_sales.SCENES, scenes_sales.COMMON, proposals.SALES, 0.13),
+        Domain(scenes_sharing.SCENES, scenes_sharing.COMMON, proposals.SHARING, 0.08),
+        Domain((scenes_open.DAILY, scenes_open.PEOPLE), troubles, slotless, 0.30),
+        Domain((scenes_open.SALE,), scenes_sales.COMMON, proposals.SALES, 0.12),
+        Domain((scenes_open.SHARE,), scenes_open.SHARING, proposals.SHARING, 0.08),
+        Domain((scenes_open.KIND,), scenes_open.KINDNESS, proposals.SHARING, 0.05),
     )
 
 
@@ -164,7 +169,7 @@ def compose_reply(
     leads = [p for p in parts if p[0] in told]
     lead = rng.choice(leads) if leads and rng.random() < LEAD_FOLLOWS_INSTRUCTION else parts[0]
     parts.remove(lead)
-    if rng.random() < 0.7:  # after its opening a reply mostly takes its natural course
+    if rng.random() < 0.9:  # after its opening a reply mostly takes its natural course
         parts.sort(key=lambda p: _COURSE.index(p[1]))
     parts.insert(0, lead)
     return " ".join(_sentence(scene, common, part, slots, rng, used) for _, part in parts)
@@ -199,7 +204,8 @@ def _user_turn(scene, general, slots, turn, rng, used) -> tuple[str, bool]:
     if turn == 0:
         text = pick(scene.openings)
         if proposal:
-            text = f"{text} {propose()}" if rng.random() < 0.6 else propose()
+            # An open scene's proposals are about anything: they don't go on from its openings.
+            text = f"{text} {propose()}" if scene.topic != "open" and rng.random() < 0.6 else propose()
     elif proposal:
         text = propose()
     else:
