@@ -7,7 +7,8 @@ craigslist_bargain/dev.json and casino/casino_valid.json in their official forma
 also measured on those. Prints one row per trait, prompts and arm.
 
 With ``--places`` it sweeps places instead: a vector extracted at each layer's resid_post, last prompt token, and added
-there, at the assistant header, at the user's last turn, at every generated token, or at every token; each at a few
+there, at the assistant header, at the user's last turn, at every generated token, or at every token (and, where
+attribution chose other prompt tokens, extracted and added at these); each at a few
 strengths on extraction contexts, of which the best within the drift limit is measured on the held-out prompts. It
 shows where the place that attribution chose ranks by realized effect at matched drift. ``--figure`` draws it.
 
@@ -73,27 +74,31 @@ def sweep_places(model: HookedTransformer, trait: str, seeds: int) -> pd.DataFra
     attr = star.attribute(model, pairs, progress=False)
     chosen = attr.top_locus()
     options = Sampling(temperature=0.8, batch_size=128)
-    vectors = [
-        star.extract_vector(model, pairs, Locus(f"blocks.{i}.hook_resid_post")) for i in range(model.cfg.n_layers)
-    ]
-    practice = [Way(), *(Way(v, x, at) for v in vectors for at, doses in PLACES.items() for x in doses)]
+
+    def vectors(positions: tuple[int, ...]) -> list[star.SteeringVector]:
+        points = (f"blocks.{i}.hook_resid_post" for i in range(model.cfg.n_layers))
+        return [star.extract_vector(model, pairs, Locus(point, positions)) for point in points]
+
+    places: list[tuple[star.SteeringVector, str | None]] = [(v, at) for v in vectors((-1,)) for at in PLACES]
+    if chosen.positions != (-1,):  # attribution chose more than the last prompt token: extract and add there, too
+        places += [(v, None) for v in vectors(chosen.positions)]
+    practice = [Way(), *(Way(v, x, at) for v, at in places for x in PLACES[at or "last_prompt"])]
     tried = sample_ways(model, pairs.trait, pairs.extraction.prompts[:24], practice, options, progress=False)
     tried = mark_coherent(tried)
     unsteered = tried[tried.arm == "unsteered"]
     ways = [Way(seed=seed) for seed in range(seeds)]
-    for v in vectors:
-        for at in PLACES:
-            mine = tried[(tried.layer == v.locus.layer) & (tried.positions == at)]
-            strength = best_dose(dose_table(pd.concat([unsteered, mine])))
-            ways += [Way(v, strength, at, seed) for seed in range(seeds)]
+    for v, at in places:
+        mine = tried[(tried.layer == v.locus.layer) & (tried.positions == (at or "locus"))]
+        strength = best_dose(dose_table(pd.concat([unsteered, mine])))
+        ways += [Way(v, strength, at, seed) for seed in range(seeds)]
     fresh = mark_coherent(sample_ways(model, pairs.trait, pairs.heldout.prompts, ways, options, progress=False))
     fresh["trait_rate"] = fresh.shows & fresh.coherent
     steered = fresh[fresh.arm != "unsteered"].groupby(["layer", "positions", "strength"], sort=False)
     table = steered.agg(trait_rate=("trait_rate", "mean"), drift=("drift", "mean"), n=("text", "size")).reset_index()
     table.insert(0, "trait", trait)
     table["unsteered"] = fresh[fresh.arm == "unsteered"].trait_rate.mean()
-    # chosen: the layer that attribution chose, at the last prompt token, where it found the steering form largest
-    table["chosen"] = (table.layer == chosen.layer) & (table.positions == "last_prompt")
+    own = "last_prompt" if chosen.positions == (-1,) else "locus"
+    table["chosen"] = (table.layer == chosen.layer) & (table.positions == own)
     within = table.trait_rate.where(table.drift <= DRIFT_LIMIT, 0.0)
     table["rank"] = within.rank(ascending=False, method="min").astype(int)
     mine = table[table.chosen].iloc[0]
@@ -103,9 +108,15 @@ def sweep_places(model: HookedTransformer, trait: str, seeds: int) -> pd.DataFra
     )
     for value in ("trait_rate", "drift"):
         print(
-            table.pivot(index="layer", columns="positions", values=value)[list(PLACES)].round(2).to_string(), flush=True
+            table.pivot(index="layer", columns="positions", values=value)[schedules_of(table)].round(2).to_string(),
+            flush=True,
         )
     return table
+
+
+def schedules_of(table: pd.DataFrame) -> list[str]:
+    """The columns of a trait's table: ``locus`` where attribution chose other positions than the last prompt token."""
+    return [name for name in ("locus", *PLACES) if name in set(table.positions)]
 
 
 def measure_strengths(
@@ -164,12 +175,13 @@ def draw_places(table: pd.DataFrame) -> go.Figure:
     for col, trait in enumerate(traits, 1):
         mine = table[table.trait == trait]
         grid = mine.assign(shown=(100 * mine.trait_rate).where(mine.drift <= DRIFT_LIMIT))
-        z = grid.pivot(index="layer", columns="positions", values="shown")[list(PLACES)]
-        names = [name.replace("_", " ") for name in PLACES]
+        schedules = schedules_of(mine)
+        z = grid.pivot(index="layer", columns="positions", values="shown")[schedules]
+        names = [name.replace("_", " ") for name in schedules]
         heat = go.Heatmap(z=z.to_numpy(), x=names, y=list(z.index), coloraxis="coloraxis", texttemplate="%{z:.0f}")
         figure.add_trace(heat.update(xgap=1, ygap=1), row=1, col=col)
         place = mine[mine.chosen].iloc[0]
-        x, y = list(PLACES).index(place.positions), int(place.layer)
+        x, y = schedules.index(place.positions), int(place.layer)
         figure.add_shape(
             type="rect",
             x0=x - 0.5,
