@@ -8,9 +8,9 @@ also measured on those. Prints one row per trait, prompts and arm.
 
 With ``--places`` it sweeps places instead: a vector extracted at each layer's resid_post, last prompt token, and added
 there, at the assistant header, at the user's last turn, at every generated token, or at every token (and, where
-attribution chose other prompt tokens, extracted and added at these); each at a few
-strengths on extraction contexts, of which the best within the drift limit is measured on the held-out prompts. It
-shows where the place that attribution chose ranks by realized effect at matched drift. ``--figure`` draws it.
+attribution chose other prompt tokens, extracted and added at these); each at the strength that drifts 0.1 nat on
+extraction contexts, between those of a grid, or at the grid's largest. It shows where the place that attribution chose
+ranks by realized effect on the held-out prompts, at matched drift. ``--figure`` draws it.
 
 With ``--strengths`` it asks whether the strength is chosen well: locus and strength are chosen as ``run`` chooses them,
 on the extraction contexts; then every strength of the grid is sampled on fresh prompts, and the rate at the chosen one
@@ -41,7 +41,7 @@ from star_tl.pipeline import run
 from star_tl.plots import VERMILION
 from star_tl.sampling import Sampling
 from star_tl.scores import mark_coherent
-from star_tl.strength import DRIFT_LIMIT, STRENGTHS, best_dose, dose_table
+from star_tl.strength import DRIFT_LIMIT, STRENGTHS
 from star_tl.sweep import Way, sample_ways
 
 REAL = {
@@ -57,6 +57,7 @@ PLACES = {
     "generated": (0.125, 0.25, 0.5, 1.0),
     "all": (0.125, 0.25, 0.5, 1.0),
 }
+MATCHED_DRIFT = DRIFT_LIMIT / 2  # nats a token, about what the chosen strengths take
 COLUMNS = ["trait", "prompts", "arm", "n", "trait_rate", "difference", "low", "high", "coherent_rate", "drift"]
 
 
@@ -69,7 +70,7 @@ def prompts_for(trait: str, data: Path | None, limit: int) -> dict[str, list[tup
 
 
 def sweep_places(model: HookedTransformer, trait: str, seeds: int) -> pd.DataFrame:
-    """A row per layer and schedule: the strength chosen for it, and rate and drift on the held-out prompts."""
+    """A row per layer and schedule: its strength, all of like drift, and rate and drift on the held-out prompts."""
     pairs = star.load_pairs(trait)
     attr = star.attribute(model, pairs, progress=False)
     chosen = attr.top_locus()
@@ -82,14 +83,13 @@ def sweep_places(model: HookedTransformer, trait: str, seeds: int) -> pd.DataFra
     places: list[tuple[star.SteeringVector, str | None]] = [(v, at) for v in vectors((-1,)) for at in PLACES]
     if chosen.positions != (-1,):  # attribution chose more than the last prompt token: extract and add there, too
         places += [(v, None) for v in vectors(chosen.positions)]
-    practice = [Way(), *(Way(v, x, at) for v, at in places for x in PLACES[at or "last_prompt"])]
+    practice = [Way(v, x, at) for v, at in places for x in PLACES[at or "last_prompt"]]
     tried = sample_ways(model, pairs.trait, pairs.extraction.prompts[:24], practice, options, progress=False)
-    tried = mark_coherent(tried)
-    unsteered = tried[tried.arm == "unsteered"]
     ways = [Way(seed=seed) for seed in range(seeds)]
     for v, at in places:
         mine = tried[(tried.layer == v.locus.layer) & (tried.positions == (at or "locus"))]
-        strength = best_dose(dose_table(pd.concat([unsteered, mine])))
+        drift = mine.groupby("strength").drift.mean().cummax()
+        strength = float(np.interp(MATCHED_DRIFT, [0, *drift], [0, *drift.index]))
         ways += [Way(v, strength, at, seed) for seed in range(seeds)]
     fresh = mark_coherent(sample_ways(model, pairs.trait, pairs.heldout.prompts, ways, options, progress=False))
     fresh["trait_rate"] = fresh.shows & fresh.coherent
@@ -195,7 +195,7 @@ def draw_places(table: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(title_text="layer", dtick=1, col=1)
     figure.update_xaxes(tickangle=-40)
     axis = {"colorscale": "Blues", "cmin": 0, "cmax": 100, "colorbar": {"title": "% coherent<br>with trait"}}
-    title = f"Where adding the vector works, at most {DRIFT_LIMIT:g} nat drift; framed: chosen by attribution"
+    title = f"Where adding the vector works, at {MATCHED_DRIFT:g} nat drift; framed: chosen by attribution"
     return figure.update_layout(
         template="plotly_white", width=1400, height=480, margin_t=130, coloraxis=axis, title=title
     )

@@ -13,6 +13,8 @@ from typing import Any
 
 import pandas as pd
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from star_tl.batch import make_batch, reply_logits, reply_logprobs
 from star_tl.chat import render, reply_ids
@@ -44,7 +46,7 @@ def converse(
     Args:
         model: the model that replies.
         turns: what the user says, in order.
-        vector: what to steer with, if anything; with one row.
+        vector: what to steer with, if anything.
         strength: of the vector.
         positions: schedule of every turn, counted from the end of the chat so far, see
             :func:`star_tl.schedules.schedule`; default the vector's own positions.
@@ -54,28 +56,24 @@ def converse(
         sampling: as in :func:`star_tl.generate`.
 
     Raises:
-        StarError: no turns, a vector of several rows, a schedule that covers earlier turns, or a chat that no longer
-            fits the context.
+        StarError: no turns, a schedule that covers earlier turns, or a chat that no longer fits the context.
     """
     if isinstance(turns, str) or not turns:
         raise StarError("turns is no list of texts: give what the user says, turn by turn.")
-    if vector is not None and len(vector.vector) != 1:
-        raise StarError("A conversation is steered by a vector with one row: extract it at one position.")
-    when = (
-        schedule(vector.locus.positions if positions in (None, "locus") else positions) if vector is not None else None
-    )
+    own = positions in (None, "locus")
+    when = schedule(vector.locus.positions if own else positions) if vector is not None else None
     if when is not None and when.reach is None:
         raise StarError(
             f"positions is {positions!r}, which covers earlier turns too: use 'generated' or 'last_prompt'."
         )
     chat: list[dict[str, str]] = []
-    steered: dict[int, float] = {}  # columns of the chat where earlier turns added the vector, and its factor there
+    steered: dict[int, Tensor] = {}  # columns of the chat where earlier turns added something, and what
     rows = []
     for number, text in enumerate(turns, 1):
         chat.append({"role": "user", "content": text})
         ids = render(model.tokenizer, chat).ids
         end = len(ids)
-        past = {column - end: factor for column, factor in steered.items()} if carry else {}
+        past = {column - end: added for column, added in steered.items()} if carry else {}
         found = generate(
             model, [chat], _hooks(vector, strength, positions, past), seed=seed, progress=False, **sampling
         )
@@ -88,9 +86,10 @@ def converse(
                 drift = float(kl_per_token(reply_logits(model, batch), plain).mean())
         logprob = float(reply_logprobs(plain, batch).mean()) if reply.tokens else float("nan")
         rows.append((number, text, reply.text, len(reply.tokens), drift, logprob))
-        if when is not None:
+        if vector is not None and when is not None:
+            given = vector.vector if own else vector.vector.mean(0, keepdim=True)
             length = end + len(reply_ids(model.tokenizer, reply.text))  # as the next turn reads it
-            steered |= {column: factor for column, _, factor in when.columns(end, 0, length)}
+            steered |= {column: factor * given[row] for column, row, factor in when.columns(end, 0, length)}
         chat.append({"role": "assistant", "content": reply.text})
     return pd.DataFrame(rows, columns=["turn", "user", "reply", "n_tokens", "drift", "logprob"])
 
@@ -99,14 +98,15 @@ def _hooks(
     vector: SteeringVector | None,
     strength: float,
     positions: str | None,
-    past: Mapping[int, float],
+    past: Mapping[int, Float[Tensor, " d"]],
     prompt_length: int | None = None,
 ) -> list[NamedHook]:
     if vector is None:
         return []
     earlier: list[NamedHook] = []
     if past:
-        rows = torch.tensor(list(past.values()))[:, None].to(vector.vector) * vector.vector
         place = replace(vector.locus, positions=tuple(past))
-        earlier = replace(vector, vector=rows, locus=place).hooks(strength, prompt_length=prompt_length)
+        earlier = replace(vector, vector=torch.stack(list(past.values())), locus=place).hooks(
+            strength, prompt_length=prompt_length
+        )
     return earlier + vector.hooks(strength, positions, prompt_length)
