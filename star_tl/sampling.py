@@ -269,7 +269,7 @@ def _written(
         for i, ids in enumerate(prompts):
             seen[i, list(ids)] = True
     for step in range(steps):
-        finite = torch.isfinite(logits).all(-1)
+        finite = logits.sum(-1).isfinite()  # one NaN or infinity makes the sum one
         usable = logits if bool(finite.all()) else logits.where(finite[:, None], 0.0)
         penalised = usable if seen is None else _penalised(usable, seen[alive], options.repetition_penalty)
         chosen = pick(penalised, uniforms[alive, step].to(device), options.temperature, options.top_p, options.min_p)
@@ -369,10 +369,11 @@ def pick(
         p = p.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), 0.0)
     if min_p > 0:
         p = p.masked_fill(p < min_p * p.amax(-1, keepdim=True), 0.0)
-    total = p.cumsum(-1)
-    index = torch.searchsorted(total, (uniform.double() * total[:, -1])[:, None], right=True)[:, 0]
-    last = p.shape[-1] - 1 - (p > 0).int().flip(-1).argmax(-1)  # rounding must not run past what may be picked
-    return torch.minimum(index, last)
+    reached = p.cumsum(-1)
+    total = reached[:, -1:].contiguous()
+    index = torch.searchsorted(reached, uniform.double()[:, None] * total, right=True)
+    last = torch.searchsorted(reached, total)  # rounding must not run past what may be picked
+    return torch.minimum(index, last)[:, 0]
 
 
 def _uniforms(seed: int, ids: tuple[int, ...], count: int) -> Tensor:

@@ -23,6 +23,8 @@ from star_tl.models.layout import fused
 
 POINTS = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_z")
 
+TURNED_ROWS = range(12, 257)
+
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 Listeners = dict[tuple[int, str], list[tuple[Any, Any]]]
 
@@ -140,20 +142,36 @@ class LeanForward:
         for i, layer in enumerate(self.layers):
             residual = fire(i, "hook_resid_pre", residual)
             x = F.rms_norm(residual, residual.shape[-1:], layer.norm_attention, self.eps)
-            heads = F.linear(x, layer.query_key_value, layer.bias).view(rows, length, -1, self.d_head).transpose(1, 2)
+            heads = product(x, layer.query_key_value, layer.bias).view(rows, length, -1, self.d_head).transpose(1, 2)
             turning, v = heads.split([self.heads + self.kv_heads, self.kv_heads], 1)
             q, k = rotate(turning, *rotation).split([self.heads, self.kv_heads], 1)
             z = fire(i, "attn.hook_z", attend(i, q, k, v).transpose(1, 2))
-            written = F.linear(z.reshape(rows, length, -1), layer.out, layer.out_bias)
+            written = product(z.reshape(rows, length, -1), layer.out, layer.out_bias)
             residual = residual + fire(i, "hook_attn_out", written)
             residual = fire(i, "hook_resid_mid", residual)
             x = F.rms_norm(residual, residual.shape[-1:], layer.norm_mlp, self.eps)
-            gate, up = F.linear(x, layer.gate_up).chunk(2, -1)
+            gate, up = product(x, layer.gate_up).chunk(2, -1)
             post = F.silu(gate) * up
             post = post if layer.up_bias is None else post + layer.up_bias
-            residual = residual + fire(i, "hook_mlp_out", F.linear(post, layer.down, layer.down_bias))
+            residual = residual + fire(i, "hook_mlp_out", product(post, layer.down, layer.down_bias))
             residual = fire(i, "hook_resid_post", residual)
         return residual
+
+
+def product(
+    x: Float[Tensor, "*row input"], weight: Float[Tensor, "output input"], bias: Float[Tensor, " output"] | None = None
+) -> Float[Tensor, "*row output"]:
+    """``x @ weight.T + bias``, in the order of the operands that is faster.
+
+    With a dozen to a few hundred rows on a CPU, weight times x is 1.1 to 1.6 times as fast as x times weight (MKL on an
+    AMD EPYC, two threads); with fewer or more it is not, nor is a pass that goes back through it.
+    """
+    rows = x.numel() // x.shape[-1]
+    plain = x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_grad_enabled()
+    if plain or rows not in TURNED_ROWS:
+        return F.linear(x, weight, bias)
+    turned = (weight @ x.reshape(rows, -1).T).T.view(*x.shape[:-1], -1)
+    return turned if bias is None else turned + bias
 
 
 def _layer(block: Any) -> _Layer:
