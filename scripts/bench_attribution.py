@@ -354,6 +354,7 @@ def main() -> None:
     ap.add_argument("--json", type=Path)
     ap.add_argument("--rounds", type=int, default=7)
     ap.add_argument("--threads", type=int, default=os.cpu_count())
+    ap.add_argument("--cases", nargs="+", default=[""], help='parts of the names of cases to run, such as "48 tokens"')
     ap.add_argument("--peak", nargs=4, metavar=("ARM", "CASE", "LENGTH", "FOLDER"), help="used by the script itself")
     args = ap.parse_args()
     torch.set_num_threads(args.threads)
@@ -367,6 +368,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         for case, length in CASES:
+            if not any(part in f"{case}, {length} tokens" for part in args.cases):
+                continue
             names = ARMS + (("exact_star_tl", "exact_transformer_lens") if length == 48 else ())
             runs = {name: arm(name, case, length, work) for name in names}
             results = {name: run() for name, run in runs.items()}

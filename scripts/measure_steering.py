@@ -51,12 +51,14 @@ REAL = {
 }
 # What is added at every token does more per unit of strength, and more harm.
 PLACES = {
-    "last_prompt": (0.5, 1.0, 2.0, 4.0),
-    "header": (0.25, 0.5, 1.0, 2.0),
-    "user turn": (0.25, 0.5, 1.0, 2.0),
-    "generated": (0.125, 0.25, 0.5, 1.0),
-    "all": (0.125, 0.25, 0.5, 1.0),
+    "last_prompt": (0.5, 1.0, 2.0, 4.0, 8.0),
+    "header": (0.25, 0.5, 1.0, 2.0, 4.0),
+    "user turn": (0.25, 0.5, 1.0, 2.0, 4.0),
+    "generated": (0.125, 0.25, 0.5, 1.0, 2.0),
+    "all": (0.125, 0.25, 0.5, 1.0, 2.0),
 }
+# Behind the last layer no token reads another: there these are the same as those, and count once.
+TWINS = {"header": "last_prompt", "all": "generated"}
 MATCHED_DRIFT = DRIFT_LIMIT / 2  # nats a token, about what the chosen strengths take
 COLUMNS = ["trait", "prompts", "arm", "n", "trait_rate", "difference", "low", "high", "coherent_rate", "drift"]
 
@@ -80,7 +82,10 @@ def sweep_places(model: HookedTransformer, trait: str, seeds: int) -> pd.DataFra
         points = (f"blocks.{i}.hook_resid_post" for i in range(model.cfg.n_layers))
         return [star.extract_vector(model, pairs, Locus(point, positions)) for point in points]
 
-    places: list[tuple[star.SteeringVector, str | None]] = [(v, at) for v in vectors((-1,)) for at in PLACES]
+    last = model.cfg.n_layers - 1
+    places: list[tuple[star.SteeringVector, str | None]] = [
+        (v, at) for v in vectors((-1,)) for at in PLACES if v.locus.layer < last or at not in TWINS
+    ]
     if chosen.positions != (-1,):  # attribution chose more than the last prompt token: extract and add there, too
         places += [(v, None) for v in vectors(chosen.positions)]
     practice = [Way(v, x, at) for v, at in places for x in PLACES[at or "last_prompt"]]
@@ -102,9 +107,15 @@ def sweep_places(model: HookedTransformer, trait: str, seeds: int) -> pd.DataFra
     within = table.trait_rate.where(table.drift <= DRIFT_LIMIT, 0.0)
     table["rank"] = within.rank(ascending=False, method="min").astype(int)
     mine = table[table.chosen].iloc[0]
+    distinct = len(table)
+    twins = [
+        table[(table.layer == last) & (table.positions == at)].assign(positions=name, chosen=False)
+        for name, at in TWINS.items()
+    ]
+    table = pd.concat([table, *twins], ignore_index=True)
     print(
         f"\n{trait}: unsteered {mine.unsteered:.0%}; the chosen place ({chosen}) reaches {mine.trait_rate:.0%}, "
-        f"rank {mine['rank']} of {len(table)}; layer writes {[round(float(x), 3) for x in attr.choose_layer().writes]}"
+        f"rank {mine['rank']} of {distinct}; layer writes {[round(float(x), 3) for x in attr.choose_layer().writes]}"
     )
     for value in ("trait_rate", "drift"):
         print(
