@@ -15,8 +15,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from star_tl.decoding import residual_of
 from star_tl.errors import StarError
-from star_tl.reading import Model, read, unembed
+from star_tl.injection import NamedHook
+from star_tl.reading import Model, unembed
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,10 @@ def make_batch(
     return TokenBatch(tokens.to(device), mask.to(device), end, lengths)
 
 
-def reply_logits(model: Model, batch: TokenBatch) -> Float[Tensor, "row reply vocab"]:
-    """Logits that predict the reply tokens, in float32; only these positions are unembedded."""
-    return unembed(model, read(model, batch.tokens, batch.mask)[:, batch.prompt_end - 1 : -1])
+def reply_logits(model: Model, batch: TokenBatch, hooks: Sequence[NamedHook] = ()) -> Float[Tensor, "row reply vocab"]:
+    """Logits that predict the reply tokens under ``hooks``, in float32; only these positions are unembedded."""
+    residual = residual_of(model, hooks, batch.tokens, batch.mask, batch.prompt_end)
+    return unembed(model, residual[:, batch.prompt_end - 1 : -1])
 
 
 def reply_logprobs(logits: Float[Tensor, "row reply vocab"], batch: TokenBatch) -> Float[Tensor, "row reply"]:

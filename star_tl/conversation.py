@@ -20,7 +20,7 @@ from star_tl.batch import make_batch, reply_logits, reply_logprobs
 from star_tl.chat import render, reply_ids
 from star_tl.errors import StarError
 from star_tl.injection import NamedHook
-from star_tl.reading import Model, attached
+from star_tl.reading import Model
 from star_tl.sampling import generate
 from star_tl.schedules import schedule
 from star_tl.scores import kl_per_token
@@ -82,8 +82,8 @@ def converse(
         with torch.no_grad():
             batch = make_batch(model, [ids], [written])
             plain = reply_logits(model, batch)
-            with attached(model, _hooks(vector, strength, positions, past, prompt_length=end)):
-                drift = float(kl_per_token(reply_logits(model, batch), plain).mean())
+            steering = _hooks(vector, strength, positions, past, prompt_length=end)
+            drift = float(kl_per_token(reply_logits(model, batch, steering), plain).mean())
         logprob = float(reply_logprobs(plain, batch).mean()) if reply.tokens else float("nan")
         rows.append((number, text, reply.text, len(reply.tokens), drift, logprob))
         if vector is not None and when is not None:

@@ -1,7 +1,8 @@
-"""Forward passes over a KV cache: one that fires only the hook points that are hooked, and the model's own.
+"""Forward passes without a gradient: one that fires only the hook points that are hooked, and the model's own.
 
 Models of the Llama family take :class:`LlamaPass`, on :mod:`star_tl.models.lean`. All other models, and hook points
-that it does not fire, go through :class:`StockPass`, the model's own forward.
+that it does not fire, go through :class:`StockPass`, the model's own forward. Both go on over a KV cache;
+:func:`residual_of` reads whole rows at once.
 """
 
 from __future__ import annotations
@@ -45,11 +46,34 @@ def begin(model: Model, hooks: Sequence[NamedHook], mask: Bool[Tensor, "row colu
         end: columns of the prompts.
         room: most columns that will be read, prompts included.
     """
-    if is_llama(model):
-        resolved = resolve(model, hooks)
-        if listeners_of(model, _without_clocks(resolved)) is not None:
-            return LlamaPass(model, resolved, (~mask).sum(1), end, room)
-    return StockPass(model, hooks, mask)
+    return _lean(model, hooks, mask, end, room) or StockPass(model, hooks, mask)
+
+
+@torch.no_grad()
+def residual_of(
+    model: Model,
+    hooks: Sequence[NamedHook],
+    tokens: Int[Tensor, "row column"],
+    mask: Bool[Tensor, "row column"],
+    end: int,
+) -> Float[Tensor, "row column d_model"]:
+    """The last residual stream of rows that hold prompts, up to column ``end``, and their replies."""
+    lean = _lean(model, hooks, mask[:, :end], end, tokens.shape[1])
+    if lean is not None:
+        return lean.residual(tokens)
+    with attached(model, hooks):
+        return read(model, tokens, mask)
+
+
+def _lean(
+    model: Model, hooks: Sequence[NamedHook], mask: Bool[Tensor, "row column"], end: int, room: int
+) -> LlamaPass | None:
+    if not is_llama(model):
+        return None
+    resolved = resolve(model, hooks)
+    if listeners_of(model, _without_clocks(resolved)) is None:
+        return None
+    return LlamaPass(model, resolved, (~mask).sum(1), end, room)
 
 
 def _without_clocks(hooks: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -81,12 +105,10 @@ class LlamaPass:
 
     @torch.no_grad()
     def __call__(self, tokens: Int[Tensor, "row column"]) -> Float[Tensor, "row vocab"]:
-        length = tokens.shape[1]
-        start, stop = self.read, self.read + length
-        self.read = stop
-        for clock in self.clocks:
-            clock.tick(length, stop)
-        if length == 1 and self.cache.is_cuda and self.steady:
+        if tokens.shape[1] > 1:
+            return self.after(self.residual(tokens))
+        start, stop = self._advance(1)
+        if self.cache.is_cuda and self.steady:
             if self.captured is None:
                 self.captured = CapturedStep(self)
             return self.captured(tokens, start)
@@ -94,6 +116,24 @@ class LlamaPass:
             if self.one_row is None:
                 self.one_row = OneRow(self.model, self.forward, self.cache, (self.cos, self.sin))
             return self.one_row(int(tokens), int(self.pads), start, self.listeners)
+        return self.after(self._read(tokens, start, stop))
+
+    def residual(self, tokens: Int[Tensor, "row column"]) -> Float[Tensor, "row column d_model"]:
+        """The last residual stream at these tokens, which follow those of earlier calls."""
+        return self._read(tokens, *self._advance(tokens.shape[1]))
+
+    def after(self, residual: Float[Tensor, "row column d_model"]) -> Float[Tensor, "row vocab"]:
+        """Logits after the last column."""
+        return unembed(self.model, residual[:, -1:])[:, 0]
+
+    def _advance(self, length: int) -> tuple[int, int]:
+        start, stop = self.read, self.read + length
+        self.read = stop
+        for clock in self.clocks:
+            clock.tick(length, stop)
+        return start, stop
+
+    def _read(self, tokens: Tensor, start: int, stop: int) -> Tensor:
         rotation, mask = self._rotation(start, stop), self._mask(start, stop)
         return self.layers_over(tokens, rotation, mask, torch.arange(start, stop, device=tokens.device), stop)
 
@@ -108,8 +148,8 @@ class LlamaPass:
 
     def layers_over(
         self, tokens: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, columns: Tensor, stop: int
-    ) -> Float[Tensor, "row vocab"]:
-        """Logits after the last of ``tokens``, which go to these columns of the cache and see those before ``stop``."""
+    ) -> Float[Tensor, "row column d_model"]:
+        """The last residual stream at ``tokens``, which go to these columns of the cache and see up to ``stop``."""
         causal = tokens.shape[1] > 1 and mask is None
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -118,8 +158,7 @@ class LlamaPass:
             values.index_copy_(2, columns, v)
             return _attend(q, keys, values, mask, causal)
 
-        residual = self.forward(F.embedding(tokens, self.model.embed.W_E), rotation, attend, self.listeners)
-        return unembed(self.model, residual[:, -1:])[:, 0]
+        return self.forward(F.embedding(tokens, self.model.embed.W_E), rotation, attend, self.listeners)
 
     @torch.no_grad()
     def keep(self, rows: Int[Tensor, " kept"]) -> bool:
@@ -217,7 +256,8 @@ class CapturedStep:
         at = (self.column - step.pads[:, None]).clamp(min=0)
         seen = (self.every >= step.pads[:, None]) & (self.every <= self.column)
         rotation = step.cos[at][:, None], step.sin[at][:, None]
-        return step.layers_over(self.tokens, rotation, seen[:, None, None], self.column, len(self.every))
+        residual = step.layers_over(self.tokens, rotation, seen[:, None, None], self.column, len(self.every))
+        return step.after(residual)
 
 
 def _attend(

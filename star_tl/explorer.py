@@ -32,7 +32,7 @@ from star_tl.injection import row_hooks
 from star_tl.locus import Locus
 from star_tl.pairs import Pairs, Trait
 from star_tl.plots import DIVERGING, DIVERGING_DARK, GREY, LOCUS_COLOURS, ORANGE, interval, shared_spans
-from star_tl.reading import Model, attached
+from star_tl.reading import Model
 from star_tl.sampling import Reply, stream
 from star_tl.schedules import read_positions, schedule
 from star_tl.scores import REFERENCE, kl_per_token, mark_coherent, score
@@ -491,8 +491,7 @@ def _fluency(
         kl = torch.zeros(batch.reply_mask.shape[1])
         if vector is not None:
             hooks = vector.hooks(_natural(vector, share), positions, prompt_length=batch.prompt_end)
-            with attached(model, hooks):
-                kl = kl_per_token(reply_logits(model, batch), base)[0].cpu()
+            kl = kl_per_token(reply_logits(model, batch, hooks), base)[0].cpu()
         measured.append((kl, float(reply_logprobs(base, batch).mean())))
     return measured
 

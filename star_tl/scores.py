@@ -24,7 +24,7 @@ from star_tl.chat import SPANS, Prompt, render, span_positions
 from star_tl.errors import StarError
 from star_tl.injection import NamedHook, row_hooks
 from star_tl.pairs import Trait
-from star_tl.reading import Model, attached
+from star_tl.reading import Model
 from star_tl.sampling import Reply
 from star_tl.vectors import SteeringVector
 
@@ -138,8 +138,7 @@ def _steered_logits(
         hooks = row_hooks(rows, prompt_length=batch.prompt_end)
     elif vector is not None:
         hooks = vector.hooks(strength, positions, prompt_length=batch.prompt_end)
-    with attached(model, hooks):
-        return reply_logits(model, batch)
+    return reply_logits(model, batch, hooks)
 
 
 def kl_per_token(

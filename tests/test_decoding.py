@@ -15,10 +15,11 @@ import star_tl as star
 from star_tl import decoding, sampling
 from star_tl.decoding import LlamaPass, StockPass, begin
 from star_tl.errors import StarError
-from star_tl.injection import row_hooks
+from star_tl.injection import injection_hooks, row_hooks
 from star_tl.locus import Locus
 from star_tl.models import size
 from star_tl.models.lean import POINTS, is_llama
+from star_tl.reading import attached, read
 from star_tl.sampling import pick, stream
 from star_tl.schedules import COUNTED, SCHEDULES, schedule
 
@@ -62,6 +63,21 @@ def test_the_lean_forward_equals_the_models_own(write_llama, variant: str, rows:
     lean = begin(model, [], mask, END, END + 8)
     assert isinstance(lean, LlamaPass)
     agree(lean, StockPass(model, [], mask), tokens)
+
+
+@pytest.mark.parametrize("positions", EVERY)
+def test_rows_read_at_once_are_what_the_models_own_forward_makes_of_them(tiny, positions) -> None:
+    tokens, mask = batch()
+    replies = torch.randint(5, 600, (len(tokens), 6), generator=torch.Generator().manual_seed(2))
+    tokens, mask = torch.cat([tokens, replies], 1), torch.cat([mask, torch.ones_like(replies, dtype=torch.bool)], 1)
+    vector = torch.randn(1, 32, generator=torch.Generator().manual_seed(3))
+    hooks = injection_hooks(vector, Locus("blocks.1.hook_resid_post"), positions, prompt_length=END)
+    lean = decoding.residual_of(tiny, hooks, tokens, mask, END)
+    with attached(tiny, hooks):
+        assert not is_llama(tiny)  # the other side of the comparison is another forward
+        torch.testing.assert_close(lean[mask], read(tiny, tokens, mask)[mask], **CLOSE)
+    unsteered = decoding.residual_of(tiny, [], tokens, mask, END)
+    assert (lean - unsteered)[mask].abs().max() > 0.1
 
 
 @pytest.mark.parametrize("rows", [1, 4])
