@@ -126,6 +126,8 @@ def test_logits_hook_points_and_fingerprint(both: Both) -> None:
         {"batch_size": 2},
         {"mode": "layer_by_layer"},
         {"method": "ig", "steps": 2},
+        {"method": "relp"},
+        {"method": "relp", "mode": "layer_by_layer"},
     ],
 )
 def test_attribution_at_every_hook_point(both: Both, options: dict[str, Any]) -> None:
