@@ -37,6 +37,7 @@ STRANGE: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo-2": ("Olmo2Config", GROUPED),
     "gemma-3": ("Gemma3TextConfig", {**GROUPED, "head_dim": 16, "sliding_window": 8}),
     "smollm-3": ("SmolLM3Config", GROUPED),
+    "bitnet": ("BitNetConfig", GROUPED),
     "mixtral": ("MixtralConfig", {**GROUPED, "num_local_experts": 4}),
     "mamba": ("MambaConfig", {"hidden_size": 32, "num_hidden_layers": 2}),
     "opt": ("OPTConfig", {**SHAPE, "ffn_dim": 64, "word_embed_proj_dim": 32}),

@@ -16,7 +16,7 @@ from typing import Any
 import by_hand
 import pytest
 import torch
-from by_hand import unequal_pairs
+from by_hand import equal_length_pair, unequal_pairs
 from families import FAMILIES, LLAMA, write_as_llama, write_random
 from hf_reference import of
 from safetensors.torch import load_file, save_file
@@ -42,6 +42,10 @@ from star_tl.vectors import METHODS, SteeringVector
 runner = CliRunner()
 Both = tuple[HookedTransformer, TransformerBridge]
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 2e-5}
+TENSORS = (
+    *("scores", "head_scores", "steering", "head_steering", "span_steering", "head_span_steering"),
+    *("metric_corrupted", "metric_clean"),
+)
 # Of different lengths, some longer than the sliding windows of Gemma-2 (8) and Mistral (32) here.
 PROMPTS = (
     "No.",
@@ -115,10 +119,23 @@ def test_logits_hook_points_and_fingerprint(both: Both) -> None:
     assert fingerprint(bridge) == fingerprint(hooked)  # also of Granite's twin: its factors are positive
 
 
-@pytest.mark.parametrize("options", [{"mode": "one_batch"}, {"batch_size": 2}, {"method": "ig", "steps": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mode": "one_batch"},
+        {"batch_size": 2},
+        {"mode": "layer_by_layer"},
+        {"method": "ig", "steps": 2},
+        {"method": "relp"},
+        {"method": "relp", "mode": "layer_by_layer"},
+    ],
+)
 def test_attribution_at_every_hook_point(both: Both, options: dict[str, Any]) -> None:
-    expected, found = (star.attribute(model, unequal_pairs(), progress=False, **options) for model in both)
-    for name in ("scores", "head_scores", "steering", "head_steering", "metric_corrupted", "metric_clean"):
+    hooked, bridge = both
+    whole = {key: value for key, value in options.items() if value != "layer_by_layer"}
+    expected = star.attribute(hooked, unequal_pairs(), progress=False, **whole)
+    found = star.attribute(bridge, unequal_pairs(), progress=False, **options)
+    for name in TENSORS:
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), equal_nan=True, **CLOSE)
     assert float(found.head_scores.abs().max()) > 1e-2
     assert found.tokens == expected.tokens
@@ -251,12 +268,14 @@ def test_no_hook_is_left_after_an_error(bridges: Callable[[str], TransformerBrid
                 model, PROMPTS, noise(model, Locus(hook_name(point, 1)), 1.0).hooks(), progress=False
             ),
             lambda: star.attribute(model, unequal_pairs(), hook_points=[point], progress=False),
+            lambda: star.attribute(model, unequal_pairs(), mode="layer_by_layer", progress=False),
             lambda: star.extract_vector(model, few("politeness", 2), Locus(hook_name(point, 2))),
         ):
             with pytest.raises(RuntimeError, match="planted"):
                 call()
         assert by_hand.hooks_left(model) == ["blocks.2.mlp.hook_in"]  # the caller's own
     assert by_hand.hooks_left(model) == []
+    assert not any(block._forward_pre_hooks for block in model.blocks)
     assert model.context_level == 0
 
 
@@ -365,6 +384,21 @@ def test_others_write_what_huggingface_writes(write: Callable[..., Path], family
     assert star.extract_vector(model, pairs, Locus("blocks.1.hook_resid_post")).vector.any()
 
 
+@pytest.mark.parametrize("family", ["granite", "olmo-2", "gemma-3", "smollm-3", "mixtral"])
+def test_layer_by_layer_equals_the_whole_pass(bridges: Callable[[str], TransformerBridge], family: str) -> None:
+    """Layers that differ in mask or positions, experts, and replies of one token, of which nothing is read."""
+    model = bridges(family)
+    for pairs in (unequal_pairs(), equal_length_pair()):
+        whole, apart = (
+            star.attribute(model, pairs, mode=mode, progress=False) for mode in ("two_passes", "layer_by_layer")
+        )
+        assert float(whole.scores.nan_to_num().abs().max()) > 1e-2
+        for name in TENSORS:
+            found, wanted = getattr(apart, name), getattr(whole, name)
+            torch.testing.assert_close(found, wanted, equal_nan=True, rtol=1e-5, atol=2e-6)
+    assert by_hand.hooks_left(model) == []
+
+
 # ---- the rest of the package
 
 
@@ -416,15 +450,6 @@ def refused(message: str, call: Callable[[], Any]) -> None:
     with pytest.raises(StarError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
-
-
-def test_what_only_a_hooked_transformer_can_is_refused(bridges: Callable[[str], TransformerBridge]) -> None:
-    model = bridges("granite")
-    for options, message in (
-        ({"method": "relp"}, r"use method='atp', or load the model with backend='hooked'\.$"),
-        ({"mode": "layer_by_layer"}, r"leave mode out, or load the model with backend='hooked'\.$"),
-    ):
-        refused(message, lambda options=options: star.attribute(model, unequal_pairs(), progress=False, **options))
 
 
 def test_architectures_without_what_is_needed_are_refused(write: Callable[..., Path]) -> None:

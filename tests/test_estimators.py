@@ -175,8 +175,9 @@ def saved_bytes(model: HookedTransformer, mode: str) -> int:
     return most
 
 
-def test_layer_by_layer_holds_one_layers_graph(write_llama: Callable[..., Path]) -> None:
-    deep = star.load_model(str(write_llama(num_hidden_layers=8)))
+@pytest.mark.parametrize("backend", ["hooked", "bridge"])
+def test_layer_by_layer_holds_one_layers_graph(write_llama: Callable[..., Path], backend: str) -> None:
+    deep = star.load_model(str(write_llama(num_hidden_layers=8)), device="cpu", backend=backend)
     weights = sum(p.numel() * p.element_size() for p in deep.parameters())
     lean, half, whole = (saved_bytes(deep, m) for m in ("layer_by_layer", "two_passes", "one_batch"))
     assert half < 0.75 * whole

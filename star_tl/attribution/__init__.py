@@ -59,8 +59,8 @@ def attribute(
         progress: show a progress bar.
 
     Raises:
-        StarError: unknown or conflicting options, ``relp`` or ``layer_by_layer`` on a TransformerBridge, a pair
-            longer than the model's context, or too little memory for a single pair.
+        StarError: unknown or conflicting options, ``relp`` on a model with parts that it has no rules for (a mixture
+            of experts, say), a pair longer than the model's context, or too little memory for a single pair.
     """
     if method not in METHODS:
         raise StarError(f"Unknown attribution method {method!r}.{nearest(method, METHODS)}")

@@ -8,6 +8,7 @@ at once the one of the metric, positive minus negative.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +17,16 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
+from transformer_lens.model_bridge import TransformerBridge
 
 from star_tl.attribution.prepare import PairBatch, Part
 from star_tl.injection import NamedHook
+from star_tl.models import bridge
 from star_tl.models.lean import LeanForward, Listeners, is_llama, listeners_of, resolve
 from star_tl.reading import Cache, Model, attached, empty_cache, entries_taken, read, taken, unembed
 
 HooksOf = Callable[[Part], Sequence[NamedHook]]
+Through = Callable[[Tensor, Tensor, HooksOf], tuple[Tensor, Tensor]]
 KeysValues = list[TransformerLensKeyValueCacheEntry]
 
 
@@ -120,6 +124,57 @@ def through_blocks(
 def empty_keys_values(model: HookedTransformer, rows: int) -> KeysValues:
     """Keys and values of nothing, for every layer."""
     return TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, rows).entries
+
+
+@dataclass(frozen=True)
+class BlockAlone:
+    """A block of a run: the residual streams that entered it, and how any pass through it alone."""
+
+    prompt: Float[Tensor, "pair column d"]
+    reply: Float[Tensor, "row reply d"]
+    through: Through
+
+
+def block_by_block(
+    model: Model, rows: PairBatch, prompts: slice
+) -> tuple[Float[Tensor, "row reply d"], list[BlockAlone]]:
+    """The first result of :func:`forward`, and all blocks; without a graph."""
+    layers = range(model.cfg.n_layers)
+    entering: list[Tensor] = []  # the prompts' of every layer, then the replies'
+    with torch.no_grad():
+        if isinstance(model, TransformerBridge):
+            with bridge.block_calls(model) as calls:
+                residual, _ = forward(model, rows, prompts)
+            entering += [call.residual for call in calls]
+            ways = [_repeated(model, rows, calls[layer :: len(layers)]) for layer in layers]
+        else:
+            names = [f"blocks.{layer}.hook_resid_pre" for layer in layers]
+            store = [(name, lambda activation, hook: entering.append(activation)) for name in names]
+            residual, _ = forward(model, rows, prompts, lambda part: store)
+            ways = [_from_the_middle(model, rows, layer, rows.prompt_mask[prompts].int()) for layer in layers]
+    replies = entering[len(layers) :] or [residual[:, 1:] for _ in layers]  # of width 0, where replies have one token
+    return residual, list(map(BlockAlone, entering[: len(layers)], replies, ways))
+
+
+def _from_the_middle(model: HookedTransformer, rows: PairBatch, layer: int, mask: Tensor) -> Through:
+    def through(prompt: Tensor, reply: Tensor, hooks: HooksOf) -> tuple[Tensor, Tensor]:
+        nothing = empty_keys_values(model, len(prompt))
+        return through_blocks(model, rows, range(layer, layer + 1), prompt, reply, mask, nothing, hooks)
+
+    return through
+
+
+def _repeated(model: TransformerBridge, rows: PairBatch, calls: Sequence[bridge.BlockCall]) -> Through:
+    def through(prompt: Tensor, reply: Tensor, hooks: HooksOf) -> tuple[Tensor, Tensor]:
+        cache = bridge.empty_cache(model, len(prompt))
+        with attached(model, hooks("prompts")):
+            prompt = calls[0].again(prompt, cache)
+        if reply.shape[1]:
+            with attached(model, hooks("replies")):
+                reply = calls[1].again(reply, cache.taken(rows.spread(len(prompt))))
+        return prompt, reply
+
+    return through
 
 
 def run_metrics(residual: Float[Tensor, "row reply d"], model: Model, rows: PairBatch) -> Float[Tensor, "run pair"]:

@@ -22,22 +22,13 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import HookedTransformer
-from transformer_lens.model_bridge import TransformerBridge
 
-from star_tl.attribution.forward import (
-    empty_keys_values,
-    forward,
-    last_residual,
-    predicting,
-    run_metrics,
-    through_blocks,
-)
+from star_tl.attribution.forward import BlockAlone, block_by_block, last_residual, predicting, run_metrics
 from star_tl.attribution.prepare import PairBatch, Part
-from star_tl.errors import StarError
 from star_tl.injection import NamedHook
 from star_tl.models.lean import LeanForward
 from star_tl.models.lean_gradient import LeanGradient
-from star_tl.reading import Model
+from star_tl.reading import Model, attached
 
 Receive = Callable[[str, int, Part, Tensor, Tensor], None]
 BOTH = slice(None)
@@ -161,80 +152,63 @@ def layer_by_layer(
     rules: Sequence[NamedHook] = (),
 ) -> Float[Tensor, "run pair"]:
     """See the module's docstring."""
-    if isinstance(model, TransformerBridge):
-        raise StarError(
-            "mode='layer_by_layer' starts in the middle of a model, which a TransformerBridge cannot: leave mode out, "
-            "or load the model with backend='hooked'."
-        )
-    entering: dict[Part, list[Tensor]] = {"prompts": [], "replies": []}
-
-    def store(part: Part) -> list[NamedHook]:
-        def hook(activation: Tensor, hook: object) -> None:
-            entering[part].append(activation)
-
-        return [(hook_name("resid_pre", layer), hook) for layer in range(model.cfg.n_layers)]
-
     with torch.no_grad():
-        residual, _ = forward(model, rows, BOTH, store)
-        clean_metric = run_metrics(residual[len(residual) // 2 :], model, rows)
-    with torch.enable_grad(), model.hooks(fwd_hooks=list(rules)):
-        residual = residual[: len(residual) // 2].requires_grad_()
-        metric = run_metrics(residual, model, rows)
+        residual, clean = block_by_block(model, rows, slice(rows.size, None))
+        clean_metric = run_metrics(residual, model, rows)
+    residual, corrupted = block_by_block(model, rows, slice(rows.size))
+    with torch.enable_grad():
+        residual.requires_grad_()
+        metric = _metrics(residual, model, rows, rules)
         (gradient,) = torch.autograd.grad(metric.sum(), residual)
     # The first column of the residual is the prompt's last token, before either reply.
     last = gradient[:, 0].view(2, rows.size, -1).sum(0)
     prompt_gradient = torch.nn.functional.pad(last[:, None], (0, 0, rows.prompts.shape[1] - 1, 0))
     gradients: dict[Part, Tensor] = {"prompts": prompt_gradient, "replies": gradient[:, 1:]}
-    no_reply = residual[:, 1:].repeat(2, 1, 1)  # of width 0, where replies have one token
     for layer in reversed(range(model.cfg.n_layers)):
-        prompt, reply = entering["prompts"].pop(), entering["replies"].pop() if entering["replies"] else no_reply
-        gradients = _through_layer(model, rows, points, receive, rules, layer, (prompt, reply), gradients)
+        gradients = _through_layer(rows, points, receive, rules, layer, corrupted.pop(), clean.pop(), gradients)
     return torch.cat([metric.detach(), clean_metric])
 
 
 def _through_layer(
-    model: HookedTransformer,
     rows: PairBatch,
     points: Sequence[str],
     receive: Receive,
     rules: Sequence[NamedHook],
     layer: int,
-    entering: tuple[Tensor, Tensor],
+    corrupted: BlockAlone,
+    clean: BlockAlone,
     gradients: dict[Part, Tensor],
 ) -> dict[Part, Tensor]:
-    clean: dict[tuple[Part, str], Tensor] = {}
-    mask, block = rows.prompt_mask.int(), range(layer, layer + 1)
+    kept: dict[tuple[Part, str], Tensor] = {}
 
     def keep(part: Part) -> list[NamedHook]:
         return [
             (
                 hook_name(point, layer),
-                lambda activation, hook, point=point: clean.__setitem__((part, point), activation),
+                lambda activation, hook, point=point: kept.__setitem__((part, point), activation),
             )
             for point in points
         ]
 
     def watch(part: Part) -> list[NamedHook]:
         def at(point: str) -> NamedHook:
-            def hook(activation: Tensor, hook: object) -> None:
-                difference = rows.difference(part, activation.detach(), clean.pop((part, point)))
+            def hook(activation: Tensor, hook: object) -> Tensor:
+                difference = rows.difference(part, activation.detach(), kept.pop((part, point)))
                 activation.register_hook(lambda g: receive(point, layer, part, difference, g))
+                return activation
 
             return hook_name(point, layer), hook
 
         return [*rules, *map(at, points)]
 
-    prompt, reply = (t.split(len(t) // 2) for t in entering)
     with torch.no_grad():
-        nothing = empty_keys_values(model, rows.size)
-        through_blocks(model, rows, block, prompt[1], reply[1], mask[rows.size :], nothing, keep)
-    leaves = [t[0].detach().requires_grad_() for t in (prompt, reply)]
+        clean.through(clean.prompt, clean.reply, keep)
+    leaves = [t.detach().requires_grad_() for t in (corrupted.prompt, corrupted.reply)]
     with torch.enable_grad():
         # Views: a hook on a tensor that autograd.grad asks for fires too late to be of use.
-        starts = [t.view_as(t) for t in leaves]
-        nothing = empty_keys_values(model, rows.size)
-        out = through_blocks(model, rows, block, starts[0], starts[1], mask[: rows.size], nothing, watch)
-        used = 2 if reply[0].shape[1] else 1
+        prompt, reply = (t.view_as(t) for t in leaves)
+        out = corrupted.through(prompt, reply, watch)
+        used = 2 if reply.shape[1] else 1
         given = [gradients[part].to(t.device) for part, t in zip(("prompts", "replies"), out, strict=True)]
         found = torch.autograd.grad(out[:used], leaves[:used], given[:used])
     return {"prompts": found[0], "replies": found[1] if used == 2 else gradients["replies"]}
@@ -307,7 +281,7 @@ def along_path(
 def _metrics(residual: Tensor, model: Model, rows: PairBatch, rules: Sequence[NamedHook]) -> Tensor:
     if not rules:  # to hang no hooks costs milliseconds, too
         return run_metrics(residual, model, rows)
-    with model.hooks(fwd_hooks=list(rules)):
+    with attached(model, rules):
         return run_metrics(residual, model, rows)
 
 

@@ -15,20 +15,30 @@ conserved from layer to layer where there are no biases: :func:`conservation` te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens import HookedTransformer
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.generalized_components import (
+    BlockBridge,
+    GatedMLPBridge,
+    JointGateUpMLPBridge,
+    MLPBridge,
+    NormalizationBridge,
+    ParallelBlockBridge,
+    ScaledResidualBlockBridge,
+)
+from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
 from star_tl.attribution.atp import one_gradient, score_pairs
 from star_tl.attribution.result import POINTS, AttributionMap
 from star_tl.errors import StarError
 from star_tl.injection import NamedHook
 from star_tl.pairs import Pairs
-from star_tl.reading import Model
+from star_tl.reading import Model, attached
 
 
 def attribute_relp(
@@ -41,54 +51,102 @@ def attribute_relp(
     alignment: str = "spans",
 ) -> AttributionMap:
     """Scores of every pair at every hook point; see :func:`star_tl.attribute`."""
-    if isinstance(model, TransformerBridge):
-        raise StarError(
-            "RelP's rules are hooks on a HookedTransformer: use method='atp', or load the model with backend='hooked'."
-        )
     return score_pairs(model, pairs, points, one_gradient(mode, rules(model)), batch_size, progress, alignment, "relp")
 
 
-def rules(model: HookedTransformer) -> list[NamedHook]:
-    """RelP's propagation rules as forward hooks on a stock HookedTransformer.
+def rules(model: Model) -> list[NamedHook]:
+    """RelP's propagation rules as forward hooks.
 
     Raises:
-        StarError: the model's MLP is neither plain nor gated (a mixture of experts, say).
+        StarError: the model's MLP is neither plain nor gated (a mixture of experts, say), or a bridge's layers hold
+            something else that has no rule.
     """
-    if getattr(model.cfg, "num_experts", None) or model.cfg.attn_only:
-        raise StarError("RelP has rules for plain and gated MLPs only: use method='atp' for this model.")
-    hooks: list[NamedHook] = [(name, _constant) for name in model.hook_dict if name.endswith("hook_scale")]
-    for layer, block in enumerate(model.blocks):
+    hooks: list[NamedHook]
+    if isinstance(model, TransformerBridge):
+        blocks: Any = model.blocks
+        known = all(map(_known, blocks))
+        gated = known and isinstance(blocks[0].mlp, GatedMLPBridge)
+        norms = {f"blocks.{i}.{key}": part for i, block in enumerate(blocks) for key, part in _norms(block).items()}
+        hooks = [hook for name, norm in {**norms, "ln_final": model.ln_final}.items() for hook in _scale(name, norm)]
+    else:
+        known, gated = not (getattr(model.cfg, "num_experts", None) or model.cfg.attn_only), bool(model.cfg.gated_mlp)
+        hooks = [(name, _constant) for name in model.hook_dict if name.endswith("hook_scale")]
+    if not known:
+        raise StarError(
+            "RelP has rules for plain attention and for plain and gated MLPs only: use method='atp' for this model."
+        )
+    for layer in range(model.cfg.n_layers):
         hooks.append((f"blocks.{layer}.attn.hook_pattern", _constant))
-        hooks += _mlp_rules(f"blocks.{layer}.mlp", block.mlp.act_fn, bool(model.cfg.gated_mlp))  # type: ignore[union-attr]
+        hooks += _mlp_rules(f"blocks.{layer}.mlp", gated)
     return hooks
+
+
+def _known(block: Any) -> bool:
+    """Whether all that a bridge's block computes has a rule."""
+    if type(block) not in (BlockBridge, ParallelBlockBridge, ScaledResidualBlockBridge):
+        return False
+    if set(block.submodules) != {"attn", "mlp", *_norms(block)}:
+        return False
+    attn, mlp = block.attn, block.mlp
+    inside = [module for part in (attn, mlp) for module in part.original_component.children()]
+    return (
+        set(attn.submodules) <= {"q", "k", "v", "o", "qkv", "q_norm", "k_norm"}
+        and not hasattr(attn, "hook_q_gate")
+        and not getattr(getattr(attn.original_component, "config", None), "clip_qkv", None)
+        and type(mlp) in (MLPBridge, GatedMLPBridge, JointGateUpMLPBridge)
+        and set(mlp.submodules) == {"in", "out"} | ({"gate"} if isinstance(mlp, GatedMLPBridge) else set())
+        and not any(map(_hidden_norm, inside))
+    )
+
+
+def _norms(block: Any) -> dict[str, NormalizationBridge]:
+    return {key: part for key, part in block.submodules.items() if isinstance(part, NormalizationBridge)}
+
+
+def _hidden_norm(module: Any) -> bool:
+    """Whether it scales what it is given and has no hook points; one between activation and projection, as BitNet's."""
+    weight = getattr(module, "weight", None)
+    return weight is not None and weight.ndim == 1 and not isinstance(module, GeneralizedComponent)
+
+
+def _scale(name: str, norm: Any) -> list[NamedHook]:
+    """Gives back what a norm's scale takes from the gradient: a bridge whose scale is written to rounds otherwise."""
+    kept: list[Tensor] = []
+    bias = getattr(norm.original_component, "bias", None)
+
+    def keep(scale: Tensor, hook: object) -> None:
+        kept[:] = [scale]
+
+    def through(out: Tensor, hook: object) -> Tensor:
+        scale = kept.pop()
+        scaled = out.detach() if bias is None else out.detach() - bias
+        return out + (scaled * (scale / scale.detach() - 1)).to(out.dtype)
+
+    return [(f"{name}.hook_scale", keep), (f"{name}.hook_out", through)]
 
 
 def _constant(activation: Tensor, hook: object) -> Tensor:
     return activation.detach()
 
 
-def _mlp_rules(mlp: str, act_fn: Callable[[Tensor], Tensor], gated: bool) -> list[NamedHook]:
-    inputs: dict[str, Tensor] = {}
+def _mlp_rules(mlp: str, gated: bool) -> list[NamedHook]:
+    names = ["hook_pre", "hook_pre_linear"] if gated else ["hook_pre"]
+    factors: dict[str, Tensor] = {}
 
     def keep(name: str) -> NamedHook:
-        return f"{mlp}.{name}", lambda activation, hook: inputs.__setitem__(name, activation)
+        return f"{mlp}.{name}", lambda activation, hook: factors.__setitem__(name, activation)
 
     def through(post: Tensor, hook: object) -> Tensor:
-        pre = inputs.pop("hook_pre")
-        value = act_fn(pre.detach())
-        ratio = torch.where(pre == 0, torch.zeros_like(value), value / pre.detach())
-        out = pre * ratio
-        if gated:
-            linear = inputs.pop("hook_pre_linear")
-            out = (out * linear.detach() + value * linear) / 2
-        return out + (post - out).detach()  # the values stay bit for bit what the model computed
+        # The identity rule for one factor, for two the half rule on top: each has an equal part, and all else constant.
+        parts = [x * torch.where(x == 0, 0, post / x).detach() for x in map(factors.pop, names)]
+        out = sum(parts[1:], parts[0]) / len(parts)
+        return post.detach() + (out - out.detach())  # the values stay bit for bit what the model computed
 
-    names = ["hook_pre", "hook_pre_linear"] if gated else ["hook_pre"]
     return [*(keep(name) for name in names), (f"{mlp}.hook_post", through)]
 
 
 def conservation(
-    model: HookedTransformer, tokens: Int[Tensor, "row position"], answer: Int[Tensor, " row"]
+    model: Model, tokens: Int[Tensor, "row position"], answer: Int[Tensor, " row"]
 ) -> Float[Tensor, " layer"]:
     """Relevance of the residual stream entering each layer, as a share of the answer's logit.
 
@@ -107,7 +165,7 @@ def conservation(
 
         return f"blocks.{layer}.hook_resid_pre", hook
 
-    with torch.enable_grad(), model.hooks(fwd_hooks=[*rules(model), *map(watch, range(model.cfg.n_layers))]):
+    with torch.enable_grad(), attached(model, [*rules(model), *map(watch, range(model.cfg.n_layers))]):
         logits = model(tokens)[:, -1].to(answer.device).gather(-1, answer[:, None])[:, 0]
         gradients = torch.autograd.grad(logits.sum(), roots)
     for layer, (activation, gradient) in enumerate(zip(roots, gradients, strict=True)):

@@ -182,6 +182,51 @@ def _in_the_middle(name: str, function: Callable[..., Any]) -> list[tuple[str, C
     return [(f"{prefix}hook_resid_pre", enter), (f"{prefix}hook_attn_out", middle)]
 
 
+@dataclass(frozen=True)
+class BlockCall:
+    """A call of a block by HuggingFace's model: the residual stream, and the masks and positions that go with it."""
+
+    block: nn.Module
+    residual: Float[Tensor, "row position d"]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def again(self, residual: Float[Tensor, "row position d"], cache: Cache) -> Float[Tensor, "row position d"]:
+        """The block's output for another residual stream and cache, all else being as it was."""
+        args, kwargs = _with_cache(cache.keys_values, self.args, self.kwargs)
+        out = self.block(residual, *args, **kwargs)
+        return out[0] if isinstance(out, tuple) else out
+
+
+@contextmanager
+def block_calls(model: TransformerBridge) -> Iterator[list[BlockCall]]:
+    """The calls of blocks within the context, in their order."""
+    calls: list[BlockCall] = []
+
+    def keep(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        args, kwargs = _with_cache(DynamicCache(), args, kwargs)  # not to hold all layers' keys and values
+        residual, *more = args or (kwargs.pop("hidden_states"),)
+        calls.append(BlockCall(block, residual, tuple(more), kwargs))
+
+    handles = [block.register_forward_pre_hook(keep, with_kwargs=True) for block in model.blocks]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _with_cache(
+    cache: DynamicCache, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments with this cache in place of theirs, whatever the architecture calls it."""
+
+    def own(value: Any) -> Any:
+        return cache if isinstance(value, DynamicCache) else value
+
+    return tuple(map(own, args)), {key: own(value) for key, value in kwargs.items()}
+
+
 @dataclass
 class Cache:
     """Keys and values of the columns that were read, all of them in every layer, and which are no padding."""
@@ -191,8 +236,11 @@ class Cache:
 
     def taken(self, rows: Int[Tensor, " row"]) -> Cache:
         """A cache of these rows, in this order; gradients flow back to this one."""
-        layers: Any = self.keys_values.layers
-        return Cache(DynamicCache([(layer.keys[rows], layer.values[rows]) for layer in layers]), self.mask[rows])
+        keys_values, layers = DynamicCache(), cast(Any, self.keys_values.layers)
+        for i, layer in enumerate(layers):
+            if layer.is_initialized:
+                keys_values.update(layer.keys[rows], layer.values[rows], i)
+        return Cache(keys_values, self.mask[rows])
 
 
 def empty_cache(model: TransformerBridge, rows: int) -> Cache:
