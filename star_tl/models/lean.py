@@ -163,8 +163,8 @@ def product(
 ) -> Float[Tensor, "*row output"]:
     """``x @ weight.T + bias``, in the order of the operands that is faster.
 
-    With a dozen to a few hundred rows on a CPU, weight times x is 1.1 to 1.6 times as fast as x times weight (MKL on an
-    AMD EPYC, two threads); with fewer or more it is not, nor is a pass that goes back through it.
+    With a dozen to a few hundred rows on a CPU, weight times x is faster than x times weight (seen with MKL on an AMD
+    EPYC); with fewer or more it is not, nor is a pass that goes back through it.
     """
     rows = x.numel() // x.shape[-1]
     plain = x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_grad_enabled()

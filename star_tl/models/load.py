@@ -59,9 +59,10 @@ def load_model(
         first_n_layers: leave out all later layers, to look into a model that does not fit whole.
         backend: ``"hooked"`` for a HookedTransformer, or ``"bridge"`` for a TransformerBridge, which knows more
             architectures (OLMo, Granite, Gemma-3, SmolLM3, Mixtral, ...), computes what HuggingFace computes, and holds
-            the weights once. Every function of star_tl takes either. Llamas are fastest as HookedTransformers. In a
-            bridge's own ``hooks`` and ``generate`` what is added at ``hook_resid_mid`` reaches the MLP only, and a
-            sliding window shorter than the prompt misleads positions: sample with star_tl.
+            the weights once. Every function of star_tl takes either; RelP has rules for most of its architectures.
+            Llamas are fastest as HookedTransformers. In a bridge's own ``hooks`` and ``generate`` what is added at
+            ``hook_resid_mid`` reaches the MLP only, and a sliding window shorter than the prompt misleads positions:
+            sample with star_tl.
 
     Raises:
         StarError: the model is unknown, gated, not downloaded, damaged, quantized, or larger than memory, the

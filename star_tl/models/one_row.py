@@ -1,8 +1,7 @@
 """A decode step of a single row on a CPU, through numpy.
 
-One row multiplies every weight once, so that reading the weights is what it costs. numpy's BLAS reads a matrix at
-about twice the speed of PyTorch's, and its operators start in a third of the time; the arrays are views of the model's
-own memory.
+One row multiplies every weight once, so that reading the weights is what it costs. numpy's BLAS reads a matrix
+faster than PyTorch's, and its operators start sooner; the arrays are views of the model's own memory.
 """
 
 from __future__ import annotations
