@@ -73,7 +73,7 @@ def main() -> None:
                 "resamples": round(float(choice.frequency[choice.layer]), 3),
                 "p_value": round(choice.p_value, 4),
                 "null_95": round(choice.null, 4),
-                "writes": round(float(choice.writes[choice.layer]), 4),
+                "gain": round(float(choice.gain[choice.layer]), 4),
                 "bfloat16_pearson": round(float(stats.pearsonr(flat(attr), flat(rounded)).statistic), 4),
             }
         )

@@ -115,7 +115,7 @@ def sweep_places(model: HookedTransformer, trait: str, seeds: int) -> pd.DataFra
     table = pd.concat([table, *twins], ignore_index=True)
     print(
         f"\n{trait}: unsteered {mine.unsteered:.0%}; the chosen place ({chosen}) reaches {mine.trait_rate:.0%}, "
-        f"rank {mine['rank']} of {distinct}; layer writes {[round(float(x), 3) for x in attr.choose_layer().writes]}"
+        f"rank {mine['rank']} of {distinct}; gains {[round(float(x), 3) for x in attr.choose_layer().gain]}"
     )
     for value in ("trait_rate", "drift"):
         print(

@@ -166,7 +166,7 @@ def attribute(
     first_n_layers: FirstLayersOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Score every hook point and print what each layer writes."""
+    """Score every hook point and print each layer's scores and gain."""
     from star_tl.pairs import load_pairs
 
     pairs = load_pairs(trait)
@@ -444,7 +444,7 @@ def _show(result: RunResult) -> None:
     console = Console(width=None if sys.stdout.isatty() else 150)
     choice = result.attribution.choose_layer()
     console.print(
-        f"\n[bold]{result.trait}[/] on {result.model}: layer [bold]{choice.layer}[/] writes it "
+        f"\n[bold]{result.trait}[/] on {result.model}: drift buys most at layer [bold]{choice.layer}[/] "
         f"(chosen in {choice.frequency[choice.layer]:.0%} of bootstrap resamples); locus {result.vector.locus}"
     )
     table = Table(title=result.settings["replies"], title_justify="left")

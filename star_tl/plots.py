@@ -22,6 +22,7 @@ from torch import Tensor
 from star_tl.attribution.result import COMPONENTS, WRITES, AttributionMap
 from star_tl.chat import Span
 from star_tl.errors import StarError
+from star_tl.locus import GAIN_DRIFT
 
 if TYPE_CHECKING:
     import pandas
@@ -103,7 +104,7 @@ def plot_layers(attr: AttributionMap) -> go.Figure:
         bar = _colorbar(orientation="h", x=(left + right) / 2, len=(right - left) * 0.98, y=0, yanchor="top", ypad=36)
         fig.update_layout({axis: _coloraxis(z, bar)})
         _note(fig, f"<b>{heading}</b>", (left + right) / 2, 1, xref="paper", yref="paper", yanchor="bottom")
-    if bool(scores.isfinite().all()):
+    if bool(attr.effects.isfinite().all()):
         choice = attr.choose_layer()
         share = percent(float(choice.frequency[choice.layer]))
         _note(
@@ -180,19 +181,19 @@ def plot_tokens(attr: AttributionMap, pair: int | None = None, component: str = 
 
 
 def plot_choice(attr: AttributionMap) -> go.Figure:
-    """What each layer writes into the prompt, nats, with 95 % bootstrap intervals; the chosen layer stands out."""
+    """What drift buys of the metric at each layer, nats, with 95 % bootstrap intervals; the chosen one stands out."""
     choice = attr.choose_layer()
     layers = list(range(attr.n_layers))
-    writes, low, high, frequency = (t.numpy() for t in (choice.writes, choice.low, choice.high, choice.frequency))
+    gain, low, high, frequency = (t.numpy() for t in (choice.gain, choice.low, choice.high, choice.frequency))
     fig = go.Figure(
         go.Bar(
-            x=writes,
+            x=gain,
             y=layers,
             orientation="h",
             marker_color=[BLUE if layer == choice.layer else GREY for layer in layers],
-            error_x=_whiskers(writes, low, high),
+            error_x=_whiskers(gain, low, high),
             customdata=np.stack([low, high, 100 * frequency], axis=1),
-            hovertemplate="blocks.%{y}.hook_attn_out + blocks.%{y}.hook_mlp_out<br>layer %{y}<br>score %{x:+.4f} nats"
+            hovertemplate="blocks.%{y}.hook_resid_post, last prompt token<br>layer %{y}<br>gain %{x:+.4f} nats"
             "<br>95 % interval %{customdata[0]:+.4f} to %{customdata[1]:+.4f}"
             "<br>chosen in %{customdata[2]:.1f} % of resamples<extra></extra>",
         )
@@ -212,10 +213,10 @@ def plot_choice(attr: AttributionMap) -> go.Figure:
     least, most = min(float(low.min()), 0.0), max(float(high.max()), choice.null)
     reach = (most - least) or 1.0
     room = [least - 0.03 * reach, most + 0.5 * reach]  # at the right for the words
-    fig.update_xaxes(title_text=f"written: attn_out + mlp_out, {SCORE}", range=room)
+    fig.update_xaxes(title_text=f"gain in the metric at {GAIN_DRIFT:g} nat drift per token, nats", range=room)
     _layer_axis(fig, attr.n_layers)
-    subtitle = f"{_mean(attr)}, 95 % bootstrap intervals; {SIGN}"
-    title = f"Layer {choice.layer} writes most of {_trait(attr)}"
+    subtitle = f"vector added to the last prompt token, to leading order; {_mean(attr)}; {SIGN}"
+    title = f"At layer {choice.layer} drift buys most of {_trait(attr)}"
     return _finish(fig, title, subtitle, 680, _rows(attr.n_layers) + 150)
 
 

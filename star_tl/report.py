@@ -57,13 +57,15 @@ READING = """
 <dt>Score</dt><dd>(clean activation − corrupted activation) · gradient of the trait metric, in nats. Clean is the run
 that shows the trait, corrupted the one that does not. Positive: moving toward clean raises the trait. It is a
 first-order estimate.</dd>
+<dt>Gain</dt><dd>What 0.1 nat of drift per token buys of the metric (nats) when the vector is added there, to leading
+order: effect per root of drift. The layer is chosen by it.</dd>
 <dt>Coherent</dt><dd>The unsteered model finds the reply at least as probable (log-probability, nats per token) as the
 2 % quantile of its own replies. Broken text is full of marker words, so a marker counts only in a coherent reply.</dd>
 <dt>Drift</dt><dd>How far the model that wrote the reply is from the unsteered model: the KL divergence of their
 next-token distributions, averaged over the reply, in nats per token. It is the cost of steering; 0 is no change.</dd>
 <dt>Strength</dt><dd>1 is the mean clean − corrupted difference itself.</dd>
 <dt>Arms</dt><dd>Random: a random direction of the same norm at the same place. Last ranked layer: the same vector at
-the layer that writes least of the trait. Reply mean everywhere: the mean difference over reply tokens, added at every
+the layer with the lowest gain. Reply mean everywhere: the mean difference over reply tokens, added at every
 position. Primed: no vector, but an instruction that asks for the trait.</dd>
 <dt>Prompts that fell</dt><dd>Share of prompts whose rate is lower than unsteered.</dd>
 <dt>Perplexity, repetition</dt><dd>Perplexity of the reply under the unsteered model; share of its word trigrams that
@@ -93,7 +95,7 @@ def finding(result: RunResult) -> str:
     """What was found, in a few plain words."""
     choice, locus = result.attribution.choose_layer(), result.vector.locus
     agree = percent(float(choice.frequency[choice.layer]))
-    text = f"Layer {choice.layer} writes most of the trait ({agree} of resamples agree)"
+    text = f"At layer {choice.layer} drift buys most of the trait ({agree} of resamples agree)"
     rows = result.summary.set_index("arm")
     if not {"unsteered", "steered"} <= set(rows.index):
         return f"{text}."

@@ -128,6 +128,7 @@ def attribution(model: HookedTransformer, pairs: Pairs, window: int) -> dict[str
     scores = torch.zeros(n, len(COMPONENTS), cfg.n_layers, width, dtype=torch.float64)
     heads = torch.zeros(n, cfg.n_layers, cfg.n_heads, width, dtype=torch.float64)
     metric = torch.zeros(2, n, dtype=torch.float64)
+    last: list[list[Any]] = [[0] * cfg.n_layers for _ in pairs]  # gradients at the last prompt token
     v: dict[str, Tensor] = {}
     g: dict[str, Tensor] = {}
 
@@ -151,6 +152,7 @@ def attribution(model: HookedTransformer, pairs: Pairs, window: int) -> dict[str
                     near = [clean[name][lengths[1] - window : lengths[1]], corrupted[name][: lengths[0]][-window:]]
                     v[name] = v.get(name, 0) + (near[0] - near[1]) / n / 2  # the same under both replies
                     g[name] = g.get(name, 0) + sign * gradient[name][: lengths[0]][-window:] / n
+                last[i][layer] += sign * gradient[f"blocks.{layer}.hook_resid_post"][lengths[0] - 1]
     steering = {name: (v[name] * g[name]).sum(-1) for name in v}
     layers = range(cfg.n_layers)
     return {
@@ -160,6 +162,9 @@ def attribution(model: HookedTransformer, pairs: Pairs, window: int) -> dict[str
             [torch.stack([steering[f"blocks.{layer}.{kind}"] for layer in layers]) for kind in KINDS[:-1]]
         ),
         "head_steering": torch.stack([steering[f"blocks.{layer}.attn.hook_z"].T for layer in layers]),
+        "effects": torch.stack(
+            [torch.stack([row[x] @ v[f"blocks.{x}.hook_resid_post"][-1] for x in layers]) for row in last]
+        ),
         "metric_corrupted": metric[0],
         "metric_clean": metric[1],
     }

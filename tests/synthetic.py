@@ -18,7 +18,7 @@ PROMPT += ["<|start|>", "assistant", "\n\n"]
 
 
 def attribution(n_pairs: int = 6, layers: int = 8, heads: int = 6, peak: int = 5, seed: int = 0) -> AttributionMap:
-    """A map whose layer ``peak`` writes most, at the last prompt token; prompts differ in length."""
+    """A map whose layer ``peak`` writes and gains most, at the last prompt token; prompts differ in length."""
     generator = torch.Generator().manual_seed(seed)
 
     def noise(*shape: int) -> torch.Tensor:
@@ -48,6 +48,8 @@ def attribution(n_pairs: int = 6, layers: int = 8, heads: int = 6, peak: int = 5
                 Span("negative reply", end + reply, end + reply + 2),
             )
         )
+    effects = noise(n_pairs, layers) + 0.005 * torch.arange(layers)
+    effects[:, peak] += 0.05
     steering = scores.mean(0)[..., end - window : end].contiguous()
     return AttributionMap(
         trait="emotional_support",
@@ -60,6 +62,8 @@ def attribution(n_pairs: int = 6, layers: int = 8, heads: int = 6, peak: int = 5
         head_steering=head_scores.mean(0)[..., end - window : end].contiguous(),
         span_steering=steering[..., -4:].contiguous(),
         head_span_steering=head_scores.mean(0)[..., end - 4 : end].contiguous(),
+        effects=effects,
+        costs=0.1 + noise(n_pairs, layers).abs(),
         metric_corrupted=torch.full((n_pairs,), -0.2),
         metric_clean=torch.full((n_pairs,), 0.3),
         prompt_end=end,

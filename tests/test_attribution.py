@@ -18,7 +18,7 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 
 import star_tl as star
-from star_tl.attribution.prepare import STRETCHES, PreparedPair, prepare
+from star_tl.attribution.prepare import STRETCHES, PairBatch, PreparedPair, prepare
 from star_tl.attribution.result import COMPONENTS, AttributionMap
 from star_tl.chat import span_positions
 from star_tl.errors import StarError
@@ -351,6 +351,61 @@ def test_the_steering_form_of_a_span_is_the_slope_of_adding_the_vector_all_along
                 assert table.loc[(stretch, 1), name.removeprefix("hook_")] == pytest.approx(float(form))
 
 
+def logits_with(
+    model: HookedTransformer, prompt: list[int], answer: list[int], layer: int, vector: torch.Tensor
+) -> torch.Tensor:
+    """Of one row, with a vector added to resid_post at the last prompt token."""
+
+    def add(activation: torch.Tensor, hook: object) -> torch.Tensor:
+        activation[:, len(prompt) - 1] += vector
+        return activation
+
+    with torch.no_grad():
+        return model.run_with_hooks(
+            torch.tensor([prompt + answer]), fwd_hooks=[(f"blocks.{layer}.hook_resid_post", add)]
+        )[0]
+
+
+def slope_and_curvature(
+    model: HookedTransformer, pairs: star.Pairs, one: star.ContrastivePair, layer: int, vector: torch.Tensor
+) -> tuple[float, float]:
+    """How a pair's metric grows with the strength, and its replies' mean KL per token with the strength squared."""
+    step, (_, prompt) = 1e-3, by_hand.prompts(model, pairs, one)
+    slope, drift, tokens = 0.0, 0.0, 0
+    for sign, text in ((1, one.positive), (-1, one.negative)):
+        answer = by_hand.reply(model, text)
+        up, down, plain = (logits_with(model, prompt, answer, layer, x * vector) for x in (step, -step, 0.0))
+        values = [float(by_hand.half_metric(logits, len(prompt), answer, one.metric)) for logits in (up, down)]
+        slope += sign * (values[0] - values[1]) / (2 * step)
+        at = slice(len(prompt) - 1, len(prompt) - 1 + len(answer))
+        p, q = up[at].log_softmax(-1), plain[at].log_softmax(-1)
+        drift += float((p.exp() * (p - q)).sum()) / step**2
+        tokens += len(answer)
+    return slope, drift / tokens
+
+
+def test_effect_and_cost_are_slope_and_curvature_of_adding_the_vector_to_the_last_prompt_token(
+    exact: Callable[[str], HookedTransformer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, pairs, signs, found = exact("grouped"), unequal_pairs(), PairBatch.signs, []
+    for draw in range(64):
+        drawn = lambda self, words, draw=draw: signs(other_seeds(self, draw), words)  # noqa: E731
+        monkeypatch.setattr(PairBatch, "signs", drawn)
+        found.append(attribute(model, pairs, hook_points=["resid_post"]))
+    costs = torch.stack([attr.costs for attr in found])
+    for layer in range(model.cfg.n_layers):
+        vector = extract_vector(model, pairs, Locus(f"blocks.{layer}.hook_resid_post")).vector[0].double()
+        truth = torch.tensor([slope_and_curvature(model, pairs, one, layer, vector) for one in pairs])
+        torch.testing.assert_close(found[0].effects[:, layer], truth[:, 0], rtol=1e-4, atol=1e-6)
+        error = costs[..., layer].std(0) / len(found) ** 0.5
+        assert float(((costs[..., layer].mean(0) - truth[:, 1]) / error).abs().max()) < 4, "standard errors"
+        assert float(costs[..., layer].mean()) == pytest.approx(float(truth[:, 1].mean()), rel=0.2)
+
+
+def other_seeds(rows: PairBatch, draw: int) -> PairBatch:
+    return dataclasses.replace(rows, seeds=tuple(seed + draw for seed in rows.seeds))
+
+
 # Alignment of clean and corrupted tokens.
 
 
@@ -518,6 +573,13 @@ def test_bfloat16_agrees_with_float32(tiny_folder: Path, tiny: HookedTransformer
 # Choosing the layer and the locus.
 
 
+def with_effects(*rows: list[float], costs: float | list[float] = 0.1) -> AttributionMap:
+    """A map whose layers have exactly these effects, a row per pair; at the default costs a gain is an effect."""
+    attr = synthetic.attribution(n_pairs=len(rows), layers=len(rows[0]), peak=0)
+    effects = torch.tensor(rows)
+    return dataclasses.replace(attr, effects=effects, costs=torch.tensor(costs).expand_as(effects))
+
+
 def with_writes(*rows: list[float]) -> AttributionMap:
     """A map whose layers write exactly this, a row per pair, at the last prompt token."""
     attr = synthetic.attribution(n_pairs=len(rows), layers=len(rows[0]), peak=0)
@@ -529,31 +591,49 @@ def with_writes(*rows: list[float]) -> AttributionMap:
     return dataclasses.replace(attr, scores=scores)
 
 
-def test_the_layer_that_writes_most_is_chosen_not_the_deepest() -> None:
-    attr = with_writes([0.1, 0.9, -0.3, 0.2], [0.2, 0.7, -0.1, 0.2])
+def test_the_layer_where_drift_buys_most_is_chosen_not_that_of_the_largest_effect() -> None:
+    attr = with_effects([0.1, 0.4, 0.8, -0.3], [0.3, 0.6, 1.0, 0.1], costs=[0.1, 0.025, 1.6, 0.1])
     choice = attr.choose_layer()
-    assert (choice.layer, choice.last_ranked) == (1, 2)
-    torch.testing.assert_close(choice.writes, torch.tensor([0.15, 0.8, -0.2, 0.2]))
+    torch.testing.assert_close(choice.gain, torch.tensor([0.2, 1.0, 0.225, -0.1]))
+    assert choice.layer == 1
+    assert choice.last_ranked == 3
     assert choice.frequency.tolist() == [0.0, 1.0, 0.0, 0.0]
     assert synthetic.attribution(peak=5).choose_layer().layer == 5
+
+
+def test_of_layers_that_gain_the_same_the_first_is_chosen() -> None:
+    assert with_effects([0.5, 0.93, 1.0, 0.99]).choose_layer().layer == 2
+    assert with_effects([0.5, 0.96, 1.0, 0.99]).choose_layer().layer == 1
+    assert with_effects([-1.0, -0.97, -2.0]).choose_layer().layer == 0
+
+
+def test_a_layer_that_costs_nothing_gains_nothing() -> None:
+    choice = with_effects([0.0, 0.2], costs=[0.0, 0.1]).choose_layer()
+    torch.testing.assert_close(choice.gain, torch.tensor([0.0, 0.2]))
+    assert choice.layer == 1
+
+
+def test_what_layers_write_is_not_what_adds_up() -> None:
+    attr = with_writes([0.1, 0.9, -0.3, 0.2], [0.2, 0.7, -0.1, 0.2])
+    torch.testing.assert_close(attr.writes().mean(0), torch.tensor([0.15, 0.8, -0.2, 0.2]))
 
 
 def test_writes_outside_the_shared_positions_do_not_count() -> None:
     attr = with_writes([0.1, 0.9], [0.2, 0.8])
     attr.scores[:, :, 0, attr.prompt_end - attr.window - 1] = 50.0
     attr.scores[:, :, 0, attr.prompt_end] = 50.0
-    assert attr.choose_layer().layer == 1
+    torch.testing.assert_close(attr.writes().mean(0), torch.tensor([0.15, 0.85]))
     attr.scores[:, :, 0, attr.prompt_end - attr.window] = 50.0
-    assert attr.choose_layer().layer == 0
+    assert attr.writes()[:, 0].tolist() == pytest.approx([100.1, 100.2])
 
 
 def test_the_bootstrap_frequency_is_that_of_drawing_pairs_with_replacement() -> None:
     # Of two pairs the first is drawn twice in a quarter of the resamples; only then layer 0 wins.
-    choice = with_writes([1.0, 0.0], [0.0, 1.5]).choose_layer(resamples=4000)
+    choice = with_effects([1.0, 0.0], [0.0, 1.5]).choose_layer(resamples=4000)
     assert choice.frequency[0] == pytest.approx(0.25, abs=0.03)  # standard error 0.007
     assert float(choice.frequency.sum()) == pytest.approx(1.0)
-    assert choice.low.tolist() == [0.0, 0.0]
-    assert choice.high.tolist() == [1.0, 1.5]
+    torch.testing.assert_close(choice.low, torch.zeros(2))
+    torch.testing.assert_close(choice.high, torch.tensor([1.0, 1.5]))
     assert choice.layer == 1
 
 
@@ -650,11 +730,12 @@ def test_loading_something_else_says_so(tmp_path: Path) -> None:
 def test_the_table_has_a_row_per_layer() -> None:
     attr = with_writes([0.1, 0.9, 0.3], [0.2, 0.7, 0.5])
     frame = attr.to_frame()
-    assert list(frame.columns) == ["layer", *COMPONENTS, "writes", "chosen", "completeness"]
+    assert list(frame.columns) == ["layer", *COMPONENTS, "writes", "completeness", "gain", "chosen"]
     assert frame.layer.tolist() == [0, 1, 2]
     assert frame.writes.tolist() == pytest.approx([0.15, 0.8, 0.4])
     assert frame.attn_out.tolist() == pytest.approx([0.75 * w for w in (0.15, 0.8, 0.4)])
-    assert frame.chosen.tolist() == [0.0, 1.0, 0.0]
+    assert frame.chosen.tolist() == attr.choose_layer().frequency.tolist()
+    assert frame.gain.tolist() == attr.choose_layer().gain.tolist()
     assert frame.resid_post.tolist() == pytest.approx([k * attr.scores.shape[-1] for k in (0.0, 1.0, 2.0)])
 
 

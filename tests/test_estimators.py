@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +92,13 @@ def test_hook_points_that_were_not_asked_for_are_unknown_and_the_others_the_same
     torch.testing.assert_close(some.component("attn_out"), everything.component("attn_out"))
     torch.testing.assert_close(some.head_scores, everything.head_scores)
     assert bool(some.scores[:, COMPONENTS.index("resid_post")].isnan().all())
-    with pytest.raises(StarError, match="no scores at mlp_out: attribute with hook_points"):
+    with pytest.raises(StarError, match="no gradient at resid_post to choose by: attribute with hook_points"):
         some.choose_layer()
     assert "metric" in repr(some)
     assert list(some.to_frame().columns) == ["layer", "attn_out"]
-    with pytest.raises(StarError, match="no steering form at resid_post"):
-        attribute(model, unequal_pairs(), hook_points=["attn_out", "mlp_out"]).top_locus()
+    one = attribute(model, unequal_pairs(), hook_points=["resid_post"])
+    torch.testing.assert_close(one.choose_layer().gain, everything.choose_layer().gain)
+    assert list(one.to_frame().columns) == ["layer", "resid_post", "completeness", "gain", "chosen"]
 
 
 @pytest.mark.parametrize(
@@ -203,7 +205,7 @@ def test_a_micro_batch_that_does_not_fit_is_halved_and_counts_once(model: Hooked
     ):
         got = attribute(model, unequal_pairs(), mode="one_batch")
     assert max(sizes) > 4
-    for name in ("scores", "head_scores", "steering", "metric_clean"):
+    for name in ("scores", "head_scores", "steering", "effects", "costs", "metric_clean"):
         torch.testing.assert_close(getattr(got, name), getattr(wanted, name))
 
 
@@ -230,20 +232,18 @@ def test_shuffled_labels_do_not_reach_a_real_choice_and_do_reach_noise() -> None
 
     from star_tl.locus import choose_layer
 
-    def map_of(writes: Tensor) -> AttributionMap:
-        attr = synthetic.attribution(n_pairs=len(writes), layers=writes.shape[1], peak=0)
-        attr.scores.zero_()
-        attr.scores[:, COMPONENTS.index("attn_out"), :, attr.prompt_end - 1] = writes
-        return attr
+    def map_of(effects: Tensor) -> AttributionMap:
+        attr = synthetic.attribution(n_pairs=len(effects), layers=effects.shape[1], peak=0)
+        return replace(attr, effects=effects, costs=torch.full_like(effects, 0.1))
 
     noise = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
     real = choose_layer(map_of(noise + torch.tensor([0, 0, 1.5, 0, 0, 0])))
     assert real.layer == 2
     assert real.p_value <= 0.002
-    assert real.null < float(real.writes[2])
+    assert real.null < float(real.gain[2])
     by_chance = choose_layer(map_of(noise))
     assert by_chance.p_value > 0.05
-    assert by_chance.null > float(by_chance.writes.max())
+    assert by_chance.null > float(by_chance.gain.max())
 
 
 # The two forward passes: lean, of whole rows, and the model's own, of prompts and then replies.
@@ -263,5 +263,14 @@ def test_models_and_hooks_that_the_lean_forward_does_not_know_score_the_same(
         attribute(model, unequal_pairs(), **options)
     with model.hooks(fwd_hooks=[("blocks.1.mlp.hook_pre", lambda activation, hook: activation)]):
         own = attribute(model, unequal_pairs(), **options, batch_size=3)
-    for name in ("scores", "head_scores", "steering", "head_steering", "metric_clean", "metric_corrupted"):
+    for name in (
+        "scores",
+        "head_scores",
+        "steering",
+        "head_steering",
+        "effects",
+        "costs",
+        "metric_clean",
+        "metric_corrupted",
+    ):
         torch.testing.assert_close(getattr(lean, name), getattr(own, name), rtol=1e-5, atol=1e-9)

@@ -98,7 +98,7 @@ def test_the_map_of_exact_effects_holds_patching_by_hand_of_every_token(tiny, pa
     replies = both[..., attr.prompt_end :].flatten(1)
     assert float(replies.abs().max()) > 1e-3
     assert float(torch.corrcoef(replies)[0, 1]) > 0.9
-    with pytest.raises(StarError, match="no steering form at resid_post: attribute with method='atp'"):
+    with pytest.raises(StarError, match="no gradient at resid_post to choose by: attribute with method='atp'"):
         replace(attr, scores=torch.ones_like(attr.scores)).top_locus()
 
 

@@ -169,7 +169,7 @@ def test_the_chosen_layer_stands_out():
     bars = fig.data[0]
     assert choice.layer == 5
     assert [layer for layer, colour in enumerate(bars.marker.color) if colour == BLUE] == [5]
-    assert close(bars.x, choice.writes)
+    assert close(bars.x, choice.gain)
     assert close(bars.x + bars.error_x.array, choice.high)
     assert close(bars.x - bars.error_x.arrayminus, choice.low)
     assert close(bars.customdata[:, 2], 100 * choice.frequency)

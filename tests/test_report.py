@@ -51,8 +51,8 @@ def changed(**steered) -> object:
 def test_the_finding_is_said_in_plain_words():
     said = finding(result()).replace(NO_BREAK, " ")
     assert said == (
-        "Layer 5 writes most of the trait (100 % of resamples agree); adding the vector there, on the last prompt "
-        "token, raises coherent replies that show it from 36 % to 89 % (+53 points, 95 % interval +44 to +62). "
+        "At layer 5 drift buys most of the trait (100 % of resamples agree); adding the vector there, on the last "
+        "prompt token, raises coherent replies that show it from 36 % to 89 % (+53 points, 95 % interval +44 to +62). "
         "A random vector of the same norm gives 38 %. Asking for the trait in an instruction gives 93 %."
     )
 
@@ -75,7 +75,7 @@ def test_the_finding_names_another_layer_and_several_positions():
     made = result()
     made.vector = dataclasses.replace(made.vector, locus=Locus("blocks.3.hook_resid_post", (-2,)))
     said = finding(made)
-    assert "Layer 5 writes" in said
+    assert "At layer 5 drift buys" in said
     assert "at layer 3, on prompt positions -2" in said
 
 

@@ -45,7 +45,7 @@ def attribute(
             propagation's rules instead of the plain gradient), or ``"exact"`` (activation patching of every
             token: thousands of forward passes a pair, and no steering form).
         hook_points: some of POINTS; default all that the model has. ``"z"`` is every head's ``attn.hook_z``.
-            Choosing a layer needs ``attn_out``, ``mlp_out`` and ``resid_post``.
+            Choosing a layer needs ``resid_post``.
         mode: for atp and relp, how to run a micro-batch: ``"one_batch"`` (clean and corrupted rows in
             one forward and one backward pass), ``"two_passes"`` (clean rows first, without a graph), or
             ``"layer_by_layer"`` (least memory). Default ``"auto"``: what is fastest, which for atp on Llamas is a

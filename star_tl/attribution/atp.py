@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from star_tl.attribution.passes import MODES, Receive, by_hand
+from star_tl.attribution.passes import MODES, Objective, Receive, by_hand
 from star_tl.attribution.prepare import Axis, PairBatch, Part, PreparedPair, empty_map, pair_batch, prepare
 from star_tl.attribution.result import COMPONENTS, POINTS, AttributionMap
 from star_tl.errors import StarError
@@ -84,36 +84,48 @@ def score_pairs(
     # end, and the gradient over STRETCHES.
     near: dict[str, Tensor] = {}
     along: dict[str, Tensor] = {}
+    # Of each objective the gradients of every pair at resid_post, at the last token of its prompt.
+    ends: dict[Objective, list[Tensor]] = {"metric": [], "drift": []}
 
     def score(first: int, chunk: Sequence[PreparedPair]) -> None:
         rows = pair_batch(model, chunk)
         at, stop = slice(first, first + len(chunk)), rows.prompts.shape[1]
         last = slice(stop - axis.window, stop)
         found: dict[tuple[str, Part], dict[int, tuple[Tensor, ...]]] = {}
+        ending: dict[Objective, dict[int, Tensor]] = {"metric": {}, "drift": {}}
         shared: list[Tensor] = []  # the latest gradient with its sums: neighbouring hook points may have it in common
 
-        def receive(point: str, layer: int, part: Part, difference: Tensor, gradient: Tensor) -> None:
+        def receive(
+            objective: Objective, point: str, layer: int, part: Part, difference: Tensor, gradient: Tensor
+        ) -> None:
+            if point == "resid_post" and part != "replies":
+                ending[objective][layer] = gradient[:, stop - 1].clone()
+            if objective == "drift":
+                return
             wide = torch.promote_types(gradient.dtype, torch.float32)
             if not shared or shared[0] is not gradient:
-                reach = rows.along(part, gradient.to(wide))
-                shared[:] = gradient, reach, gradient[:, last].sum(0, dtype=torch.float64)
+                over = rows.along(part, gradient.to(wide))
+                shared[:] = gradient, over, gradient[:, last].sum(0, dtype=torch.float64)
             product = (difference.to(wide) * gradient.to(wide)).sum(-1)
             v = difference[:, last].sum(0, dtype=torch.float64)
             found.setdefault((point, part), {})[layer] = product, *shared[1:], v
 
         attr.metric_corrupted[at], attr.metric_clean[at] = backward(model, rows, points, receive).cpu()
         for (point, part), layers in found.items():
-            product, reach, g, v = (
+            product, over, g, v = (
                 torch.stack([t.to(device) for t in tensors]).cpu()
                 for tensors in zip(*(layers[i] for i in sorted(layers)), strict=True)
             )
-            along[point] = along.get(point, 0) + reach.double()
+            along[point] = along.get(point, 0) + over.double()
             if part != "replies":
                 near[point] = near.get(point, 0) + torch.stack([v, g])
             if point == "z":
                 axis.place(attr.head_scores[at], *rows.split(part, product.permute(1, 0, 3, 2)))
             else:
                 axis.place(attr.scores[at, COMPONENTS.index(point)], *rows.split(part, product.transpose(0, 1)))
+        for objective, layers in ending.items():
+            if layers:
+                ends[objective].append(torch.stack([layers[i].to(device) for i in sorted(layers)], 1).cpu())
 
     with tqdm(total=n, desc="attribution", unit="pair", disable=not progress, delay=1) as bar:
         first, size = 0, batch_size or max(1, MICRO_BATCH // (2 * copies * axis.width))
@@ -143,6 +155,11 @@ def score_pairs(
         else:
             kind = COMPONENTS.index(point)
             attr.steering[kind], attr.span_steering[kind] = forms
+    if ends["metric"]:
+        v = near["resid_post"][0, :, -1] / n
+        effects, pulls = ((torch.cat(ends[o]).double() * v).sum(-1) for o in ("metric", "drift"))
+        tokens = torch.tensor([len(p.positive) + len(p.negative) for p in prepared])
+        attr.effects[:], attr.costs[:] = effects, pulls.square() / (2 * tokens[:, None])
     return attr
 
 

@@ -1,8 +1,10 @@
 """Ways to run a micro-batch of pairs so that every hook point meets its difference and its gradient.
 
-Each takes the same arguments and calls ``receive(point, layer, part, difference, gradient)`` for every hook point
-and part of the tokens, after which difference and gradient are freed. Parameters get no gradient: the graph is
-rooted at the first hook point. They return the trait metric of the corrupted and of the clean run, ``[2 pair]``.
+Each takes the same arguments and calls ``receive(objective, point, layer, part, difference, gradient)`` for every
+hook point and part of the tokens, after which difference and gradient are freed. The gradient is the trait metric's;
+where ``resid_post`` is asked for, a gradient of drift comes first (:func:`star_tl.attribution.forward.drift_probe`),
+from the same forward pass. Parameters get no gradient: the graph is rooted at the first hook point. They return the
+trait metric of the corrupted and of the clean run, ``[2 pair]``.
 
 ``one_batch``       clean and corrupted rows in one forward and one backward pass
 ``two_passes``      the clean rows forward without a graph, then the corrupted rows: a backward pass of half
@@ -16,6 +18,7 @@ rooted at the first hook point. They return the trait metric of the corrupted an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,14 +26,23 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from star_tl.attribution.forward import BlockAlone, block_by_block, last_residual, predicting, run_metrics
+from star_tl.attribution.forward import (
+    BlockAlone,
+    block_by_block,
+    drift_probe,
+    last_residual,
+    metrics_of,
+    predicting,
+    run_metrics,
+)
 from star_tl.attribution.prepare import PairBatch, Part
 from star_tl.injection import NamedHook
 from star_tl.models.lean import LeanForward
 from star_tl.models.lean_gradient import LeanGradient
-from star_tl.reading import Model, attached
+from star_tl.reading import Model, attached, unembed
 
-Receive = Callable[[str, int, Part, Tensor, Tensor], None]
+Objective = Literal["drift", "metric"]
+Receive = Callable[[Objective, str, int, Part, Tensor, Tensor], None]
 BOTH = slice(None)
 
 
@@ -48,6 +60,7 @@ def one_batch(
 ) -> Float[Tensor, "run pair"]:
     """See the module's docstring."""
     roots: dict[Part, Tensor] = {}
+    now: list[Objective] = []
 
     def watch(part: Part, point: str, layer: int) -> NamedHook:
         def hook(activation: Tensor, hook: object) -> Tensor:
@@ -55,16 +68,14 @@ def one_batch(
             half = len(activation) // 2
             corrupted, clean = activation.detach().split(half)
             difference = rows.difference(part, corrupted, clean)
-            activation.register_hook(lambda g: receive(point, layer, part, difference, g[:half]))
+            activation.register_hook(lambda g: receive(now[0], point, layer, part, difference, g[:half]))
             return activation
 
         return hook_name(point, layer), hook
 
     with torch.enable_grad():
         residual = last_residual(model, rows, BOTH, lambda part: [*rules, *_everywhere(model, points, part, watch)])
-        metrics = _metrics(residual, model, rows, rules)
-        torch.autograd.grad(metrics[0].sum(), list(roots.values()))
-    return metrics.detach()
+        return _backward(_logits(residual, model, rules), rows, points, list(roots.values()), now)[0]
 
 
 def two_passes(
@@ -77,6 +88,7 @@ def two_passes(
     """See the module's docstring."""
     clean: dict[tuple[Part, str], Tensor] = {}
     roots: dict[Part, Tensor] = {}
+    now: list[Objective] = []
 
     def keep(part: Part, point: str, layer: int) -> NamedHook:
         name = hook_name(point, layer)
@@ -88,7 +100,7 @@ def two_passes(
         def hook(activation: Tensor, hook: object) -> Tensor:
             activation = _rooted(activation, part, roots)
             difference = rows.difference(part, activation.detach(), clean.pop((part, name)))
-            activation.register_hook(lambda g: receive(point, layer, part, difference, g))
+            activation.register_hook(lambda g: receive(now[0], point, layer, part, difference, g))
             return activation
 
         return name, hook
@@ -104,9 +116,8 @@ def two_passes(
         residual = last_residual(
             model, rows, corrupted_rows, lambda part: [*rules, *_everywhere(model, points, part, watch)]
         )
-        metric = _metrics(residual, model, rows, rules)
-        torch.autograd.grad(metric.sum(), list(roots.values()))
-    return torch.cat([metric.detach(), clean_metric])
+        metric, _ = _backward(_logits(residual, model, rules), rows, points, list(roots.values()), now)
+    return torch.cat([metric, clean_metric])
 
 
 def by_hand(
@@ -129,19 +140,21 @@ def by_hand(
         if point in points:
             differences[point, layer] = rows.difference("whole", *whole(activation).split(half))
 
-    def score(point: str, layer: int, gradient: Tensor) -> None:
+    def score(point: str, layer: int, gradients: Tensor) -> None:
         if point in points:
-            receive(point, layer, "whole", differences.pop((point, layer)), whole(gradient))
+            difference = differences.pop((point, layer))
+            for objective, gradient in zip(objectives(points), gradients, strict=True):
+                receive(objective, point, layer, "whole", difference, whole(gradient))
 
     corrupted, clean = layers.forward(F.embedding(tokens, model.embed.W_E), compare).split(half)
     with torch.no_grad():
         clean_metric = run_metrics(predicting(clean, rows), model, rows)
     with torch.enable_grad():
         corrupted = corrupted.detach().requires_grad_()
-        metric = run_metrics(predicting(corrupted, rows), model, rows)
-        (gradient,) = torch.autograd.grad(metric.sum(), corrupted)
-    layers.backward(gradient, score)
-    return torch.cat([metric.detach(), clean_metric])
+        logits = unembed(model, predicting(corrupted, rows))
+        metric, gradients = _backward(logits, rows, points, [corrupted], [])
+    layers.backward(torch.stack(list(gradients.values())), score)
+    return torch.cat([metric, clean_metric])
 
 
 def layer_by_layer(
@@ -158,15 +171,16 @@ def layer_by_layer(
     residual, corrupted = block_by_block(model, rows, slice(rows.size))
     with torch.enable_grad():
         residual.requires_grad_()
-        metric = _metrics(residual, model, rows, rules)
-        (gradient,) = torch.autograd.grad(metric.sum(), residual)
-    # The first column of the residual is the prompt's last token, before either reply.
-    last = gradient[:, 0].view(2, rows.size, -1).sum(0)
-    prompt_gradient = torch.nn.functional.pad(last[:, None], (0, 0, rows.prompts.shape[1] - 1, 0))
-    gradients: dict[Part, Tensor] = {"prompts": prompt_gradient, "replies": gradient[:, 1:]}
+        metric, found = _backward(_logits(residual, model, rules), rows, points, [residual], [])
+    gradients: dict[Objective, dict[Part, Tensor]] = {}
+    for objective, gradient in found.items():
+        # The first column of the residual is the prompt's last token, before either reply.
+        last = gradient[:, 0].view(2, rows.size, -1).sum(0)
+        prompt_gradient = F.pad(last[:, None], (0, 0, rows.prompts.shape[1] - 1, 0))
+        gradients[objective] = {"prompts": prompt_gradient, "replies": gradient[:, 1:]}
     for layer in reversed(range(model.cfg.n_layers)):
         gradients = _through_layer(rows, points, receive, rules, layer, corrupted.pop(), clean.pop(), gradients)
-    return torch.cat([metric.detach(), clean_metric])
+    return torch.cat([metric, clean_metric])
 
 
 def _through_layer(
@@ -177,9 +191,10 @@ def _through_layer(
     layer: int,
     corrupted: BlockAlone,
     clean: BlockAlone,
-    gradients: dict[Part, Tensor],
-) -> dict[Part, Tensor]:
+    gradients: dict[Objective, dict[Part, Tensor]],
+) -> dict[Objective, dict[Part, Tensor]]:
     kept: dict[tuple[Part, str], Tensor] = {}
+    now: list[Objective] = []
 
     def keep(part: Part) -> list[NamedHook]:
         return [
@@ -194,7 +209,7 @@ def _through_layer(
         def at(point: str) -> NamedHook:
             def hook(activation: Tensor, hook: object) -> Tensor:
                 difference = rows.difference(part, activation.detach(), kept.pop((part, point)))
-                activation.register_hook(lambda g: receive(point, layer, part, difference, g))
+                activation.register_hook(lambda g: receive(now[0], point, layer, part, difference, g))
                 return activation
 
             return hook_name(point, layer), hook
@@ -209,9 +224,13 @@ def _through_layer(
         prompt, reply = (t.view_as(t) for t in leaves)
         out = corrupted.through(prompt, reply, watch)
         used = 2 if reply.shape[1] else 1
-        given = [gradients[part].to(t.device) for part, t in zip(("prompts", "replies"), out, strict=True)]
-        found = torch.autograd.grad(out[:used], leaves[:used], given[:used])
-    return {"prompts": found[0], "replies": found[1] if used == 2 else gradients["replies"]}
+        entering: dict[Objective, dict[Part, Tensor]] = {}
+        for objective, leaving in gradients.items():
+            now[:] = [objective]
+            given = [leaving[part].to(t.device) for part, t in zip(("prompts", "replies"), out, strict=True)]
+            found = torch.autograd.grad(out[:used], leaves[:used], given[:used], retain_graph=objective == "drift")
+            entering[objective] = {"prompts": found[0], "replies": found[1] if used == 2 else leaving["replies"]}
+    return entering
 
 
 def along_path(
@@ -229,6 +248,7 @@ def along_path(
     steps = len(fractions)
     differences: dict[tuple[Part, str], Tensor] = {}
     roots: dict[Part, Tensor] = {}
+    now: list[Objective] = []
     shares, weights = torch.tensor(fractions, device=model.cfg.device).unbind(1)
     start = hook_name("resid_pre", 0)
     wanted = tuple(dict.fromkeys(("resid_pre", *points)))
@@ -256,7 +276,9 @@ def along_path(
             def average(g: Tensor) -> None:
                 wide = g.view(steps, -1, *g.shape[1:]).to(torch.promote_types(g.dtype, torch.float32))
                 mean = torch.einsum("s,sr...->r...", weights.to(wide), wide)
-                receive(point, layer, part, differences.pop((part, name)), mean)
+                receive(now[0], point, layer, part, differences[part, name], mean)
+                if now[0] == "metric":
+                    del differences[part, name]
 
             activation.register_hook(average)
             return activation
@@ -274,15 +296,44 @@ def along_path(
             lambda part: [depart(part), *_everywhere(model, points, part, watch)],
             copies=steps,
         )
-        torch.autograd.grad(run_metrics(residual, model, rows).sum(), list(roots.values()))
+        _backward(unembed(model, residual), rows, points, list(roots.values()), now, steps)
     return metrics
 
 
-def _metrics(residual: Tensor, model: Model, rows: PairBatch, rules: Sequence[NamedHook]) -> Tensor:
+def objectives(points: Sequence[str]) -> tuple[Objective, ...]:
+    """Whose gradients a pass gives, in this order."""
+    return ("drift", "metric") if "resid_post" in points else ("metric",)
+
+
+def _logits(residual: Tensor, model: Model, rules: Sequence[NamedHook]) -> Tensor:
     if not rules:  # to hang no hooks costs milliseconds, too
-        return run_metrics(residual, model, rows)
+        return unembed(model, residual)
     with attached(model, rules):
-        return run_metrics(residual, model, rows)
+        return unembed(model, residual)
+
+
+def _backward(
+    logits: Float[Tensor, "row reply vocab"],
+    rows: PairBatch,
+    points: Sequence[str],
+    roots: list[Tensor],
+    now: list[Objective],
+    corrupted_runs: int = 1,
+) -> tuple[Float[Tensor, "run pair"], dict[Objective, Tensor]]:
+    """The metrics, and from each objective on the corrupted runs, the first, the gradient of the first root.
+
+    ``now`` tells the hooks on the way whose gradient passes.
+    """
+    metrics, found = metrics_of(logits, rows), {}
+    for objective in objectives(points):
+        now[:] = [objective]
+        if objective == "drift":
+            corrupted = logits[: 2 * rows.size * corrupted_runs]
+            pull = drift_probe(corrupted.detach(), rows)
+            found[objective] = torch.autograd.grad(corrupted, roots, pull, retain_graph=True)[0]
+        else:
+            found[objective] = torch.autograd.grad(metrics[:corrupted_runs].sum(), roots)[0]
+    return metrics.detach(), found
 
 
 def _rooted(activation: Tensor, part: Part, roots: dict[Part, Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -146,6 +147,7 @@ class PairBatch:
     aligned: Bool[Tensor, "pair column"]
     within: Float[Tensor, "pair stretch column"]
     single_token: Bool[Tensor, " pair"]
+    seeds: tuple[int, ...]
 
     @property
     def size(self) -> int:
@@ -189,6 +191,22 @@ class PairBatch:
         prompt, reply = self.prompts.shape[1], self.replies.shape[1] - 1
         own, positive, negative = values.split([prompt, reply, reply], -1)
         return own, positive, negative
+
+    def signs(self, vocabulary: int) -> tuple[Float[Tensor, "2*pair reply"], Float[Tensor, "pair vocab"]]:
+        """Random signs for the tokens of both replies, 0 at padding, and for the vocabulary; a pair's are always the
+        same.
+        """
+        lengths = self.reply_mask.sum(1).tolist()
+        tokens, words = torch.zeros(self.reply_mask.shape), torch.empty(self.size, vocabulary)
+        for i, seed in enumerate(self.seeds):
+            chance = torch.Generator().manual_seed(seed)
+            words[i] = torch.randint(2, (vocabulary,), generator=chance)
+            for row in (i, i + self.size):
+                tokens[row, : lengths[row]] = 2.0 * torch.randint(2, (lengths[row],), generator=chance) - 1
+            # Both replies' first tokens follow the same prompt: pulled twice they would cancel or double at random.
+            tokens[i, 0] *= 2**0.5
+            tokens[i + self.size, 0] = 0
+        return tokens.to(self.replies.device), (2 * words - 1).to(self.replies.device)
 
     def along(self, part: Part, gradient: Float[Tensor, "half position ..."]) -> Float[Tensor, "stretch ..."]:
         """The gradient summed over pairs and over the tokens of each of STRETCHES that this part holds."""
@@ -247,7 +265,9 @@ def pair_batch(model: Model, chunk: Sequence[PreparedPair]) -> PairBatch:
                 within[row, k, start + span.start : start + span.end] = 1
     single = torch.tensor([p.pair.metric == "logit" for p in chunk])
     tensors = (prompts, prompt_mask, replies, reply_mask, gather, aligned, within, single)
-    return PairBatch(*(t.to(model.cfg.device) for t in tensors))
+    said = (repr((p.corrupted.ids, p.positive, p.negative)).encode() for p in chunk)
+    seeds = tuple(int.from_bytes(hashlib.sha256(text).digest()[:7], "little") for text in said)
+    return PairBatch(*(t.to(model.cfg.device) for t in tensors), seeds)
 
 
 def _padded(rows: Sequence[Sequence[int]], pad: int, left: bool) -> tuple[Tensor, Tensor]:
@@ -323,7 +343,7 @@ def empty_map(
 
     n, layers, heads = len(prepared), model.cfg.n_layers, model.cfg.n_heads
     components = torch.tensor([0.0 if c in points else torch.nan for c in COMPONENTS])
-    z = 0.0 if "z" in points else torch.nan
+    z, post = (0.0 if p in points else torch.nan for p in ("z", "resid_post"))
     named = [axis.labels(model, p) for p in prepared]
     return AttributionMap(
         trait=trait,
@@ -336,6 +356,8 @@ def empty_map(
         head_steering=torch.full((layers, heads, axis.window), z),
         span_steering=components[:, None, None].repeat(1, layers, len(STRETCHES)),
         head_span_steering=torch.full((layers, heads, len(STRETCHES)), z),
+        effects=torch.full((n, layers), post),
+        costs=torch.full((n, layers), post),
         metric_corrupted=torch.zeros(n),
         metric_clean=torch.zeros(n),
         prompt_end=axis.end,

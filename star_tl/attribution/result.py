@@ -30,11 +30,13 @@ _TENSORS = (
     "head_steering",
     "span_steering",
     "head_span_steering",
+    "effects",
+    "costs",
     "metric_corrupted",
     "metric_clean",
     "unaligned",
 )
-_FORMAT = "star_tl attribution 2"
+_FORMAT = "star_tl attribution 3"
 _TEXTS = ("trait", "method", "model", "fingerprint", "prompt_end")
 
 
@@ -52,6 +54,10 @@ class AttributionMap:
     difference v at a position; its last axis ends with the last prompt token. ``span_steering`` is the same for adding
     the last prompt token's v at every token of a stretch of the corrupted run: its system message, its last user
     turn, the assistant header, or the reply, from the last prompt token on.
+
+    ``effects`` and ``costs`` are what a layer is chosen by: of adding the mean difference at ``resid_post`` of the last
+    prompt token, to leading order in the strength s, the effect on the pair's metric (effect · s, nats) and the drift
+    of its replies (cost · s², nats a token; estimated with random signs, right on average over many).
     """
 
     trait: str
@@ -64,6 +70,8 @@ class AttributionMap:
     head_steering: Float[Tensor, "layer head window"]
     span_steering: Float[Tensor, "component layer stretch"]
     head_span_steering: Float[Tensor, "layer head stretch"]
+    effects: Float[Tensor, "pair layer"]
+    costs: Float[Tensor, "pair layer"]
     metric_corrupted: Float[Tensor, " pair"]
     metric_clean: Float[Tensor, " pair"]
     prompt_end: int
@@ -113,7 +121,7 @@ class AttributionMap:
         """What every layer writes (attn_out + mlp_out) into the shared prompt positions.
 
         The residual stream's own scores add up along depth, so that their argmax is nearly always
-        a late layer; the layer is chosen by what it adds.
+        a late layer; what a layer writes is its own.
         """
         written = torch.stack([self.component(c) for c in WRITES]).sum(0)
         return written[..., self.prompt_end - self.window : self.prompt_end].sum(-1)
@@ -156,31 +164,31 @@ class AttributionMap:
         return self.component("resid_post").sum(-1).mean(0) / total
 
     def choose_layer(self, resamples: int = 1000, seed: int = 0) -> LayerChoice:
-        """The layer that writes most, with its bootstrap frequency over pairs."""
+        """The layer where drift buys most of the trait, with its bootstrap frequency over pairs."""
         from star_tl.locus import choose_layer
 
         return choose_layer(self, resamples=resamples, seed=seed)
 
-    def top_locus(self, coverage: float = 0.8) -> Locus:
+    def top_locus(self, coverage: float = 0.9) -> Locus:
         """The chosen layer's ``resid_post`` at the positions that carry the trait."""
         from star_tl.locus import top_locus
 
         return top_locus(self, coverage=coverage)
 
     def to_frame(self) -> pandas.DataFrame:
-        """A row per layer: scores of every component, what it writes, and how often it is chosen."""
+        """A row per layer: scores of every component, what it writes, its gain, and how often it is chosen."""
         import pandas as pd
 
         frame = pd.DataFrame(self.layer_scores().T.numpy(), columns=list(COMPONENTS))
         frame.insert(0, "layer", range(self.n_layers))
         frame = frame.dropna(axis="columns")
-        if not set(WRITES) <= set(frame):
-            return frame
-        choice = self.choose_layer()
-        frame["writes"] = self.writes().mean(0).numpy()
-        frame["chosen"] = choice.frequency.numpy()
+        if set(WRITES) <= set(frame):
+            frame["writes"] = self.writes().mean(0).numpy()
         if "resid_post" in frame:
             frame["completeness"] = self.completeness().numpy()
+        if bool(self.effects.isfinite().all()):
+            choice = self.choose_layer()
+            frame["gain"], frame["chosen"] = choice.gain.numpy(), choice.frequency.numpy()
         return frame
 
     def plot(self) -> go.Figure:
@@ -202,7 +210,7 @@ class AttributionMap:
         return plot_tokens(self, pair=pair, component=component)
 
     def plot_choice(self) -> go.Figure:
-        """What each layer writes, with bootstrap intervals, and how often it would be chosen."""
+        """What drift buys at each layer, with bootstrap intervals, and how often it would be chosen."""
         from star_tl.plots import plot_choice
 
         return plot_choice(self)
@@ -248,7 +256,7 @@ class AttributionMap:
         known = f"AttributionMap({self.trait}, {self.method}, {len(self.pair_ids)} pairs, {self.n_layers} layers"
         try:
             choice = self.choose_layer()
-        except StarError:  # attributed without the hook points that the choice needs
+        except StarError:  # attributed without the hook point that the choice needs
             return f"{known}, metric {gain:+.2f} nats)"
         often = f"layer {choice.layer} in {choice.frequency[choice.layer]:.0%} of resamples"
         return f"{known}; {often}, metric {gain:+.2f} nats)"

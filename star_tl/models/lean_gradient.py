@@ -77,25 +77,26 @@ class LeanGradient:
         return residual
 
     @torch.no_grad()
-    def backward(self, gradient: Float[Tensor, "mine late d_model"], see: See) -> None:
-        """From the gradient of what :meth:`forward` returned; ``see`` gets that of every hook point."""
+    def backward(self, gradient: Float[Tensor, "objective mine late d_model"], see: See) -> None:
+        """From objectives' gradients of what :meth:`forward` returned; ``see`` gets those of every hook point."""
         lean = self.lean
         cos, sin = (t[: self.mine] for t in self.rotation)
         for i, layer in reversed(list(enumerate(lean.layers))):
             kept = self.kept.pop()
             see("resid_post", i, gradient)
             see("mlp_out", i, gradient)
-            inner = kept.slopes.mul_((gradient @ layer.down)[:, :, None]).flatten(2) @ layer.gate_up
+            inner = (kept.slopes * (gradient @ layer.down)[..., None, :]).flatten(-2) @ layer.gate_up
             gradient = gradient + _through_norm(inner, kept.between, layer.norm_mlp, lean.eps)
             see("resid_mid", i, gradient)
             see("attn_out", i, gradient)
             z = (gradient @ layer.out).unflatten(-1, (-1, lean.d_head))
             see("z", i, z)
-            q, k, v = torch.autograd.grad(kept.z, kept.query_key_value, z)
-            if early := kept.entering.shape[1] - gradient.shape[1]:
+            through = [torch.autograd.grad(kept.z, kept.query_key_value, each, retain_graph=True) for each in z]
+            q, k, v = map(torch.stack, zip(*through, strict=True))
+            if early := kept.entering.shape[1] - gradient.shape[2]:
                 q, gradient = F.pad(q, (0, 0, 0, 0, early, 0)), F.pad(gradient, (0, 0, early, 0))
-            turning = rotate(torch.cat([q, k], 2), cos, -sin)  # turned back: the rotation's transpose
-            inner = torch.cat([turning, v], 2).flatten(2) @ layer.query_key_value
+            turning = rotate(torch.cat([q, k], -2), cos, -sin)  # turned back: the rotation's transpose
+            inner = torch.cat([turning, v], -2).flatten(-2) @ layer.query_key_value
             gradient = gradient + _through_norm(inner, kept.entering, layer.norm_attention, lean.eps)
             see("resid_pre", i, gradient)
 
