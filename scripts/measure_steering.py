@@ -10,7 +10,8 @@ With ``--places`` it sweeps places instead: a vector extracted at each layer's r
 there, at the assistant header, at the user's last turn, at every generated token, or at every token (and, where
 attribution chose other prompt tokens, extracted and added at these); each at the strength that drifts 0.1 nat on
 extraction contexts, between those of a grid, or at the grid's largest. It shows where the place that attribution chose
-ranks by realized effect on the held-out prompts, at matched drift. ``--figure`` draws it.
+ranks by realized effect on the held-out prompts, and with ``--data`` on the real ones, at matched drift. ``--figure``
+draws the former.
 
 With ``--strengths`` it asks whether the strength is chosen well: locus and strength are chosen as ``run`` chooses them,
 on the extraction contexts; then every strength of the grid is sampled on fresh prompts, and the rate at the chosen one
@@ -71,8 +72,10 @@ def prompts_for(trait: str, data: Path | None, limit: int) -> dict[str, list[tup
     return found
 
 
-def sweep_places(model: HookedTransformer, trait: str, seeds: int) -> pd.DataFrame:
-    """A row per layer and schedule: its strength, all of like drift, and rate and drift on the held-out prompts."""
+def sweep_places(
+    model: HookedTransformer, trait: str, sources: dict[str, list[tuple[Message, ...]]], seeds: int
+) -> pd.DataFrame:
+    """A row per source, layer and schedule: its strength, all of like drift, and rate and drift on fresh prompts."""
     pairs = star.load_pairs(trait)
     attr = star.attribute(model, pairs, progress=False)
     chosen = attr.top_locus()
@@ -96,33 +99,38 @@ def sweep_places(model: HookedTransformer, trait: str, seeds: int) -> pd.DataFra
         drift = mine.groupby("strength").drift.mean().cummax()
         strength = float(np.interp(MATCHED_DRIFT, [0, *drift], [0, *drift.index]))
         ways += [Way(v, strength, at, seed) for seed in range(seeds)]
-    fresh = mark_coherent(sample_ways(model, pairs.trait, pairs.heldout.prompts, ways, options, progress=False))
+    tables = []
+    for source, prompts in sources.items():
+        fresh = mark_coherent(sample_ways(model, pairs.trait, prompts, ways, options, progress=False))
+        tables.append(ranked(fresh, chosen).assign(trait=trait, prompts=source))
+        mine = tables[-1][tables[-1].chosen].iloc[0]
+        print(
+            f"\n{trait}, {source}: unsteered {mine.unsteered:.0%}; the chosen place ({chosen}) reaches "
+            f"{mine.trait_rate:.0%}, rank {mine['rank']} of {tables[-1].counts.sum()}; "
+            f"gains {[round(float(x), 3) for x in attr.choose_layer().gain]}"
+        )
+        for value in ("trait_rate", "drift"):
+            grid = tables[-1].pivot(index="layer", columns="positions", values=value)
+            print(grid[schedules_of(tables[-1])].round(2).to_string(), flush=True)
+    return pd.concat(tables, ignore_index=True)
+
+
+def ranked(fresh: pd.DataFrame, chosen: Locus) -> pd.DataFrame:
+    """A row per place with its rank among those that count; behind the last layer the same places count once."""
     fresh["trait_rate"] = fresh.shows & fresh.coherent
     steered = fresh[fresh.arm != "unsteered"].groupby(["layer", "positions", "strength"], sort=False)
     table = steered.agg(trait_rate=("trait_rate", "mean"), drift=("drift", "mean"), n=("text", "size")).reset_index()
-    table.insert(0, "trait", trait)
     table["unsteered"] = fresh[fresh.arm == "unsteered"].trait_rate.mean()
     own = "last_prompt" if chosen.positions == (-1,) else "locus"
     table["chosen"] = (table.layer == chosen.layer) & (table.positions == own)
     within = table.trait_rate.where(table.drift <= DRIFT_LIMIT, 0.0)
     table["rank"] = within.rank(ascending=False, method="min").astype(int)
-    mine = table[table.chosen].iloc[0]
-    distinct = len(table)
+    last, table["counts"] = table.layer.max(), True
     twins = [
-        table[(table.layer == last) & (table.positions == at)].assign(positions=name, chosen=False)
+        table[(table.layer == last) & (table.positions == at)].assign(positions=name, chosen=False, counts=False)
         for name, at in TWINS.items()
     ]
-    table = pd.concat([table, *twins], ignore_index=True)
-    print(
-        f"\n{trait}: unsteered {mine.unsteered:.0%}; the chosen place ({chosen}) reaches {mine.trait_rate:.0%}, "
-        f"rank {mine['rank']} of {distinct}; gains {[round(float(x), 3) for x in attr.choose_layer().gain]}"
-    )
-    for value in ("trait_rate", "drift"):
-        print(
-            table.pivot(index="layer", columns="positions", values=value)[schedules_of(table)].round(2).to_string(),
-            flush=True,
-        )
-    return table
+    return pd.concat([table, *twins], ignore_index=True)
 
 
 def schedules_of(table: pd.DataFrame) -> list[str]:
@@ -178,7 +186,8 @@ def share_of_best(fresh: pd.DataFrame, chosen: float, resamples: int = 2000) -> 
 
 
 def draw_places(table: pd.DataFrame) -> go.Figure:
-    """Layer × schedule per trait: percentage of coherent replies with the trait; what drifts too far is left white."""
+    """Layer × schedule per trait, held out: percentage of coherent replies with it; too much drift is left white."""
+    table = table[table.prompts == "held out"]
     traits = list(dict.fromkeys(table.trait))
     rates = table.groupby("trait").unsteered.first()
     titles = [f"{t.replace('_', ' ')}<br>{rates[t]:.0%} unsteered" for t in traits]
@@ -228,7 +237,10 @@ def main() -> None:
 
     model = star.load_model(args.model)
     if args.places:
-        table = pd.concat([sweep_places(model, trait, args.seeds) for trait in args.traits], ignore_index=True)
+        tables = [
+            sweep_places(model, trait, prompts_for(trait, args.data, args.limit), args.seeds) for trait in args.traits
+        ]
+        table = pd.concat(tables, ignore_index=True)
         if args.json:
             args.json.write_text(json.dumps({"rows": table.to_dict(orient="records")}, indent=1, default=float) + "\n")
         if args.figure:
