@@ -59,7 +59,7 @@ PLACES = {
     "all": (0.125, 0.25, 0.5, 1.0, 2.0),
 }
 # Behind the last layer no token reads another: there these are the same as those, and count once.
-TWINS = {"header": "last_prompt", "all": "generated"}
+TWINS = {"locus": "last_prompt", "header": "last_prompt", "all": "generated"}
 MATCHED_DRIFT = DRIFT_LIMIT / 2  # nats a token, about what the chosen strengths take
 COLUMNS = ["trait", "prompts", "arm", "n", "trait_rate", "difference", "low", "high", "coherent_rate", "drift"]
 
@@ -90,7 +90,7 @@ def sweep_places(
         (v, at) for v in vectors((-1,)) for at in PLACES if v.locus.layer < last or at not in TWINS
     ]
     if chosen.positions != (-1,):  # attribution chose more than the last prompt token: extract and add there, too
-        places += [(v, None) for v in vectors(chosen.positions)]
+        places += [(v, None) for v in vectors(chosen.positions) if v.locus.layer < last]
     practice = [Way(v, x, at) for v, at in places for x in PLACES[at or "last_prompt"]]
     tried = sample_ways(model, pairs.trait, pairs.extraction.prompts[:24], practice, options, progress=False)
     ways = [Way(seed=seed) for seed in range(seeds)]
@@ -129,6 +129,7 @@ def ranked(fresh: pd.DataFrame, chosen: Locus) -> pd.DataFrame:
     twins = [
         table[(table.layer == last) & (table.positions == at)].assign(positions=name, chosen=False, counts=False)
         for name, at in TWINS.items()
+        if name in set(table.positions)
     ]
     return pd.concat([table, *twins], ignore_index=True)
 

@@ -213,9 +213,11 @@ def plot_choice(attr: AttributionMap) -> go.Figure:
     least, most = min(float(low.min()), 0.0), max(float(high.max()), choice.null)
     reach = (most - least) or 1.0
     room = [least - 0.03 * reach, most + 0.5 * reach]  # at the right for the words
-    fig.update_xaxes(title_text=f"gain in the metric at {GAIN_DRIFT:g} nat drift per token, nats", range=room)
+    fig.update_xaxes(
+        title_text=f"gain in the metric (nats) at {GAIN_DRIFT:g} nat drift per token, to leading order", range=room
+    )
     _layer_axis(fig, attr.n_layers)
-    subtitle = f"vector added to the last prompt token, to leading order; {_mean(attr)}; {SIGN}"
+    subtitle = f"vector added to the last prompt token; {_mean(attr)}; {SIGN}"
     title = f"At layer {choice.layer} drift buys most of {_trait(attr)}"
     return _finish(fig, title, subtitle, 680, _rows(attr.n_layers) + 150)
 

@@ -6,7 +6,8 @@ First-order estimate of activation patching (Nanda 2023, "Attribution Patching";
 .. math:: s = (a_{clean} - a_{corrupted}) \cdot \partial M / \partial a \,|_{corrupted}
 
 The score is taken where difference and gradient meet, and both are freed there, so that memory holds the
-weights and one micro-batch's graph.
+weights and one micro-batch's graph. A second gradient of the same forward pass, of drift, says what adding a
+vector costs: :func:`star_tl.locus.choose_layer` sets its effect against that.
 """
 
 from __future__ import annotations
