@@ -140,11 +140,12 @@ def by_hand(
         if point in points:
             differences[point, layer] = rows.difference("whole", *whole(activation).split(half))
 
-    def score(point: str, layer: int, gradients: Tensor) -> None:
+    def score(point: str, layer: int, gradient: Tensor) -> None:
         if point in points:
-            difference = differences.pop((point, layer))
-            for objective, gradient in zip(objectives(points), gradients, strict=True):
-                receive(objective, point, layer, "whole", difference, whole(gradient))
+            receive("metric", point, layer, "whole", differences.pop((point, layer)), whole(gradient))
+
+    def price(layer: int, gradient: Tensor) -> None:
+        receive("drift", "resid_post", layer, "whole", differences["resid_post", layer], whole(gradient))
 
     corrupted, clean = layers.forward(F.embedding(tokens, model.embed.W_E), compare).split(half)
     with torch.no_grad():
@@ -153,7 +154,11 @@ def by_hand(
         corrupted = corrupted.detach().requires_grad_()
         logits = unembed(model, predicting(corrupted, rows))
         metric, gradients = _backward(logits, rows, points, [corrupted], [])
-    layers.backward(torch.stack(list(gradients.values())), score)
+    if "drift" in gradients:  # of which only what follows from the last prompt token is wanted
+        drift = gradients["drift"][:, rows.prompts.shape[1] - 1 - tokens.shape[1] :]
+        layers.backward(gradients["metric"], score, drift, price)
+    else:
+        layers.backward(gradients["metric"], score)
     return torch.cat([metric, clean_metric])
 
 

@@ -77,28 +77,53 @@ class LeanGradient:
         return residual
 
     @torch.no_grad()
-    def backward(self, gradient: Float[Tensor, "objective mine late d_model"], see: See) -> None:
-        """From objectives' gradients of what :meth:`forward` returned; ``see`` gets those of every hook point."""
-        lean = self.lean
+    def backward(
+        self,
+        gradient: Float[Tensor, "mine late d_model"],
+        see: See,
+        second: Float[Tensor, "mine last d_model"] | None = None,
+        see_second: Callable[[int, Tensor], None] | None = None,
+    ) -> None:
+        """From the gradient of what :meth:`forward` returned; ``see`` gets that of every hook point.
+
+        With ``second`` also from another objective's, through its columns alone, the last: nothing that they hold
+        depends on the gradient of the columns before. ``see_second`` gets what that is at ``resid_post``.
+        """
+        lean, own = self.lean, 0 if second is None else second.shape[1]
         cos, sin = (t[: self.mine] for t in self.rotation)
+        both = gradient if second is None else torch.cat([gradient, second], 1)
+
+        def twice(kept: Tensor) -> Tensor:
+            return torch.cat([kept, kept[:, -own:]], 1) if own else kept
+
+        def first(both: Tensor) -> Tensor:
+            return both[:, : both.shape[1] - own]
+
         for i, layer in reversed(list(enumerate(lean.layers))):
             kept = self.kept.pop()
-            see("resid_post", i, gradient)
-            see("mlp_out", i, gradient)
-            inner = (kept.slopes * (gradient @ layer.down)[..., None, :]).flatten(-2) @ layer.gate_up
-            gradient = gradient + _through_norm(inner, kept.between, layer.norm_mlp, lean.eps)
-            see("resid_mid", i, gradient)
-            see("attn_out", i, gradient)
-            z = (gradient @ layer.out).unflatten(-1, (-1, lean.d_head))
-            see("z", i, z)
-            through = [torch.autograd.grad(kept.z, kept.query_key_value, each, retain_graph=True) for each in z]
-            q, k, v = map(torch.stack, zip(*through, strict=True))
-            if early := kept.entering.shape[1] - gradient.shape[2]:
-                q, gradient = F.pad(q, (0, 0, 0, 0, early, 0)), F.pad(gradient, (0, 0, early, 0))
-            turning = rotate(torch.cat([q, k], -2), cos, -sin)  # turned back: the rotation's transpose
-            inner = torch.cat([turning, v], -2).flatten(-2) @ layer.query_key_value
-            gradient = gradient + _through_norm(inner, kept.entering, layer.norm_attention, lean.eps)
-            see("resid_pre", i, gradient)
+            if see_second is not None:
+                see_second(i, both[:, -own:])
+            see("resid_post", i, first(both))
+            see("mlp_out", i, first(both))
+            inner = (twice(kept.slopes) * (both @ layer.down)[:, :, None]).flatten(2) @ layer.gate_up
+            both = both + _through_norm(inner, twice(kept.between), layer.norm_mlp, lean.eps)
+            see("resid_mid", i, first(both))
+            see("attn_out", i, first(both))
+            z = (both @ layer.out).unflatten(-1, (-1, lean.d_head))
+            see("z", i, first(z))
+            late, columns = kept.z.shape[1], kept.entering.shape[1]
+            turned = list(torch.autograd.grad(kept.z, kept.query_key_value, first(z), retain_graph=bool(own)))
+            turned[0] = F.pad(turned[0], (0, 0, 0, 0, columns - late, 0))
+            both = torch.cat([F.pad(first(both), (0, 0, columns - late, 0)), both[:, late:]], 1)
+            if own:
+                alone = F.pad(z[:, late:], (0, 0, 0, 0, late - own, 0))
+                others = torch.autograd.grad(kept.z, kept.query_key_value, alone)
+                turned = [torch.cat([t, other[:, -own:]], 1) for t, other in zip(turned, others, strict=True)]
+            q, k, v = turned
+            turning = rotate(torch.cat([q, k], 2), twice(cos), -twice(sin))  # turned back: the rotation's transpose
+            inner = torch.cat([turning, v], 2).flatten(2) @ layer.query_key_value
+            both = both + _through_norm(inner, twice(kept.entering), layer.norm_attention, lean.eps)
+            see("resid_pre", i, first(both))
 
     def _attention(self, i: int, residual: Tensor, first: int) -> tuple[Tensor, list[Tensor], Tensor]:
         """z of all rows; queries, keys and values of the first, and z as autograd makes it of these."""
