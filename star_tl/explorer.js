@@ -484,7 +484,7 @@ function render({ model, el: root }) {
     el("div", { class: "said" }, el("label", { for: `${id}-strength` }, "Strength ", strengthSaid), naturalSaid), el("div", { class: "slider" }, safe, strength), safeSaid);
   root.append(el("div", { class: "star-explorer" },
     el("header", {}, el("h3", {}, `${about.title} in ${about.model}`),
-      el("p", { class: "soft" }, "Click a cell to steer there and hear the model change; click more to compare. ★ is what attribution chooses.")),
+      el("p", { class: "soft" }, "Click a cell to steer there and hear the model change; click more to compare. ★ is what attribution chooses: where drift buys most.")),
     el("div", { class: "parts" },
       el("section", { class: "where", "aria-label": "Where the trait is carried" }, tabs,
         el("div", { class: "controls" }, field("Estimator", estimator), field("Form", form), field("Pairs", pair), componentField),

@@ -354,7 +354,7 @@ def test_click_slide_compare_and_keep(page, jupyter, demo):
     assert re.search(r"up to \d", widget.locator(".strength .soft").text_content())
 
     slider = widget.get_by_role("slider")
-    strength = 0.35 * float(slider.get_attribute("max"))
+    strength = 0.75 * float(slider.get_attribute("max"))
     slider.fill(str(strength))
     finished(page)
     assert f"{strength:.2f}" in widget.locator("output").text_content()
