@@ -267,7 +267,7 @@ def pair_batch(model: Model, chunk: Sequence[PreparedPair]) -> PairBatch:
     tensors = (prompts, prompt_mask, replies, reply_mask, gather, aligned, within, single)
     said = (repr((p.corrupted.ids, p.positive, p.negative)).encode() for p in chunk)
     seeds = tuple(int.from_bytes(hashlib.sha256(text).digest()[:7], "little") for text in said)
-    return PairBatch(*(t.to(model.cfg.device) for t in tensors), seeds)
+    return PairBatch(*(t.to(model.cfg.device) for t in tensors), seeds=seeds)
 
 
 def _padded(rows: Sequence[Sequence[int]], pad: int, left: bool) -> tuple[Tensor, Tensor]:
