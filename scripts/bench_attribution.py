@@ -1,6 +1,6 @@
 """Time, peak memory and truth of attribution patching, beside the ways people do it today.
 
-    python scripts/bench_attribution.py [--json FILE] [--rounds 7] [--threads 2]
+    python scripts/bench_attribution.py [--json FILE] [--rounds 7] [--threads 2] [--no-grid]
 
 Every arm scores one contrastive pair: the metric is the difference of the mean log-probabilities of two replies
 of 8 tokens, in a clean and a corrupted run, so that all run the same four rows. Cases are the demo model and
@@ -355,6 +355,7 @@ def main() -> None:
     ap.add_argument("--rounds", type=int, default=7)
     ap.add_argument("--threads", type=int, default=os.cpu_count())
     ap.add_argument("--cases", nargs="+", default=[""], help='parts of the names of cases to run, such as "48 tokens"')
+    ap.add_argument("--no-grid", action="store_true", help="leave out exact patching, which takes most of the time")
     ap.add_argument("--peak", nargs=4, metavar=("ARM", "CASE", "LENGTH", "FOLDER"), help="used by the script itself")
     args = ap.parse_args()
     torch.set_num_threads(args.threads)
@@ -370,7 +371,8 @@ def main() -> None:
         for case, length in CASES:
             if not any(part in f"{case}, {length} tokens" for part in args.cases):
                 continue
-            names = ARMS + (("exact_star_tl", "exact_transformer_lens") if length == 48 else ())
+            grid = length == 48 and not args.no_grid
+            names = ARMS + (("exact_star_tl", "exact_transformer_lens") if grid else ())
             runs = {name: arm(name, case, length, work) for name in names}
             results = {name: run() for name, run in runs.items()}
             times: dict[str, list[float]] = {name: [] for name in names}
@@ -396,7 +398,7 @@ def main() -> None:
                 row["pearson_exact"] = None if name.startswith("exact") else round(pearson(results[name], exact), 4)
                 table.append(row)
                 print(row, flush=True)
-            if length == 48:
+            if grid:
                 grids = [results[name] for name in ("exact_star_tl", "exact_transformer_lens")]
                 print(f"largest difference of the exact grids {float((grids[0] - grids[1]).abs().max()):.1e} nats")
     if args.json:
