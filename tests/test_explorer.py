@@ -354,7 +354,7 @@ def test_click_slide_compare_and_keep(page, jupyter, demo):
     assert re.search(r"up to \d", widget.locator(".strength .soft").text_content())
 
     slider = widget.get_by_role("slider")
-    strength = 0.75 * float(slider.get_attribute("max"))
+    strength = 0.35 * float(slider.get_attribute("max"))
     slider.fill(str(strength))
     finished(page)
     assert f"{strength:.2f}" in widget.locator("output").text_content()
@@ -397,10 +397,12 @@ def test_every_control_is_labelled_and_reached_by_keyboard(page, jupyter, demo):
     press("Home")
     press("ArrowRight")
     press("ArrowDown")
-    below = star.attribute(demo, star.load_pairs("emotional_support"), progress=False).top_locus().layer - 1
-    assert page.evaluate("document.activeElement.ariaLabel").startswith(f"layer {below}, head 1,")
+    chosen = star.attribute(demo, star.load_pairs("emotional_support"), progress=False).top_locus().layer
+    assert page.evaluate("document.activeElement.ariaLabel").startswith(f"layer {chosen - 1}, head 1,")
+    press("ArrowUp")
+    assert page.evaluate("document.activeElement.ariaLabel").startswith(f"layer {chosen}, head 1,")
     press("Enter")
-    widget.locator(".chips", has_text=f"Layer {below} · head 1").wait_for()
+    widget.locator(".chips", has_text=f"Layer {chosen} · head 1").wait_for()
     finished(page)
     assert page.evaluate("document.activeElement.ariaSelected") == "true", "the focus stays where it was"
 
@@ -415,6 +417,7 @@ def test_every_control_is_labelled_and_reached_by_keyboard(page, jupyter, demo):
     before = widget.locator("output").text_content()
     press("ArrowRight")
     assert widget.locator("output").text_content() > before
+    press("End")
     finished(page)
 
     press("Tab")
@@ -442,7 +445,7 @@ def test_every_control_is_labelled_and_reached_by_keyboard(page, jupyter, demo):
     press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Keep this vector"
     press("Enter")
-    widget.locator(".kept", has_text=f"layer{below}_attn_z_head1").wait_for()
+    widget.locator(".kept", has_text=f"layer{chosen}_attn_z_head1").wait_for()
     assert "<b>my</b>" in widget.locator(".kept pre").text_content()
     assert widget.locator(".kept b").count() == 0
     assert run_kept(page, jupyter[1], demo) == [replies(page)[1]] != [at_locus]

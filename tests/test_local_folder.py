@@ -67,8 +67,11 @@ def test_prompts_begin_with_bos_once_and_hold_the_plain_text(folder: Path) -> No
 def test_the_whole_road_is_walked(folder: Path, tmp_path: Path) -> None:
     prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
     prompts.write_text("I lost my job today and I am scared.\nMy exam went badly.\n")
+    model = star.load_model(folder)
+    # A random model is moved by the vectors of some traits only.
+    moves = (t for t in TRAITS if float(star.attribute(model, star.load_pairs(t)).choose_layer().gain.max()) > 0)
     arguments = ["run", "--model", str(folder), "--prompts", str(prompts), "--out", str(out)]
-    arguments += ["--trait", "politeness", "--strength", "1", "--seeds", "1", "--max-new-tokens", "8"]
+    arguments += ["--trait", next(moves), "--strength", "1", "--seeds", "1", "--max-new-tokens", "8"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert len(pd.read_csv(out / "scores.csv")) > 3
