@@ -305,7 +305,7 @@ def along_path(
     return metrics
 
 
-def objectives(points: Sequence[str]) -> tuple[Objective, ...]:
+def _objectives(points: Sequence[str]) -> tuple[Objective, ...]:
     """Whose gradients a pass gives, in this order."""
     return ("drift", "metric") if "resid_post" in points else ("metric",)
 
@@ -330,7 +330,7 @@ def _backward(
     ``now`` tells the hooks on the way whose gradient passes.
     """
     metrics, found = metrics_of(logits, rows), {}
-    for objective in objectives(points):
+    for objective in _objectives(points):
         now[:] = [objective]
         if objective == "drift":
             corrupted = logits[: 2 * rows.size * corrupted_runs]

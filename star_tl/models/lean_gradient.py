@@ -103,18 +103,20 @@ class LeanGradient:
             kept = self.kept.pop()
             if see_second is not None:
                 see_second(i, both[:, -own:])
-            see("resid_post", i, first(both))
-            see("mlp_out", i, first(both))
+            mine = first(both)  # one tensor for both hook points: what is made of it may be shared
+            see("resid_post", i, mine)
+            see("mlp_out", i, mine)
             inner = (twice(kept.slopes) * (both @ layer.down)[:, :, None]).flatten(2) @ layer.gate_up
             both = both + _through_norm(inner, twice(kept.between), layer.norm_mlp, lean.eps)
-            see("resid_mid", i, first(both))
-            see("attn_out", i, first(both))
+            mine = first(both)
+            see("resid_mid", i, mine)
+            see("attn_out", i, mine)
             z = (both @ layer.out).unflatten(-1, (-1, lean.d_head))
             see("z", i, first(z))
             late, columns = kept.z.shape[1], kept.entering.shape[1]
             turned = list(torch.autograd.grad(kept.z, kept.query_key_value, first(z), retain_graph=bool(own)))
             turned[0] = F.pad(turned[0], (0, 0, 0, 0, columns - late, 0))
-            both = torch.cat([F.pad(first(both), (0, 0, columns - late, 0)), both[:, late:]], 1)
+            both = torch.cat([F.pad(mine, (0, 0, columns - late, 0)), both[:, late:]], 1)
             if own:
                 alone = F.pad(z[:, late:], (0, 0, 0, 0, late - own, 0))
                 others = torch.autograd.grad(kept.z, kept.query_key_value, alone)
