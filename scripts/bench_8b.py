@@ -40,7 +40,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, logging
 
 import star_tl as star
-from star_tl.attribution.prepare import prepare
+from star_tl.attribution.align import prepare
 from star_tl.models.load import DEMO
 from star_tl.models.size import SHAPES, free_memory, llama_size
 

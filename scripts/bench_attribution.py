@@ -48,11 +48,12 @@ from transformer_lens import ActivationCache, HookedTransformer, patching
 from transformers import LlamaConfig, LlamaForCausalLM, logging
 
 import star_tl as star
+from star_tl.attribution.align import prepare
 from star_tl.attribution.exact import exact_effects
-from star_tl.attribution.prepare import pair_batch, prepare
+from star_tl.attribution.rows import pair_batch
+from star_tl.data.pairs import ContrastivePair, Pairs, Trait
 from star_tl.locus import Locus
 from star_tl.models.load import DEMO
-from star_tl.pairs import ContrastivePair, Pairs, Trait
 
 REPLY = 8
 # glibc returns freed tensors to the system at once, so that the growth is what a call holds. With a larger threshold

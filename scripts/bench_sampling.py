@@ -44,11 +44,11 @@ from transformer_lens import HookedTransformer
 from transformers import LlamaForCausalLM, logging
 
 import star_tl as star
-from star_tl.batch import make_batch
-from star_tl.injection import injection_hooks, row_hooks
+from star_tl.generation.sampling import Sampling, in_batches
 from star_tl.locus import Locus
+from star_tl.models.batch import make_batch
 from star_tl.models.load import DEMO
-from star_tl.sampling import Sampling, in_batches
+from star_tl.steering.hooks import injection_hooks, row_hooks
 
 sys.path.insert(0, str(Path(__file__).parent))
 from bench_attribution import GIVE_BACK, llama_512
@@ -76,7 +76,7 @@ def vector(model: Any, width: int) -> torch.Tensor:
 
 def without_end(model: HookedTransformer) -> None:
     """Every arm writes all its tokens."""
-    from star_tl import sampling
+    from star_tl.generation import sampling
 
     sampling.stop_ids = lambda tokenizer: ()  # type: ignore[assignment]
 

@@ -22,8 +22,9 @@ from torch import Tensor
 
 import star_tl as star
 from star_tl.attribution import AttributionMap
-from star_tl.attribution.exact import candidates, exact_effects
-from star_tl.pairs import TRAITS
+from star_tl.attribution.exact import exact_effects
+from star_tl.attribution.verify import candidates
+from star_tl.data.pairs import TRAITS
 
 ESTIMATORS = ("atp", "ig", "relp")
 

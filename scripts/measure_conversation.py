@@ -23,10 +23,10 @@ from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 
 import star_tl as star
-from star_tl.pairs import Pairs
+from star_tl.data.pairs import Pairs
+from star_tl.evaluation.scores import REFERENCE, mark_coherent
+from star_tl.evaluation.strength import STRENGTHS, StrengthChoice
 from star_tl.pipeline import EVERYWHERE
-from star_tl.scores import REFERENCE, mark_coherent
-from star_tl.strength import STRENGTHS, StrengthChoice
 
 MODES = {"read again": False, "carried on": True}
 ONCE = ("locus", "last_prompt")

@@ -35,15 +35,15 @@ from plotly.subplots import make_subplots
 from transformer_lens import HookedTransformer
 
 import star_tl as star
-from star_tl.chat import Message
+from star_tl.data.chat import Message
+from star_tl.data.pairs import TRAITS
+from star_tl.evaluation.samples import Way, sample_ways
+from star_tl.evaluation.scores import mark_coherent
+from star_tl.evaluation.strength import DRIFT_LIMIT, STRENGTHS
+from star_tl.generation.sampling import Sampling
 from star_tl.locus import Locus
-from star_tl.pairs import TRAITS
 from star_tl.pipeline import run
-from star_tl.plots import VERMILION
-from star_tl.sampling import Sampling
-from star_tl.scores import mark_coherent
-from star_tl.strength import DRIFT_LIMIT, STRENGTHS
-from star_tl.sweep import Way, sample_ways
+from star_tl.view.plots import VERMILION
 
 REAL = {
     "emotional_support": ("esconv/valid.jsonl",),

@@ -15,65 +15,65 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from star_tl.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from star_tl.attribution import AttributionMap as AttributionMap
     from star_tl.attribution import attribute as attribute
     from star_tl.attribution.exact import exact_effects as exact_effects
-    from star_tl.attribution.exact import verify as verify
-    from star_tl.conversation import converse as converse
-    from star_tl.dialogues import load_prompts as load_prompts
+    from star_tl.attribution.verify import verify as verify
+    from star_tl.data.pairs import ContrastivePair as ContrastivePair
+    from star_tl.data.pairs import Pairs as Pairs
+    from star_tl.data.pairs import Trait as Trait
+    from star_tl.data.pairs import load_pairs as load_pairs
+    from star_tl.data.prompts import load_prompts as load_prompts
     from star_tl.errors import StarError as StarError
-    from star_tl.explorer import explore as explore
+    from star_tl.evaluation.conversation import converse as converse
+    from star_tl.evaluation.scores import score as score
+    from star_tl.evaluation.strength import choose_strength as choose_strength
+    from star_tl.evaluation.sweep import Comparison as Comparison
+    from star_tl.evaluation.sweep import compare as compare
+    from star_tl.generation.sampling import generate as generate
+    from star_tl.generation.sampling import sample as sample
+    from star_tl.generation.sampling import stream as stream
     from star_tl.locus import Locus as Locus
     from star_tl.models import load_model as load_model
     from star_tl.models.layout import relay as relay
-    from star_tl.pairs import ContrastivePair as ContrastivePair
-    from star_tl.pairs import Pairs as Pairs
-    from star_tl.pairs import Trait as Trait
-    from star_tl.pairs import load_pairs as load_pairs
     from star_tl.pipeline import run as run
-    from star_tl.sampling import generate as generate
-    from star_tl.sampling import sample as sample
-    from star_tl.sampling import stream as stream
-    from star_tl.scores import score as score
-    from star_tl.strength import choose_strength as choose_strength
-    from star_tl.sweep import Comparison as Comparison
-    from star_tl.sweep import compare as compare
     from star_tl.vectors import SteeringVector as SteeringVector
     from star_tl.vectors import combine as combine
     from star_tl.vectors import extract_vector as extract_vector
     from star_tl.vectors import project_off as project_off
+    from star_tl.view.explorer.widget import explore as explore
 
 _HOMES = {
     "AttributionMap": "attribution",
-    "Comparison": "sweep",
-    "ContrastivePair": "pairs",
+    "Comparison": "evaluation.sweep",
+    "ContrastivePair": "data.pairs",
     "Locus": "locus",
-    "Pairs": "pairs",
+    "Pairs": "data.pairs",
     "StarError": "errors",
     "SteeringVector": "vectors",
-    "Trait": "pairs",
+    "Trait": "data.pairs",
     "attribute": "attribution",
-    "choose_strength": "strength",
+    "choose_strength": "evaluation.strength",
     "combine": "vectors",
-    "compare": "sweep",
-    "converse": "conversation",
+    "compare": "evaluation.sweep",
+    "converse": "evaluation.conversation",
     "exact_effects": "attribution.exact",
-    "explore": "explorer",
+    "explore": "view.explorer.widget",
     "extract_vector": "vectors",
-    "generate": "sampling",
+    "generate": "generation.sampling",
     "load_model": "models",
-    "load_pairs": "pairs",
-    "load_prompts": "dialogues",
+    "load_pairs": "data.pairs",
+    "load_prompts": "data.prompts",
     "project_off": "vectors",
     "relay": "models.layout",
     "run": "pipeline",
-    "sample": "sampling",
-    "score": "scores",
-    "stream": "sampling",
-    "verify": "attribution.exact",
+    "sample": "generation.sampling",
+    "score": "evaluation.scores",
+    "stream": "generation.sampling",
+    "verify": "attribution.verify",
 }
 __all__ = sorted(_HOMES)
 

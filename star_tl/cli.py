@@ -17,8 +17,8 @@ from typer.exceptions import TyperException
 from star_tl.errors import StarError
 
 if TYPE_CHECKING:
-    from star_tl.pipeline import RunResult
-    from star_tl.reading import Model
+    from star_tl.evaluation.result import RunResult
+    from star_tl.models.backend import Model
 
 
 class _OneLineErrors(TyperGroup):
@@ -124,12 +124,12 @@ def run(
     if seeds < 1:
         raise StarError(f"--seeds is {seeds}: use at least 1.")
     folder = out or Path("runs") / Path(trait).stem
-    from star_tl.pairs import load_pairs
+    from star_tl.data.pairs import load_pairs
 
     pairs = load_pairs(trait)
     chosen = None
     if prompts is not None:
-        from star_tl.dialogues import load_prompts
+        from star_tl.data.prompts import load_prompts
 
         chosen = [item.messages for item in load_prompts(prompts, mode=mode, limit=limit)]
     from star_tl.pipeline import check_folder
@@ -167,7 +167,7 @@ def attribute(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Score every hook point and print each layer's scores and gain."""
-    from star_tl.pairs import load_pairs
+    from star_tl.data.pairs import load_pairs
 
     pairs = load_pairs(trait)
     _check_file(out, overwrite)
@@ -198,7 +198,7 @@ def extract(
     """Extract the steering vector at a locus: from a map, named, or found by attribution now."""
     if attribution is not None and hook_point is not None:
         raise StarError("--attribution and --hook-point both name the locus: give one of them.")
-    from star_tl.pairs import load_pairs
+    from star_tl.data.pairs import load_pairs
 
     pairs = load_pairs(trait)
     _check_file(out, overwrite)
@@ -251,13 +251,13 @@ def generate(
     _check_strength(strength)
     questions: list[Any] = list(prompt or [])
     if prompts is not None:
-        from star_tl.dialogues import load_prompts
+        from star_tl.data.prompts import load_prompts
 
         questions += [item.messages for item in load_prompts(prompts, mode=mode, limit=limit)]
     if not questions:
         raise StarError("There are no prompts: give --prompt TEXT or --prompts FILE.")
-    from star_tl.sampling import sample
-    from star_tl.schedules import read_positions
+    from star_tl.generation.sampling import sample
+    from star_tl.steering.positions import read_positions
     from star_tl.vectors import SteeringVector
 
     loaded = _load(model, dtype, device, backend, first_n_layers)
@@ -306,16 +306,16 @@ def sweep(
         _check_strength(strength)
     if seeds < 1:
         raise StarError(f"--seeds is {seeds}: use at least 1.")
-    from star_tl.pairs import load_pairs
+    from star_tl.data.pairs import load_pairs
 
     pairs = load_pairs(trait)
     questions = None
     if prompts is not None:
-        from star_tl.dialogues import load_prompts
+        from star_tl.data.prompts import load_prompts
 
         questions = [item.messages for item in load_prompts(prompts, mode=mode, limit=limit)]
+    from star_tl.evaluation.sweep import compare
     from star_tl.locus import Locus
-    from star_tl.sweep import compare
 
     loaded = _load(model, dtype, device, backend, first_n_layers)
     chosen = _numbers(layers) if layers else range(loaded.cfg.n_layers)
@@ -361,16 +361,16 @@ def evaluate(
     _check_strength(strength)
     import pandas as pd
 
-    from star_tl.pairs import load_pairs
+    from star_tl.data.pairs import load_pairs
 
     pairs = load_pairs(trait)
     questions: list[Any] = list(pairs.heldout.prompts)
     if prompts is not None:
-        from star_tl.dialogues import load_prompts
+        from star_tl.data.prompts import load_prompts
 
         questions = [item.messages for item in load_prompts(prompts, mode=mode, limit=limit)]
+    from star_tl.evaluation.scores import REFERENCE, mark_coherent, summarise
     from star_tl.pipeline import Arm, sample_arm
-    from star_tl.scores import REFERENCE, mark_coherent, summarise
     from star_tl.vectors import SteeringVector
 
     loaded = _load(model, dtype, device, backend, first_n_layers)

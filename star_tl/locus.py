@@ -1,24 +1,27 @@
-"""Where to inject: a hook point, token positions, optionally a head; and how sure the choice is."""
+"""Where to inject: a hook point, token positions, optionally a head; and the one vocabulary of hook points."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from typing import Any
 
 from star_tl.errors import StarError
 
-if TYPE_CHECKING:
-    from star_tl.attribution.result import AttributionMap
+COMPONENTS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+WRITES = ("attn_out", "mlp_out")  # what a layer adds to the residual stream
+POINTS = (*COMPONENTS, "z")
 
-HOOK_POINTS = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "attn.hook_z")
-MOST_POSITIONS = 4
-GAIN_DRIFT = 0.1  # nats a token: half of what a chosen strength may cost, and about what it does
-TIE = 0.05  # gains that differ by a smaller share are the same
+NamedHook = tuple[str | Callable[..., Any], Callable[..., Any]]
+
+
+def hook_name(point: str, layer: int) -> str:
+    """TransformerLens's name of a hook point: ``z`` is per head, the others are of the residual stream's width."""
+    return f"blocks.{layer}.attn.hook_z" if point == "z" else f"blocks.{layer}.hook_{point}"
+
+
+HOOK_POINTS = tuple(hook_name(point, 0).removeprefix("blocks.0.") for point in POINTS)  # as they are called in a layer
 
 
 @dataclass(frozen=True)
@@ -49,101 +52,3 @@ class Locus:
     def __str__(self) -> str:
         head = f" head {self.head}" if self.head is not None else ""
         return f"{self.hook_point}{head} @ {', '.join(str(p) for p in self.positions)}"
-
-
-@dataclass(frozen=True)
-class LayerChoice:
-    """The layer where drift buys most of the trait, and how often each would be chosen from resampled pairs.
-
-    ``gain`` is :func:`gains` of the mean effect and cost, ``low`` and ``high`` its 95 % bootstrap interval over pairs.
-    ``null`` is the gain that the best layer reaches in 95 % of shuffles of the pairs' labels, and ``p_value`` the share
-    of shuffles in which any layer reaches the largest gain.
-    """
-
-    layer: int
-    gain: Float[Tensor, " layer"]
-    low: Float[Tensor, " layer"]
-    high: Float[Tensor, " layer"]
-    frequency: Float[Tensor, " layer"]
-    null: float
-    p_value: float
-
-    @property
-    def last_ranked(self) -> int:
-        """The layer with the lowest gain."""
-        return int(self.gain.argmin())
-
-
-def gains(effects: Float[Tensor, "*sample layer"], costs: Float[Tensor, "*sample layer"]) -> Tensor:
-    r"""What GAIN_DRIFT nats of drift a token buy of the metric (nats), to leading order, ``[*sample layer]``.
-
-    An injection of strength s moves the metric by :math:`e s` and costs a drift of :math:`c s^2`; the strength that
-    costs d therefore moves it by :math:`e \sqrt{d / c}`. Zero where it costs nothing, for then it does nothing.
-    """
-    return torch.where(costs > 0, effects * (GAIN_DRIFT / costs.clamp_min(torch.finfo(costs.dtype).tiny)).sqrt(), 0.0)
-
-
-def choose_layer(attr: AttributionMap, resamples: int = 1000, seed: int = 0) -> LayerChoice:
-    """The layer with the largest gain; intervals are 95 % bootstrap over pairs.
-
-    Of layers whose gains are the same but for TIE it is the first, from where the vector passes through more of the
-    model: what is added late moves little but the reply's first word, and that saturates.
-
-    The null shuffles which of a pair's two replies counts as the one with the trait; that turns the sign of the pair's
-    metric, and with it of its effects, and leaves its drift (a sign-flip permutation test on the largest gain, so that
-    it accounts for choosing among all layers).
-
-    Raises:
-        StarError: the map holds no gradient at ``resid_post``.
-    """
-    effects, costs = attr.effects.double(), attr.costs.double()
-    if bool(effects.isnan().any()):
-        remedy = "method='atp'" if attr.method == "exact" else "hook_points that include it"
-        raise StarError(f"This map holds no gradient at resid_post to choose by: attribute with {remedy}.")
-    n, layers = effects.shape
-    chance = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(n, (resamples, n), generator=chance)
-    resampled = gains(effects[drawn].mean(1), costs[drawn].mean(1))
-    low, high = resampled.quantile(0.025, dim=0), resampled.quantile(0.975, dim=0)
-    signs = 2.0 * torch.randint(2, (resamples, n), generator=chance).double() - 1
-    shuffled = gains(signs @ effects / n, costs.mean(0)).amax(1)
-    gain = gains(effects.mean(0), costs.mean(0))
-    return LayerChoice(
-        layer=int(_first_of_the_best(gain)),
-        gain=gain.float(),
-        low=low.float(),
-        high=high.float(),
-        frequency=torch.bincount(_first_of_the_best(resampled), minlength=layers) / resamples,
-        null=float(shuffled.quantile(0.95)),
-        p_value=(1 + int((shuffled >= gain.max()).sum())) / (1 + resamples),
-    )
-
-
-def _first_of_the_best(gain: Float[Tensor, "*sample layer"]) -> Int[Tensor, "*sample"]:
-    most = gain.amax(-1, keepdim=True)
-    return (gain >= most - TIE * most.abs()).int().argmax(-1)
-
-
-def top_locus(attr: AttributionMap, coverage: float = 0.9) -> Locus:
-    """``resid_post`` of the chosen layer, at the fewest positions that hold ``coverage`` of its score.
-
-    Positions are ranked by the steering form, the first-order effect of the injection itself,
-    among the prompt tokens that clean and corrupted runs share; no more than MOST_POSITIONS are taken.
-
-    Raises:
-        StarError: as :func:`choose_layer`, a coverage that is no share, or no position raises the metric.
-    """
-    from star_tl.attribution.result import COMPONENTS
-
-    if not 0 < coverage <= 1:
-        raise StarError(f"coverage is {coverage}: use a share above 0, at most 1.")
-    layer = attr.choose_layer().layer
-    scores = attr.steering[COMPONENTS.index("resid_post"), layer].clamp_min(0)
-    if float(scores.sum()) <= 0:
-        raise StarError("Attribution found no prompt position with a positive score: the pairs do not move the trait.")
-    order = scores.argsort(descending=True)
-    held = scores[order].cumsum(0)
-    share = held / held[-1]
-    count = min(MOST_POSITIONS, int((share < coverage).sum()) + 1)
-    positions = sorted(int(p) - attr.window for p in order[:count])
-    return Locus(f"blocks.{layer}.hook_resid_post", tuple(positions))

@@ -13,17 +13,18 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from star_tl import __version__
-from star_tl.attribution import AttributionMap, attribute
-from star_tl.chat import Message, Prompt, as_messages, with_instruction
+from star_tl.attribution import attribute
+from star_tl.data.chat import Prompt, as_messages, with_instruction
+from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError
-from star_tl.pairs import Pairs
-from star_tl.reading import Model
-from star_tl.report import write_report
-from star_tl.sampling import Sampling, generate, render_prompts
-from star_tl.scores import REFERENCE, mark_coherent, score, summarise
-from star_tl.strength import DRIFT_LIMIT, STRENGTHS, StrengthChoice, choose_strength
+from star_tl.evaluation.result import RunResult
+from star_tl.evaluation.scores import REFERENCE, mark_coherent, score, summarise
+from star_tl.evaluation.strength import DRIFT_LIMIT, STRENGTHS, StrengthChoice, choose_strength
+from star_tl.generation.sampling import Sampling, generate, render_prompts
+from star_tl.models.backend import Model
 from star_tl.vectors import SteeringVector, extract_vector
+from star_tl.version import __version__
+from star_tl.view.report import write_report
 
 ARMS = (REFERENCE, "steered", "random", "last_ranked_layer", "reply_mean_everywhere", "primed")
 EVERYWHERE = tuple(x / 4 for x in STRENGTHS)  # added at every token, a vector does more, and more harm
@@ -39,29 +40,6 @@ class Arm:
     strength: float = 0.0
     positions: str | None = None
     instruction: str | None = None
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """All that one run found and wrote."""
-
-    trait: str
-    description: str
-    model: str
-    attribution: AttributionMap
-    vector: SteeringVector
-    prompts: tuple[tuple[str, tuple[Message, ...]], ...]
-    samples: pd.DataFrame
-    summary: pd.DataFrame
-    dose: pd.DataFrame
-    settings: dict[str, str]
-
-    def __repr__(self) -> str:
-        rate = self.summary.set_index("arm").trait_rate
-        return (
-            f"RunResult({self.trait} on {self.model}: {self.vector.locus}, coherent replies with the trait "
-            f"{rate[REFERENCE]:.0%} → {rate['steered']:.0%})"
-        )
 
 
 def check_folder(out: str | Path, overwrite: bool = False) -> list[Path]:

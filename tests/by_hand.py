@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from star_tl.attribution.result import COMPONENTS, AttributionMap
-from star_tl.chat import as_messages
-from star_tl.pairs import ContrastivePair, Pairs, Trait
+from star_tl.attribution.map import AttributionMap
+from star_tl.data.chat import as_messages
+from star_tl.data.pairs import ContrastivePair, Pairs, Trait
+from star_tl.locus import COMPONENTS
 
 EOT = 3  # <|eot_id|> of the tests' tokenizer
 KINDS = (*(f"hook_{c}" for c in COMPONENTS), "attn.hook_z")

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pandas as pd
 import torch
 
-from star_tl.attribution.result import COMPONENTS, AttributionMap
-from star_tl.chat import Span
-from star_tl.locus import Locus
+from star_tl.attribution.map import AttributionMap
+from star_tl.data.chat import Span
+from star_tl.locus import COMPONENTS, Locus
 from star_tl.vectors import SteeringVector
 
 SCRIPT = "I am <script>document.title='broken'</script> sorry </script> & glad"

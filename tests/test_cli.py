@@ -138,7 +138,7 @@ def test_bad_input_is_one_line_and_exit_code_2(case: str, tmp_path: Path, monkey
 
 
 def test_broken_pairs_file_names_file_line_and_remedy(tmp_path: Path) -> None:
-    header = (Path(star.__file__).parent / "traits" / "politeness.jsonl").read_text().splitlines()[0]
+    header = (Path(star.__file__).parent / "data" / "traits" / "politeness.jsonl").read_text().splitlines()[0]
     path = tmp_path / "mine.jsonl"
     path.write_text(header + '\n{"context": "Hello", "positive": "Please sit.", "negative": "Please sit."}\n')
     result = runner.invoke(app, ["run", "--trait", str(path), "--out", str(tmp_path / "out")])

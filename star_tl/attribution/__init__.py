@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from star_tl.attribution.align import ALIGNMENTS
 from star_tl.attribution.atp import attribute_atp
 from star_tl.attribution.exact import attribute_exact
 from star_tl.attribution.integrated_gradients import attribute_ig
+from star_tl.attribution.map import AttributionMap
 from star_tl.attribution.passes import MODES
-from star_tl.attribution.prepare import ALIGNMENTS
 from star_tl.attribution.relp import attribute_relp
-from star_tl.attribution.result import COMPONENTS, POINTS, AttributionMap
+from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError, nearest
-from star_tl.pairs import Pairs
-from star_tl.reading import Model
+from star_tl.locus import COMPONENTS, POINTS
+from star_tl.models.backend import Model
 
 METHODS = {"atp": attribute_atp, "ig": attribute_ig, "relp": attribute_relp, "exact": attribute_exact}
 

@@ -19,14 +19,15 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from star_tl.attribution.align import PreparedPair, prepare
+from star_tl.attribution.map import AttributionMap
 from star_tl.attribution.passes import MODES, Objective, Receive, by_hand
-from star_tl.attribution.prepare import Axis, PairBatch, Part, PreparedPair, empty_map, pair_batch, prepare
-from star_tl.attribution.result import COMPONENTS, POINTS, AttributionMap
+from star_tl.attribution.rows import Axis, PairBatch, Part, empty_map, pair_batch
+from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError
-from star_tl.injection import NamedHook
-from star_tl.models.lean import is_llama
-from star_tl.pairs import Pairs
-from star_tl.reading import Model
+from star_tl.locus import COMPONENTS, POINTS, NamedHook
+from star_tl.models.backend import Model
+from star_tl.models.fast.forward import is_llama
 
 # Below this many token positions in a micro-batch a pass is bound by its number of operators, not by
 # arithmetic, and one batch takes fewer. Above it the two take like times in scripts/bench_attribution.py, and two

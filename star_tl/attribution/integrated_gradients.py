@@ -16,11 +16,12 @@ import numpy as np
 from torch import Tensor
 
 from star_tl.attribution.atp import score_pairs
+from star_tl.attribution.map import AttributionMap
 from star_tl.attribution.passes import Receive, along_path
-from star_tl.attribution.prepare import PairBatch
-from star_tl.attribution.result import POINTS, AttributionMap
-from star_tl.pairs import Pairs
-from star_tl.reading import Model
+from star_tl.attribution.rows import PairBatch
+from star_tl.data.pairs import Pairs
+from star_tl.locus import POINTS
+from star_tl.models.backend import Model
 
 STEPS = 5
 

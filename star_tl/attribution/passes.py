@@ -10,7 +10,7 @@ trait metric of the corrupted and of the clean run, ``[2 pair]``.
 ``two_passes``      the clean rows forward without a graph, then the corrupted rows: a backward pass of half
                     the rows, less work wherever a pass is bound by arithmetic
 ``by_hand``         clean and corrupted rows in one forward pass, the gradient of the corrupted ones by formulas: the
-                    fewest operators, for models that :mod:`star_tl.models.lean` knows, and without rules
+                    fewest operators, for models that :mod:`star_tl.models.fast.forward` knows, and without rules
 ``layer_by_layer``  the residual stream of every layer is kept, and each layer is run again with a graph of its
                     own: memory of one layer's graph, for prompts that fit in no other way
 """
@@ -26,29 +26,17 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from star_tl.attribution.forward import (
-    BlockAlone,
-    block_by_block,
-    drift_probe,
-    last_residual,
-    metrics_of,
-    predicting,
-    run_metrics,
-)
-from star_tl.attribution.prepare import PairBatch, Part
-from star_tl.injection import NamedHook
-from star_tl.models.lean import LeanForward
-from star_tl.models.lean_gradient import LeanGradient
-from star_tl.reading import Model, attached, unembed
+from star_tl.attribution.forward import BlockAlone, block_by_block, last_residual, predicting
+from star_tl.attribution.objective import drift_probe, metrics_of, run_metrics
+from star_tl.attribution.rows import PairBatch, Part
+from star_tl.locus import NamedHook, hook_name
+from star_tl.models.backend import Model, attached, unembed
+from star_tl.models.fast.backward import LeanGradient
+from star_tl.models.fast.forward import LeanForward
 
 Objective = Literal["drift", "metric"]
 Receive = Callable[[Objective, str, int, Part, Tensor, Tensor], None]
 BOTH = slice(None)
-
-
-def hook_name(point: str, layer: int) -> str:
-    """TransformerLens's name of a hook point: ``z`` is per head, the others are of the residual stream's width."""
-    return f"blocks.{layer}.attn.hook_z" if point == "z" else f"blocks.{layer}.hook_{point}"
 
 
 def one_batch(

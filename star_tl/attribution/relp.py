@@ -34,11 +34,11 @@ from transformer_lens.model_bridge.generalized_components import (
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
 from star_tl.attribution.atp import one_gradient, score_pairs
-from star_tl.attribution.result import POINTS, AttributionMap
+from star_tl.attribution.map import AttributionMap
+from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError
-from star_tl.injection import NamedHook
-from star_tl.pairs import Pairs
-from star_tl.reading import Model, attached
+from star_tl.locus import POINTS, NamedHook
+from star_tl.models.backend import Model, attached
 
 
 def attribute_relp(

@@ -32,7 +32,7 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import DynamicCache
 
 from star_tl.errors import StarError, nearest
-from star_tl.injection import NamedHook
+from star_tl.locus import NamedHook
 from star_tl.models.transformers_folder import CLOSE, difference, probe, read_transformers
 
 # What every layer must have, in the order in which it must come: a clock reads the scores before anything is added.
@@ -256,7 +256,7 @@ def read(
     cache: Cache | None = None,
     layers: int | None = None,
 ) -> Float[Tensor, "row position d"]:
-    """See :func:`star_tl.reading.read`."""
+    """See :func:`star_tl.models.backend.read`."""
     options: dict[str, Any] = {"attention_mask": mask.long(), "use_cache": cache is not None}
     if cache is not None:
         cache.mask = torch.cat([cache.mask, mask.long()], 1)

@@ -6,7 +6,7 @@ parameter laid out transposed in memory these become views. Shapes, values, name
 the same, bit for bit; only strides change.
 
 Queries, keys and values of a layer lie behind one another in one storage, gate and up projection in
-another, so that :mod:`star_tl.models.lean` reads the same weights as one matrix each.
+another, so that :mod:`star_tl.models.fast.forward` reads the same weights as one matrix each.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from transformer_lens.utilities.activation_functions import SUPPORTED_ACTIVATION
 from transformer_lens.utilities.multi_gpu import get_device_for_block_index
 
 from star_tl.errors import StarError
-from star_tl.models.checkpoint import StoredTensor, read_into, read_json, stored_tensors
+from star_tl.models.weights import StoredTensor, read_into, read_json, stored_tensors
 
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 

@@ -16,8 +16,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from star_tl.errors import StarError, nearest
 from star_tl.models.bridge import corners, load_bridge
+from star_tl.models.hooked import load_other
 from star_tl.models.llama import load_llama, read_config
-from star_tl.models.others import load_other
 from star_tl.models.size import SHAPES, Size, check_memory, llama_size, transformers_size
 
 DEMO = Path(__file__).parent / "demo"

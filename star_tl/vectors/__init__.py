@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError, nearest
 from star_tl.locus import Locus
-from star_tl.pairs import Pairs
-from star_tl.reading import Model
+from star_tl.models.backend import Model
 from star_tl.vectors.algebra import combine, project_off
 from star_tl.vectors.located import located
 from star_tl.vectors.principal import principal

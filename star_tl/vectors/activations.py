@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from star_tl.batch import make_batch
-from star_tl.chat import render, template_hash
+from star_tl.data.chat import render, template_hash
+from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError
 from star_tl.locus import Locus
-from star_tl.pairs import Pairs
-from star_tl.reading import Model, attached, read
+from star_tl.models.backend import Model, attached, read
+from star_tl.models.batch import make_batch
 from star_tl.vectors.vector import SteeringVector
 
 Activations = Float[Tensor, "pair position d"]

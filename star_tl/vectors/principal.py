@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import torch
 
+from star_tl.data.pairs import Pairs
 from star_tl.locus import Locus
-from star_tl.pairs import Pairs
-from star_tl.reading import Model
+from star_tl.models.backend import Model
 from star_tl.vectors.activations import at_locus, make_vector, mean_norm
 from star_tl.vectors.vector import SteeringVector
 

@@ -12,11 +12,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from star_tl.batch import make_batch
-from star_tl.chat import render, reply_ids
+from star_tl.data.chat import render, reply_ids
+from star_tl.data.pairs import Pairs
 from star_tl.locus import Locus
-from star_tl.pairs import Pairs
-from star_tl.reading import Model, attached, read
+from star_tl.models.backend import Model, attached, read
+from star_tl.models.batch import make_batch
 from star_tl.vectors.activations import make_vector
 from star_tl.vectors.vector import SteeringVector
 

@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from star_tl.errors import StarError
-from star_tl.injection import NamedHook, injection_hooks
-from star_tl.locus import Locus
-from star_tl.reading import Model
+from star_tl.locus import Locus, NamedHook
+from star_tl.models.backend import Model
+from star_tl.steering.hooks import injection_hooks
 
 FORMAT = "star_tl vector 1"
 
@@ -63,7 +63,7 @@ class SteeringVector:
         positions: str | Sequence[int] | None = None,
         prompt_length: int | None = None,
     ) -> list[NamedHook]:
-        """``[(name, fn)]`` for TransformerLens; see :func:`star_tl.injection.injection_hooks`."""
+        """``[(name, fn)]`` for TransformerLens; see :func:`star_tl.steering.hooks.injection_hooks`."""
         return injection_hooks(self.scaled(strength), self.locus, positions, prompt_length)
 
     def scaled(self, strength: float) -> Float[Tensor, "position d"]:
@@ -85,7 +85,7 @@ class SteeringVector:
 
     def check(self, model: Model) -> None:
         """Raise StarError unless the vector was extracted from this model."""
-        from star_tl.chat import template_hash
+        from star_tl.data.chat import template_hash
         from star_tl.models.load import fingerprint
 
         if fingerprint(model) != self.fingerprint:
@@ -102,7 +102,7 @@ class SteeringVector:
         """Write one safetensors file whose metadata says all that :meth:`load` needs."""
         from safetensors.torch import save_file
 
-        from star_tl import __version__
+        from star_tl.version import __version__
 
         meta = {
             "format": FORMAT,
@@ -154,7 +154,7 @@ class SteeringVector:
         return loaded
 
     def _repr_html_(self) -> str:
-        from star_tl.cards import card
+        from star_tl.view.cards import card
 
         return card(
             f"Steering vector: {self.trait.replace('_', ' ')}",

@@ -1,0 +1,108 @@
+"""Contrastive pairs as token ids: clean and corrupted prompts, aligned token by token."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from star_tl.data.chat import Rendered, Span, render, reply_ids
+from star_tl.data.pairs import ContrastivePair, Pairs
+from star_tl.errors import StarError
+from star_tl.models.backend import Model
+
+
+@dataclass(frozen=True)
+class PreparedPair:
+    """One pair's token ids, and for every corrupted prompt token its clean counterpart or -1."""
+
+    pair: ContrastivePair
+    clean: Rendered
+    corrupted: Rendered
+    positive: tuple[int, ...]
+    negative: tuple[int, ...]
+    counterpart: tuple[int, ...]
+
+    @property
+    def unaligned(self) -> float:
+        """Share of the two prompts' tokens that have no counterpart."""
+        # The first token is left out of the differences, but where it is the same its difference is 0.
+        matched = sum(c >= 0 for c in self.counterpart) + (self.clean.ids[0] == self.corrupted.ids[0])
+        return 1 - 2 * matched / (len(self.clean) + len(self.corrupted))
+
+    @property
+    def shared_suffix(self) -> int:
+        """Number of tokens at the end of the prompt that are the same in both runs."""
+        n = 0
+        for a, b in zip(reversed(self.clean.ids), reversed(self.corrupted.ids), strict=False):
+            if a != b:
+                break
+            n += 1
+        return n
+
+
+ALIGNMENTS = ("spans", "right", "strict")
+
+
+def prepare(model: Model, pairs: Pairs, alignment: str = "spans") -> list[PreparedPair]:
+    """Tokenize every pair and align its clean and corrupted prompt.
+
+    Args:
+        model: only its tokenizer is used.
+        pairs: the pairs to prepare.
+        alignment: ``"spans"`` aligns the same turns of the chat, each from its end; ``"right"`` the whole
+            prompts from their ends, whatever the turns; ``"strict"`` token by token, lengths must be equal.
+
+    Raises:
+        StarError: a reply has no tokens, a ``logit`` pair has replies of several tokens, or lengths
+            differ under strict alignment.
+    """
+    prepared = []
+    for pair in pairs:
+        clean = render(model.tokenizer, pairs.clean_prompt(pair))
+        corrupted = render(model.tokenizer, pairs.corrupted_prompt(pair))
+        positive, negative = reply_ids(model.tokenizer, pair.positive), reply_ids(model.tokenizer, pair.negative)
+        if pair.metric == "logit" and (len(positive) != 1 or len(negative) != 1):
+            raise StarError(
+                f"pair {pair.id!r} has metric 'logit' and replies of {len(positive)} and {len(negative)} tokens: "
+                "use one token each."
+            )
+        if alignment == "strict" and len(clean) != len(corrupted):
+            raise StarError(
+                f"pair {pair.id!r} has a clean prompt of {len(clean)} tokens and a corrupted one of {len(corrupted)}: "
+                "make them equal or use alignment='spans'."
+            )
+        counterpart = _align(clean, corrupted) if alignment == "spans" else _align_right(len(clean), len(corrupted))
+        prepared.append(PreparedPair(pair, clean, corrupted, positive, negative, counterpart))
+    return prepared
+
+
+def _align(clean: Rendered, corrupted: Rendered) -> tuple[int, ...]:
+    counterpart = [-1] * len(corrupted)
+    theirs = _by_turn(clean)
+    for turn, span in _by_turn(corrupted).items():
+        other = theirs.get(turn)
+        if other is None:
+            continue
+        # The first token (BOS) sees nothing before it and is the same in both runs; pairing it
+        # with some other token of a longer prompt would put its huge activation into a difference.
+        skip_bos, other_skip = span.start == 0, other.start == 0
+        for k in range(1, min(len(span) - skip_bos, len(other) - other_skip) + 1):
+            counterpart[span.end - k] = other.end - k
+    return tuple(counterpart)
+
+
+def _align_right(clean: int, corrupted: int) -> tuple[int, ...]:
+    """The same distance from the end; the first token (BOS) only with itself."""
+    shift = clean - corrupted
+    return tuple(i + shift if i + shift > 0 and i > 0 else 0 if i == shift == 0 else -1 for i in range(corrupted))
+
+
+def _by_turn(prompt: Rendered) -> dict[tuple[str, int], Span]:
+    """Spans by role and turn, counted from the end: the last turns of two prompts correspond."""
+    counts: Counter[str] = Counter()
+    turns = {}
+    for span in reversed(prompt.spans):
+        role = span.name.split()[0]
+        counts[role] += 1
+        turns[role, counts[role]] = span
+    return turns

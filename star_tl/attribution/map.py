@@ -1,0 +1,276 @@
+"""What attribution returns: the map of scores, to plot, to save, to choose a locus from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from star_tl.attribution.choose import LayerChoice, choose_layer, choose_positions
+from star_tl.data.chat import SPANS, Span
+from star_tl.errors import StarError
+from star_tl.locus import COMPONENTS, WRITES, Locus, hook_name
+
+if TYPE_CHECKING:
+    import pandas
+    import plotly.graph_objects as go
+
+
+# Where a vector may be added that the steering form is kept for, beside single tokens: the position schedules of these
+# names, "generated" from the last prompt token on.
+STRETCHES = (*SPANS, "generated")
+_TENSORS = (
+    "scores",
+    "head_scores",
+    "steering",
+    "head_steering",
+    "span_steering",
+    "head_span_steering",
+    "effects",
+    "costs",
+    "metric_corrupted",
+    "metric_clean",
+    "unaligned",
+)
+_FORMAT = "star_tl attribution 3"
+_TEXTS = ("trait", "method", "model", "fingerprint", "prompt_end")
+
+
+@dataclass(frozen=True)
+class AttributionMap:
+    """Attribution scores of contrastive pairs over hook points, layers, heads and tokens.
+
+    Sign convention: a positive score says that moving the corrupted run toward the clean one
+    at that place raises the trait metric. Unit: nats of the metric. Hook points that were not
+    asked for hold NaN.
+
+    The position axis is ``[prompt | positive reply | negative reply]``; prompts end at column
+    ``prompt_end`` in every pair, so that column ``prompt_end - 1`` is the last prompt token.
+    ``steering`` is the steering form v · mean g: the first-order effect of adding the mean
+    difference v at a position; its last axis ends with the last prompt token. ``span_steering`` is the same for adding
+    the last prompt token's v at every token of a stretch of the corrupted run: its system message, its last user
+    turn, the assistant header, or the reply, from the last prompt token on.
+
+    ``effects`` and ``costs`` are what a layer is chosen by: of adding the mean difference at ``resid_post`` of the last
+    prompt token, to leading order in the strength s, the effect on the pair's metric (effect · s, nats) and the drift
+    of its replies (cost · s², nats a token; estimated with random signs, right on average over many).
+    """
+
+    trait: str
+    method: str
+    model: str
+    fingerprint: str
+    scores: Float[Tensor, "pair component layer position"]
+    head_scores: Float[Tensor, "pair layer head position"]
+    steering: Float[Tensor, "component layer window"]
+    head_steering: Float[Tensor, "layer head window"]
+    span_steering: Float[Tensor, "component layer stretch"]
+    head_span_steering: Float[Tensor, "layer head stretch"]
+    effects: Float[Tensor, "pair layer"]
+    costs: Float[Tensor, "pair layer"]
+    metric_corrupted: Float[Tensor, " pair"]
+    metric_clean: Float[Tensor, " pair"]
+    prompt_end: int
+    tokens: tuple[tuple[str, ...], ...]
+    spans: tuple[tuple[Span, ...], ...]
+    unaligned: Float[Tensor, " pair"]
+    pair_ids: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        n = len(self.pair_ids)
+        if self.scores.shape[0] != n or self.head_scores.shape[0] != n or len(self.tokens) != n:
+            raise StarError(
+                "An attribution map's scores, tokens and pairs differ in number: it was put together wrongly."
+            )
+
+    @property
+    def n_layers(self) -> int:
+        return self.scores.shape[2]
+
+    @property
+    def window(self) -> int:
+        """Number of prompt positions, from the end, shared by clean and corrupted run of all pairs."""
+        return self.steering.shape[-1]
+
+    def component(self, name: str) -> Float[Tensor, "pair layer position"]:
+        """Scores at one hook point of every layer, per pair and position."""
+        if name not in COMPONENTS:
+            raise StarError(f"Unknown component {name!r}: use one of {', '.join(COMPONENTS)}.")
+        found = self.scores[:, COMPONENTS.index(name)]
+        if bool(found.isnan().any()):
+            raise StarError(f"This map holds no scores at {name}: attribute with hook_points that include it.")
+        return found
+
+    def layer_scores(self) -> Float[Tensor, "component layer"]:
+        """Mean over pairs of the scores summed over all positions."""
+        return self.scores.sum(-1).mean(0)
+
+    def head_layer_scores(self) -> Float[Tensor, "layer head"]:
+        """Mean over pairs of the head scores summed over all positions."""
+        return self.head_scores.sum(-1).mean(0)
+
+    def prompt_scores(self) -> Float[Tensor, "pair component layer window"]:
+        """Scores at the last ``window`` prompt positions: the places where a vector can go in."""
+        return self.scores[..., self.prompt_end - self.window : self.prompt_end]
+
+    def writes(self) -> Float[Tensor, "pair layer"]:
+        """What every layer writes (attn_out + mlp_out) into the shared prompt positions.
+
+        The residual stream's own scores add up along depth, so that their argmax is nearly always
+        a late layer; what a layer writes is its own.
+        """
+        written = torch.stack([self.component(c) for c in WRITES]).sum(0)
+        return written[..., self.prompt_end - self.window : self.prompt_end].sum(-1)
+
+    def by_span(self, form: str = "classical") -> pandas.DataFrame:
+        """A row per span of the chat and layer, a column per component.
+
+        ``"classical"``: spans as in ``spans`` (system, each turn, reply), scores summed over the span's tokens, mean
+        over the pairs that have it, of which there are ``n``. ``"steering"``: ``span_steering``, with spans that
+        ``positions`` of :func:`star_tl.compare` takes by these names.
+
+        Raises:
+            StarError: an unknown form.
+        """
+        import pandas as pd
+
+        if form not in ("classical", "steering"):
+            raise StarError(f"Unknown form {form!r}: use 'classical' or 'steering'.")
+        if form == "steering":
+            index = pd.MultiIndex.from_product([STRETCHES, range(self.n_layers)], names=["span", "layer"])
+            values = self.span_steering.permute(2, 1, 0).flatten(0, 1)
+            return pd.DataFrame(values.numpy(), index=index, columns=list(COMPONENTS)).reset_index()
+        rows = [
+            {"span": span.name, "layer": layer, **dict(zip(COMPONENTS, values, strict=True))}
+            for i, spans in enumerate(self.spans)
+            for span in spans
+            for layer, values in enumerate(self.scores[i, :, :, span.start : span.end].sum(-1).T.tolist())
+        ]
+        grouped = pd.DataFrame(rows).groupby(["span", "layer"], sort=False)
+        return grouped.mean().assign(n=grouped.size()).reset_index()
+
+    def completeness(self) -> Float[Tensor, " layer"]:
+        """Share of M_clean − M_corrupted that ``resid_post`` explains at every layer; 1 is exact.
+
+        Below 1 where the estimate is off or where tokens have no counterpart in the other run.
+        """
+        total = (self.metric_clean - self.metric_corrupted).mean()
+        return self.component("resid_post").sum(-1).mean(0) / total
+
+    def choose_layer(self, resamples: int = 1000, seed: int = 0) -> LayerChoice:
+        """The layer where drift buys most of the trait, with its bootstrap frequency over pairs.
+
+        Raises:
+            StarError: the map holds no gradient at ``resid_post``.
+        """
+        if bool(self.effects.isnan().any()):
+            remedy = "method='atp'" if self.method == "exact" else "hook_points that include it"
+            raise StarError(f"This map holds no gradient at resid_post to choose by: attribute with {remedy}.")
+        return choose_layer(self.effects, self.costs, resamples, seed)
+
+    def top_locus(self, coverage: float = 0.9) -> Locus:
+        """``resid_post`` of the chosen layer, at the fewest prompt positions that hold ``coverage`` of its score.
+
+        Only prompt tokens that clean and corrupted runs share are looked at.
+
+        Raises:
+            StarError: as :meth:`choose_layer` and :func:`star_tl.attribution.choose.choose_positions`.
+        """
+        layer = self.choose_layer().layer
+        at = choose_positions(self.steering[COMPONENTS.index("resid_post"), layer], coverage)
+        return Locus(hook_name("resid_post", layer), at)
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A row per layer: scores of every component, what it writes, its gain, and how often it is chosen."""
+        import pandas as pd
+
+        frame = pd.DataFrame(self.layer_scores().T.numpy(), columns=list(COMPONENTS))
+        frame.insert(0, "layer", range(self.n_layers))
+        frame = frame.dropna(axis="columns")
+        if set(WRITES) <= set(frame):
+            frame["writes"] = self.writes().mean(0).numpy()
+        if "resid_post" in frame:
+            frame["completeness"] = self.completeness().numpy()
+        if bool(self.effects.isfinite().all()):
+            choice = self.choose_layer()
+            frame["gain"], frame["chosen"] = choice.gain.numpy(), choice.frequency.numpy()
+        return frame
+
+    def plot(self) -> go.Figure:
+        """Layer × component heatmap."""
+        from star_tl.view.plots import plot_layers
+
+        return plot_layers(self)
+
+    def plot_heads(self) -> go.Figure:
+        """Layer × head heatmap."""
+        from star_tl.view.plots import plot_heads
+
+        return plot_heads(self)
+
+    def plot_tokens(self, pair: int | None = None, component: str = "resid_post") -> go.Figure:
+        """Layer × token heatmap of one pair, or of the mean over pairs at the prompt's end."""
+        from star_tl.view.plots import plot_tokens
+
+        return plot_tokens(self, pair=pair, component=component)
+
+    def plot_choice(self) -> go.Figure:
+        """What drift buys at each layer, with bootstrap intervals, and how often it would be chosen."""
+        from star_tl.view.plots import plot_choice
+
+        return plot_choice(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file that :meth:`load` reads."""
+        from safetensors.torch import save_file
+
+        meta = {name: str(getattr(self, name)) for name in _TEXTS}
+        meta["format"] = _FORMAT
+        meta["tokens"] = json.dumps(self.tokens)
+        meta["spans"] = json.dumps([[(s.name, s.start, s.end) for s in row] for row in self.spans])
+        meta["pair_ids"] = json.dumps(self.pair_ids)
+        save_file({name: getattr(self, name).contiguous() for name in _TENSORS}, str(path), metadata=meta)
+
+    @classmethod
+    def load(cls, path: str | Path) -> AttributionMap:
+        """Read a file that :meth:`save` wrote. Raises StarError where it is something else."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                meta = file.metadata() or {}
+                if meta.get("format") != _FORMAT:
+                    raise StarError(f"{path} is no attribution map of this version of star_tl: attribute again.")
+                tensors: dict[str, Any] = {name: file.get_tensor(name) for name in _TENSORS}
+        except (SafetensorError, OSError) as error:
+            raise StarError(f"{path} cannot be read as safetensors ({error}).") from None
+        return cls(
+            **tensors,
+            trait=meta["trait"],
+            method=meta["method"],
+            model=meta["model"],
+            fingerprint=meta["fingerprint"],
+            prompt_end=int(meta["prompt_end"]),
+            tokens=tuple(tuple(t) for t in json.loads(meta["tokens"])),
+            spans=tuple(tuple(Span(*s) for s in row) for row in json.loads(meta["spans"])),
+            pair_ids=tuple(json.loads(meta["pair_ids"])),
+        )
+
+    def __repr__(self) -> str:
+        gain = float((self.metric_clean - self.metric_corrupted).mean())
+        known = f"AttributionMap({self.trait}, {self.method}, {len(self.pair_ids)} pairs, {self.n_layers} layers"
+        try:
+            choice = self.choose_layer()
+        except StarError:  # attributed without the hook point that the choice needs
+            return f"{known}, metric {gain:+.2f} nats)"
+        often = f"layer {choice.layer} in {choice.frequency[choice.layer]:.0%} of resamples"
+        return f"{known}; {often}, metric {gain:+.2f} nats)"
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **kwargs: Any) -> dict[str, Any]:
+        bundle = self.plot()._repr_mimebundle_(include, exclude, **kwargs)
+        return bundle | {"text/plain": repr(self)}

@@ -1,0 +1,267 @@
+"""Aligned pairs as padded rows of a batch, and as the columns of a map."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from star_tl.attribution.align import PreparedPair
+from star_tl.attribution.map import STRETCHES, AttributionMap
+from star_tl.data.chat import SPANS, Span, span_named
+from star_tl.errors import StarError
+from star_tl.locus import COMPONENTS
+from star_tl.models.backend import Model
+from star_tl.models.batch import pad_id
+
+# The tokens of an activation: the prompts' ``[pair prompt ...]``, the replies' ``[2*pair reply ...]``, positive rows
+# first, or, where both replies stand behind their prompt in one row, ``[pair prompt+positive+negative ...]``.
+Part = Literal["prompts", "replies", "whole"]
+
+WINDOW = 24  # prompt positions, from the end, for which it is kept one by one
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Rows of some pairs: prompts ``[corrupted, clean] × pairs``, padded on the left, and replies
+    ``[positive, negative] × pairs``, padded on the right, each of which follows both of its prompts.
+
+    ``gather`` is the clean column that corresponds to each corrupted one, where ``aligned``, over the columns of
+    a whole row: the prompt, the positive and the negative reply, each reply without its last token, from which
+    nothing follows. ``within`` says which columns belong to which of STRETCHES.
+    """
+
+    prompts: Int[Tensor, "2*pair prompt"]
+    prompt_mask: Bool[Tensor, "2*pair prompt"]
+    replies: Int[Tensor, "2*pair reply"]
+    reply_mask: Bool[Tensor, "2*pair reply"]
+    gather: Int[Tensor, "pair column"]
+    aligned: Bool[Tensor, "pair column"]
+    within: Float[Tensor, "pair stretch column"]
+    single_token: Bool[Tensor, " pair"]
+    seeds: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of pairs."""
+        return len(self.gather)
+
+    def spread(self, prompt_rows: int) -> Int[Tensor, " row"]:
+        """For rows ``[run, positive | negative, pair]`` the prompt row ``[run, pair]`` of each."""
+        rows = torch.arange(prompt_rows, device=self.gather.device)
+        return rows.view(-1, 1, self.size).expand(-1, 2, -1).reshape(-1)
+
+    def difference(
+        self, part: Part, corrupted: Float[Tensor, "half position ..."], clean: Float[Tensor, "half position ..."]
+    ) -> Float[Tensor, "half position ..."]:
+        """Clean − corrupted, zero where a prompt token has no counterpart."""
+        if part == "replies":
+            return clean - corrupted
+        found, apart = (t.to(corrupted.device) for t in self._counterparts[part])
+        difference = clean.flatten(0, 1).index_select(0, found).sub_(corrupted.flatten(0, 1))
+        return difference.index_fill_(0, apart, 0.0).view_as(corrupted)
+
+    @cached_property
+    def _counterparts(self) -> dict[Part, tuple[Int[Tensor, " pair*column"], Int[Tensor, " apart"]]]:
+        """With the rows of a part behind one another, the clean token of each corrupted one, and those without."""
+
+        def over(columns: int) -> tuple[Tensor, Tensor]:
+            before = columns * torch.arange(self.size, device=self.gather.device)[:, None]
+            apart = (~self.aligned[:, :columns]).flatten()
+            return (self.gather[:, :columns] + before).flatten(), apart.nonzero()[:, 0]
+
+        return {"prompts": over(self.prompts.shape[1]), "whole": over(self.gather.shape[1])}
+
+    def split(
+        self, part: Part, values: Float[Tensor, "half ... position"]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """What of ``values`` belongs to the prompts, the positive and the negative replies."""
+        if part == "prompts":
+            return values, None, None
+        if part == "replies":
+            return None, values[: self.size], values[self.size :]
+        prompt, reply = self.prompts.shape[1], self.replies.shape[1] - 1
+        own, positive, negative = values.split([prompt, reply, reply], -1)
+        return own, positive, negative
+
+    def signs(self, vocabulary: int) -> tuple[Float[Tensor, "2*pair reply"], Float[Tensor, "pair vocab"]]:
+        """Random signs for the tokens of both replies, 0 at padding, and for the vocabulary; a pair's are always the
+        same.
+        """
+        lengths = self.reply_mask.sum(1).tolist()
+        tokens, words = torch.zeros(self.reply_mask.shape), torch.empty(self.size, vocabulary)
+        for i, seed in enumerate(self.seeds):
+            chance = torch.Generator().manual_seed(seed)
+            words[i] = torch.randint(2, (vocabulary,), generator=chance)
+            for row in (i, i + self.size):
+                tokens[row, : lengths[row]] = 2.0 * torch.randint(2, (lengths[row],), generator=chance) - 1
+            # Both replies' first tokens follow the same prompt: pulled twice they would cancel or double at random.
+            tokens[i, 0] *= 2**0.5
+            tokens[i + self.size, 0] = 0
+        return tokens.to(self.replies.device), (2 * words - 1).to(self.replies.device)
+
+    def along(self, part: Part, gradient: Float[Tensor, "half position ..."]) -> Float[Tensor, "stretch ..."]:
+        """The gradient summed over pairs and over the tokens of each of STRETCHES that this part holds."""
+        prompt = self.prompts.shape[1]
+        columns = {"prompts": slice(prompt), "replies": slice(prompt, prompt + gradient.shape[1]), "whole": slice(None)}
+        within = self.within[..., columns[part]].to(gradient)
+        if part == "replies":
+            within = within.repeat(2, 1, 1)
+        return (within.transpose(0, 1).flatten(1) @ gradient.flatten(2).flatten(0, 1)).unflatten(1, gradient.shape[2:])
+
+    def whole(self, prompts: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens and positions of whole rows, ``[row column]``, and what sees what, ``[row 1 column column]``.
+
+        A prompt is followed by both of its replies, which do not see one another.
+        """
+        tokens, mask = self.prompts[prompts], self.prompt_mask[prompts]
+        runs, end, reply = len(tokens) // self.size, tokens.shape[1], self.replies.shape[1] - 1
+        positive, negative = (t[:, :reply].repeat(runs, 1) for t in self.replies.split(self.size))
+        lengths = mask.sum(1, keepdim=True)
+        columns = torch.arange(end + 2 * reply, device=tokens.device)
+        positions = (columns - end + lengths - reply * (columns >= end + reply)).clamp(min=0)
+        turn = (columns >= end).int() + (columns >= end + reply).int()  # 0 the prompt, 1 and 2 its replies
+        together = (turn == turn[:, None]) | (turn == 0)
+        seen = F.pad(mask, (0, 2 * reply), value=True)[:, None, None] & together.tril()
+        # Padding sees itself: a row of none would be NaN.
+        return torch.cat([tokens, positive, negative], 1), positions, seen | torch.eye(len(columns)).bool().to(seen)
+
+
+def pair_batch(model: Model, chunk: Sequence[PreparedPair]) -> PairBatch:
+    """The rows of some pairs on the model's device.
+
+    Raises:
+        StarError: a prompt with its reply is longer than the model's context.
+    """
+    longest = max(max(len(p.clean), len(p.corrupted)) + max(len(p.positive), len(p.negative)) for p in chunk)
+    if longest > model.cfg.n_ctx:
+        raise StarError(
+            f"A prompt with its reply has {longest} tokens and the model's context is {model.cfg.n_ctx}: shorten it."
+        )
+    prompts, prompt_mask = _padded(
+        [p.corrupted.ids for p in chunk] + [p.clean.ids for p in chunk], pad_id(model), left=True
+    )
+    replies, reply_mask = _padded([p.positive for p in chunk] + [p.negative for p in chunk], pad_id(model), left=False)
+    end = prompts.shape[1]
+    gather = torch.arange(end + 2 * (replies.shape[1] - 1)).repeat(len(chunk), 1)
+    aligned = gather >= end
+    within = torch.zeros(len(chunk), len(STRETCHES), gather.shape[1])
+    within[:, -1, end - 1 :] = 1
+    for row, p in enumerate(chunk):
+        start, clean_start = end - len(p.corrupted), end - len(p.clean)
+        counterpart = torch.tensor(p.counterpart)
+        aligned[row, start:end] = there = counterpart >= 0
+        gather[row, start:end] = torch.where(there, clean_start + counterpart, gather[row, start:end])
+        for k, name in enumerate(SPANS):
+            if (span := span_named(p.corrupted, name)) is not None:
+                within[row, k, start + span.start : start + span.end] = 1
+    single = torch.tensor([p.pair.metric == "logit" for p in chunk])
+    tensors = (prompts, prompt_mask, replies, reply_mask, gather, aligned, within, single)
+    said = (repr((p.corrupted.ids, p.positive, p.negative)).encode() for p in chunk)
+    seeds = tuple(int.from_bytes(hashlib.sha256(text).digest()[:7], "little") for text in said)
+    return PairBatch(*(t.to(model.cfg.device) for t in tensors), seeds=seeds)
+
+
+def _padded(rows: Sequence[Sequence[int]], pad: int, left: bool) -> tuple[Tensor, Tensor]:
+    width = max(map(len, rows))
+    tokens = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        at = slice(width - len(row), width) if left else slice(len(row))
+        tokens[i, at], mask[i, at] = torch.tensor(row), True
+    return tokens, mask
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The positions of a map: ``[prompt | positive reply | negative reply]``, prompts ending before column ``end``.
+
+    ``window`` is how many of a prompt's last positions the steering form is kept for: those that both runs of every
+    pair share, and no more than WINDOW.
+    """
+
+    end: int
+    positive: int
+    width: int
+    window: int
+
+    @classmethod
+    def over(cls, prepared: Sequence[PreparedPair]) -> Axis:
+        """The axis on which all these pairs find room."""
+        end = max(max(len(p.corrupted), len(p.clean)) for p in prepared)
+        positive = max(len(p.positive) for p in prepared)
+        width = end + positive + max(len(p.negative) for p in prepared)
+        return cls(end, positive, width, max(1, min(WINDOW, min(p.shared_suffix for p in prepared))))
+
+    def place(
+        self,
+        into: Float[Tensor, "... position"],
+        prompt: Tensor | None,
+        positive: Tensor | None,
+        negative: Tensor | None,
+    ) -> None:
+        """Write scores of prompts, which end where the axis has them end, and of replies, which begin there."""
+        if prompt is not None:
+            into[..., self.end - prompt.shape[-1] : self.end] = prompt
+        last = self.end + self.positive
+        for reply, begin, stop in ((positive, self.end, last), (negative, last, self.width)):
+            if reply is not None:
+                taken = reply[..., : stop - begin]
+                into[..., begin : begin + taken.shape[-1]] = taken
+
+    def labels(self, model: Model, p: PreparedPair) -> tuple[list[str], list[Span]]:
+        """Tokens and spans of a pair."""
+        tokenizer: Any = model.tokenizer
+
+        def text(ids: Sequence[int]) -> list[str]:
+            return [tokenizer.decode([i]) for i in ids]
+
+        tokens = [""] * self.width
+        start, last = self.end - len(p.corrupted), self.end + self.positive
+        tokens[start : self.end] = text(p.corrupted.ids)
+        tokens[self.end : self.end + len(p.positive)] = text(p.positive)
+        tokens[last : last + len(p.negative)] = text(p.negative)
+        spans = [Span(s.name, s.start + start, s.end + start) for s in p.corrupted.spans]
+        spans.append(Span("positive reply", self.end, self.end + len(p.positive)))
+        spans.append(Span("negative reply", last, last + len(p.negative)))
+        return tokens, spans
+
+
+def empty_map(
+    model: Model, trait: str, prepared: Sequence[PreparedPair], axis: Axis, points: Sequence[str], method: str
+) -> AttributionMap:
+    """A map of zeros to be filled, with NaN at the hook points that are not among ``points``: unknown, not zero."""
+    from star_tl.models.load import fingerprint
+
+    n, layers, heads = len(prepared), model.cfg.n_layers, model.cfg.n_heads
+    components = torch.tensor([0.0 if c in points else torch.nan for c in COMPONENTS])
+    z, post = (0.0 if p in points else torch.nan for p in ("z", "resid_post"))
+    named = [axis.labels(model, p) for p in prepared]
+    return AttributionMap(
+        trait=trait,
+        method=method,
+        model=str(model.cfg.model_name),
+        fingerprint=fingerprint(model),
+        scores=components[:, None, None].repeat(n, 1, layers, axis.width),
+        head_scores=torch.full((n, layers, heads, axis.width), z),
+        steering=components[:, None, None].repeat(1, layers, axis.window),
+        head_steering=torch.full((layers, heads, axis.window), z),
+        span_steering=components[:, None, None].repeat(1, layers, len(STRETCHES)),
+        head_span_steering=torch.full((layers, heads, len(STRETCHES)), z),
+        effects=torch.full((n, layers), post),
+        costs=torch.full((n, layers), post),
+        metric_corrupted=torch.zeros(n),
+        metric_clean=torch.zeros(n),
+        prompt_end=axis.end,
+        tokens=tuple(tuple(t) for t, _ in named),
+        spans=tuple(tuple(s) for _, s in named),
+        unaligned=torch.tensor([p.unaligned for p in prepared]),
+        pair_ids=tuple(p.pair.id for p in prepared),
+    )

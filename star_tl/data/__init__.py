@@ -1,0 +1,1 @@
+"""What goes in: contrastive pairs, chats and their spans, prompts from dialogue files."""

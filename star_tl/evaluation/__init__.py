@@ -1,0 +1,1 @@
+"""What steering did: samples, scores, statistics, strength, sweeps, conversations."""

@@ -1,0 +1,188 @@
+"""What steering did: markers, fluency, drift, and paired comparison with the unsteered replies.
+
+A marker rate alone lies, because broken text is full of marker words. A reply counts for a trait
+only where it shows a marker **and** stays coherent, and the rate stands beside the drift it cost.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+from torch import Tensor
+
+from star_tl.data.chat import SPANS, Prompt, render, span_positions
+from star_tl.data.pairs import Trait
+from star_tl.errors import StarError
+from star_tl.evaluation.stats import compare_paired
+from star_tl.generation.likelihood import kl_per_token, reply_logits, reply_logprobs
+from star_tl.generation.sampling import Reply
+from star_tl.locus import NamedHook
+from star_tl.models.backend import Model
+from star_tl.models.batch import TokenBatch, make_batch, pad_id
+from star_tl.steering.hooks import row_hooks
+from star_tl.vectors import SteeringVector
+
+FIRST_PERSON = re.compile(r"\b(?:i|me|my|mine|myself|i'm|i've|i'd|i'll)\b", re.IGNORECASE)
+WORD = re.compile(r"\w+(?:['’]\w+)*")
+COHERENT_QUANTILE = 0.02
+REFERENCE = "unsteered"
+
+
+def score(
+    model: Model,
+    trait: Trait,
+    prompts: Sequence[Prompt],
+    replies: Sequence[Reply],
+    vector: SteeringVector | None = None,
+    strength: float = 1.0,
+    positions: str | Sequence[int] | None = None,
+    steered_prompts: Sequence[Prompt] | None = None,
+    batch_size: int = 32,
+) -> pd.DataFrame:
+    """One row of scores per reply.
+
+    Columns: ``text``, ``n_tokens``, ``stopped``, ``markers`` (those found), ``shows`` (any found),
+    ``first_person`` (pronouns per 100 words), ``length`` (words), ``repetition`` (share of word
+    trigrams that occurred before), ``logprob`` (mean per token under the unsteered model, nats),
+    ``perplexity`` (its exponential), ``drift`` (mean over reply tokens of KL(the model that
+    wrote the reply ‖ unsteered model), nats per token) and ``drift_max``. An empty reply has no
+    ``logprob``; its drift is that of the token which ended it.
+
+    Args:
+        model: the model that wrote the replies.
+        trait: whose markers to look for.
+        prompts: the prompts, as the unsteered model sees them.
+        replies: from :func:`star_tl.generate`.
+        vector: the vector that was injected, if any, with its ``strength`` and ``positions`` (a schedule, or a
+            span of the chat as in :func:`star_tl.data.chat.span_positions`).
+        steered_prompts: the prompts that the replies were written under, where they differ
+            (priming).
+        batch_size: replies per forward pass.
+    """
+    if not len(prompts) == len(replies) == len(steered_prompts if steered_prompts is not None else prompts):
+        raise StarError("score needs as many replies as prompts.")
+    rows = []
+    for first in range(0, len(replies), batch_size):
+        part = slice(first, first + batch_size)
+        written_under = steered_prompts[part] if steered_prompts is not None else None
+        measured = _fluency(model, prompts[part], replies[part], vector, strength, positions, written_under)
+        rows += [_words(trait, reply) | m for reply, m in zip(replies[part], measured, strict=True)]
+    return pd.DataFrame(rows)
+
+
+def _words(trait: Trait, reply: Reply) -> dict[str, Any]:
+    words = WORD.findall(reply.text)
+    trigrams = list(zip(words, words[1:], words[2:], strict=False))
+    found = [m.group(0).lower() for m in trait.pattern.finditer(reply.text)]
+    return {
+        "text": reply.text,
+        "n_tokens": len(reply.tokens),
+        "stopped": reply.stopped,
+        "markers": ", ".join(dict.fromkeys(found)),
+        "shows": bool(found),
+        "first_person": 100 * len(FIRST_PERSON.findall(reply.text)) / max(1, len(words)),
+        "length": len(words),
+        "repetition": 1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0,
+    }
+
+
+@torch.no_grad()
+def _fluency(
+    model: Model,
+    prompts: Sequence[Prompt],
+    replies: Sequence[Reply],
+    vector: SteeringVector | None,
+    strength: float,
+    positions: str | Sequence[int] | None,
+    steered_prompts: Sequence[Prompt] | None,
+) -> list[dict[str, float]]:
+    tokens = [r.tokens or (pad_id(model),) for r in replies]
+    plain = make_batch(model, [render(model.tokenizer, p).ids for p in prompts], tokens)
+    base = reply_logits(model, plain)
+    logprob = reply_logprobs(base, plain).sum(-1) / plain.reply_lengths
+    if vector is None and steered_prompts is None:
+        kl = torch.zeros(plain.reply_mask.shape, device=base.device)
+    else:
+        batch, written_under = plain, prompts
+        if steered_prompts is not None:
+            written_under = steered_prompts
+            batch = make_batch(model, [render(model.tokenizer, p).ids for p in steered_prompts], tokens)
+        kl = kl_per_token(_steered_logits(model, batch, written_under, vector, strength, positions), base)
+    kl = kl.masked_fill(~plain.reply_mask, 0.0)
+    drift = kl.sum(-1) / plain.reply_lengths
+    results = []
+    for reply, lp, mean, most in zip(replies, logprob.tolist(), drift.tolist(), kl.amax(-1).tolist(), strict=True):
+        lp = lp if reply.tokens else float("nan")
+        results.append({"logprob": lp, "perplexity": float(np.exp(-lp)), "drift": mean, "drift_max": most})
+    return results
+
+
+def _steered_logits(
+    model: Model,
+    batch: TokenBatch,
+    prompts: Sequence[Prompt],
+    vector: SteeringVector | None,
+    strength: float,
+    positions: str | Sequence[int] | None,
+) -> Float[Tensor, "row reply vocab"]:
+    hooks: list[NamedHook] = []
+    if vector is not None and isinstance(positions, str) and positions in SPANS:
+        added = vector.scaled(strength)
+        rows = [(added, vector.locus, span_positions(model.tokenizer, p, positions)) for p in prompts]
+        hooks = row_hooks(rows, prompt_length=batch.prompt_end)
+    elif vector is not None:
+        hooks = vector.hooks(strength, positions, prompt_length=batch.prompt_end)
+    return reply_logits(model, batch, hooks)
+
+
+def mark_coherent(samples: pd.DataFrame) -> pd.DataFrame:
+    """Add ``coherent``: log-probability at or above the unsteered replies' 2 % quantile."""
+    reference = samples.loc[samples.arm == REFERENCE, "logprob"].dropna()
+    if reference.empty:
+        raise StarError("Coherence is measured against unsteered replies: sample the arm 'unsteered' too.")
+    return samples.assign(coherent=samples.logprob >= reference.quantile(COHERENT_QUANTILE))
+
+
+def summarise(samples: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """One row per arm, compared with the unsteered arm prompt by prompt.
+
+    ``trait_rate`` is the share of replies that show the trait and are coherent, with its 95 %
+    Wilson interval; ``difference`` its difference to the unsteered arm in percentage points with a
+    95 % bootstrap interval over prompts; ``p_value`` from sign-flip permutations, Holm-corrected
+    over arms; ``wrong_way`` the share of prompts whose rate fell.
+    """
+    samples = samples.assign(hit=samples.shows & samples.coherent)
+    base = samples[samples.arm == REFERENCE].groupby("prompt_id").hit.mean()
+    rows = []
+    for arm, group in samples.groupby("arm", sort=False):
+        low, high = proportion_confint(int(group.hit.sum()), len(group), method="wilson")
+        row = {
+            "arm": arm,
+            "n": len(group),
+            "trait_rate": group.hit.mean(),
+            "low_rate": low,
+            "high_rate": high,
+            "marker_rate": group.shows.mean(),
+            "coherent_rate": group.coherent.mean(),
+            "drift": group.drift.mean(),
+            "drift_p95": group.drift.quantile(0.95),
+            "perplexity": float(np.exp(-group.logprob.mean())),
+            "length": group.length.mean(),
+            "first_person": group.first_person.mean(),
+            "repetition": group.repetition.mean(),
+        }
+        change = (group.groupby("prompt_id").hit.mean() - base).dropna().to_numpy()
+        rows.append(row | compare_paired(change if arm != REFERENCE else np.zeros(0), resamples, seed))
+    table = pd.DataFrame(rows)
+    tested = table.p_value.notna()
+    if tested.any():
+        table.loc[tested, "p_value"] = multipletests(table.loc[tested, "p_value"], method="holm")[1]
+    return table

@@ -1,0 +1,150 @@
+"""How strong: the dose–response of a vector, and the strength that brings most within a drift limit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from statsmodels.stats.proportion import proportion_confint
+
+from star_tl.data.chat import Prompt, as_messages
+from star_tl.data.pairs import Trait
+from star_tl.errors import StarError
+from star_tl.evaluation.samples import Way, sample_ways
+from star_tl.evaluation.scores import mark_coherent
+from star_tl.generation.sampling import Sampling, check_arguments
+from star_tl.models.backend import Model
+from star_tl.vectors import SteeringVector
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+STRENGTHS = tuple(round(2 ** (k / 2), 2) for k in range(-2, 5))  # 0.5 to 4, times the natural difference
+DRIFT_LIMIT = 0.2  # nats per token
+ENOUGH = 0.97  # of the best rate: a higher strength costs drift and brings next to nothing
+NEAR = 0.85  # of the best rate: strengths that reach it in one reply to each prompt are told apart by a second
+
+
+@dataclass(frozen=True)
+class StrengthChoice:
+    """A strength, and the dose–response that it was read from.
+
+    ``curve`` has a row per strength, 0 among them: rate of coherent replies that show the trait with its 95 % Wilson
+    interval (``trait_rate``, ``low_rate``, ``high_rate``), ``coherent_rate``, ``drift`` (nats per token),
+    ``drift_p95`` (over replies), ``perplexity`` under the unsteered model, ``repetition``, ``n`` (twice the prompts
+    where a second reply was asked for); ``fraction`` is the strength in units of the residual norm. ``samples`` are the
+    replies, as in :class:`star_tl.Comparison`.
+    """
+
+    strength: float
+    limit: float
+    curve: pd.DataFrame
+    samples: pd.DataFrame
+
+    def plot(self) -> go.Figure:
+        """Trait rate and drift over strength."""
+        from star_tl.view.plots import plot_dose
+
+        return plot_dose(self.curve)
+
+    def __repr__(self) -> str:
+        row = self.curve[self.curve.strength == self.strength].iloc[0]
+        return (
+            f"StrengthChoice({self.strength:g} = {row.fraction:.0%} of the residual: {row.trait_rate:.0%} coherent "
+            f"replies with the trait, {row.drift:.2f} of at most {self.limit:g} nat drift per token)"
+        )
+
+
+def choose_strength(
+    model: Model,
+    vector: SteeringVector,
+    trait: Trait,
+    prompts: Sequence[Prompt],
+    strengths: Sequence[float] = STRENGTHS,
+    positions: str | None = None,
+    limit: float = DRIFT_LIMIT,
+    seed: int = 0,
+    sampling: Sampling = Sampling(temperature=0.8),  # noqa: B008 - frozen
+    progress: bool = True,
+) -> StrengthChoice:
+    """The least strength that reaches nearly (ENOUGH) the best trait rate of any within ``limit`` of drift.
+
+    Every strength writes a reply to each prompt; those within the limit that come NEAR the best write a second, because
+    the rates of a few dozen replies are too rough to tell neighbours apart.
+
+    Args:
+        model: the model to steer.
+        vector: what to steer with.
+        trait: whose markers are counted, e.g. ``pairs.trait``.
+        prompts: not those on which the effect is reported later, e.g. ``pairs.extraction.prompts``.
+        strengths: 1 is the natural difference. All positive, or all negative to turn the trait down: then most
+            coherent replies without the trait are the best.
+        positions: schedule or span, see :func:`star_tl.compare`.
+        limit: most drift, nats per token, mean over replies.
+        seed: of the first replies; the second have the next.
+        sampling: how replies are sampled.
+        progress: show progress bars.
+
+    Raises:
+        StarError: strengths that are none, zero or of both signs, or no prompts.
+    """
+    check_arguments(prompts, seed)
+    for strength in strengths:
+        vector.scaled(strength)
+    signs = {math.copysign(1, x) for x in strengths if x}
+    if len(signs) != 1 or 0 in strengths:
+        raise StarError(
+            f"strengths is {tuple(strengths)!r}: give positive ones, or negative ones to turn the trait down."
+        )
+    if not limit > 0:
+        raise StarError(f"limit is {limit!r}: give the most drift in nats per token, above 0.")
+    chats = [as_messages(p) for p in prompts]
+
+    def write(ways: list[Way]) -> pd.DataFrame:
+        return sample_ways(model, trait, chats, ways, sampling, progress=progress)
+
+    first = write([Way(seed=seed), *(Way(vector, float(x), positions, seed) for x in sorted(strengths, key=abs))])
+    rates = _rates_within(dose_table(mark_coherent(first)), limit)
+    near = [x for x, rate in rates.items() if rate >= NEAR * max(rates.values())]
+    second = [write([Way(vector, x, positions, seed + 1) for x in near])] if len(near) > 1 else []
+    samples = mark_coherent(pd.concat([first, *second], ignore_index=True))
+    curve = dose_table(samples)
+    curve.insert(1, "fraction", curve.strength * vector.fraction)
+    return StrengthChoice(best_dose(curve, limit), limit, curve, samples)
+
+
+def dose_table(samples: pd.DataFrame) -> pd.DataFrame:
+    """A row per strength of samples that are marked coherent; columns as in :class:`StrengthChoice`."""
+    grouped = samples.assign(trait_rate=samples.shows & samples.coherent).groupby("strength")
+    low, high = proportion_confint(grouped.trait_rate.sum(), grouped.size(), method="wilson")
+    return pd.DataFrame(
+        {
+            "trait_rate": grouped.trait_rate.mean(),
+            "low_rate": low,
+            "high_rate": high,
+            "coherent_rate": grouped.coherent.mean(),
+            "drift": grouped.drift.mean(),
+            "drift_p95": grouped.drift.quantile(0.95),
+            "perplexity": np.exp(-grouped.logprob.mean()),
+            "repetition": grouped.repetition.mean(),
+            "n": grouped.size(),
+        }
+    ).reset_index()
+
+
+def best_dose(dose: pd.DataFrame, limit: float = DRIFT_LIMIT) -> float:
+    """See :func:`choose_strength`; the least of all strengths where none is within the limit."""
+    rates = _rates_within(dose, limit)
+    return next(x for x, rate in rates.items() if rate >= ENOUGH * max(rates.values()))
+
+
+def _rates_within(dose: pd.DataFrame, limit: float) -> dict[float, float]:
+    """What is to be raised, by strength from the least on: the trait, or with negative strengths its absence."""
+    rows = sorted((r for r in dose.to_dict(orient="records") if r["strength"]), key=lambda r: abs(r["strength"]))
+    within = [r for r in rows if r["drift"] <= limit] or rows[:1]
+    down = rows[0]["strength"] < 0
+    return {float(r["strength"]): r["coherent_rate"] - r["trait_rate"] if down else r["trait_rate"] for r in within}

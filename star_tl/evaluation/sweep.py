@@ -1,0 +1,143 @@
+"""Compare loci and strengths: a grid of ways to steer, sampled as a few large batches.
+
+Rows of one batch carry different vectors, places and strengths, so that the number of passes depends on the
+number of replies and not on how many ways to steer there are. Samples are written to disk as they come; a
+sweep that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from star_tl.data.chat import SPANS, Prompt, as_messages
+from star_tl.data.pairs import Pairs
+from star_tl.errors import StarError
+from star_tl.evaluation.samples import Way, check_samples_file, sample_ways
+from star_tl.evaluation.scores import REFERENCE, mark_coherent
+from star_tl.generation.sampling import Sampling, check_arguments
+from star_tl.locus import Locus
+from star_tl.models.backend import Model
+from star_tl.vectors import extract_vector
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Samples of a grid of ways to steer: a row per prompt, locus, schedule, strength and seed.
+
+    Columns beside the scores of :func:`star_tl.score`: ``prompt_id``, ``arm`` (``unsteered`` or ``steered``),
+    ``locus``, ``layer``, ``positions`` (the schedule), ``strength``, ``seed``, ``coherent``.
+    """
+
+    trait: str
+    frame: pd.DataFrame
+
+    def to_frame(self) -> pd.DataFrame:
+        """The samples."""
+        return self.frame
+
+    def summary(self) -> pd.DataFrame:
+        """A row per way to steer: rate of coherent replies with the trait, and the drift it cost."""
+        frame = self.frame.assign(trait_rate=self.frame.shows & self.frame.coherent)
+        grouped = frame.groupby(["arm", "locus", "layer", "positions", "strength"], sort=False)
+        columns = {"trait_rate": "trait_rate", "coherent_rate": "coherent", "drift": "drift"}
+        table = grouped.agg(**{k: (v, "mean") for k, v in columns.items()}, n=("text", "size")).reset_index()
+        unsteered = table.loc[table.arm == REFERENCE, "trait_rate"].iloc[0]
+        return table.assign(difference=table.trait_rate - unsteered)
+
+    def best(self, limit: float) -> pd.Series:
+        """The way to steer with the highest trait rate at a drift of at most ``limit`` nats per token.
+
+        Raises:
+            StarError: none keeps the limit.
+        """
+        steered = self.summary().query("arm != @REFERENCE and drift <= @limit")
+        if steered.empty:
+            raise StarError(f"No way to steer stays within {limit:g} nat drift: try lower strengths.")
+        return steered.sort_values(["trait_rate", "drift"], ascending=[False, True]).iloc[0]
+
+    def plot(self) -> go.Figure:
+        """Heatmap of the trait rate over loci and strengths."""
+        from star_tl.view.plots import plot_comparison
+
+        return plot_comparison(self)
+
+    def _repr_html_(self) -> str:
+        from star_tl.view.cards import table_card
+
+        table = self.summary().drop(columns=["arm", "layer"])
+        shown = {"trait_rate": "{:.0%}", "coherent_rate": "{:.0%}", "difference": "{:+.0%}", "drift": "{:.3f}"}
+        return table_card(repr(self), table, shown)
+
+    def __repr__(self) -> str:
+        ways = len(self.summary()) - 1
+        return f"Comparison({self.trait}: {ways} ways to steer, {len(self.frame)} replies)"
+
+
+def compare(
+    model: Model,
+    pairs: Pairs,
+    prompts: Sequence[Prompt] | None = None,
+    loci: Sequence[Locus] | None = None,
+    strengths: Sequence[float] = (1.0, 2.0, 3.0),
+    positions: Sequence[str] = ("locus",),
+    seeds: Sequence[int] = (0,),
+    method: str = "located",
+    max_new_tokens: int = 60,
+    temperature: float = 0.8,
+    top_p: float = 1.0,
+    batch_size: int = 64,
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> Comparison:
+    """Sample every combination of locus, strength, schedule and seed on every prompt, beside unsteered replies.
+
+    Args:
+        model: from :func:`star_tl.load_model`.
+        pairs: where the vectors are extracted from (its extraction split), one at each locus.
+        prompts: what to reply to; default the held-out contexts of ``pairs``.
+        loci: where to extract and inject; default ``resid_post`` of every layer at the last prompt token.
+        strengths: 1 is the natural difference; negative ones turn the trait down.
+        positions: schedules, see :func:`star_tl.steering.positions.schedule`, or spans of the chat, see
+            :func:`star_tl.data.chat.span_positions`.
+        seeds: one reply per combination and seed.
+        method: how vectors are extracted, see :func:`star_tl.extract_vector`.
+        max_new_tokens, temperature, top_p, batch_size: as in :func:`star_tl.generate`.
+        out: a JSONL file of samples; one that an equal call began is completed.
+        progress: show progress bars.
+
+    Raises:
+        StarError: bad arguments, or ``out`` cannot be written to or holds the samples of another sweep.
+    """
+    chosen = [as_messages(p) for p in (prompts if prompts is not None else pairs.heldout.prompts)]
+    options = Sampling(max_new_tokens, temperature, top_p, batch_size=batch_size)
+    check_arguments(chosen, 0)
+    places = loci or [Locus(f"blocks.{i}.hook_resid_post", (-1,)) for i in range(model.cfg.n_layers)]
+    for name, values in (("strengths", strengths), ("positions", positions), ("seeds", seeds)):
+        if isinstance(values, str) or not len(values):
+            raise StarError(f"{name} is {values!r}: give a list with at least one.")
+    if out is not None:
+        check_samples_file(Path(out))  # before vectors are extracted, which takes minutes on a large model
+    vectors = [extract_vector(model, pairs, locus, method=method) for locus in places]
+    for vector in vectors:
+        for strength in strengths:
+            for schedule in positions:
+                vector.hooks(strength, None if schedule in SPANS else schedule)  # raises where they cannot be used
+    ways = [Way(seed=seed) for seed in seeds]
+    ways += [Way(v, float(x), p, s) for v in vectors for p in positions for x in strengths for s in seeds]
+    samples = sample_ways(model, pairs.trait, chosen, ways, options, out, progress, source=_digest(pairs))
+    return Comparison(pairs.trait.name, mark_coherent(samples))
+
+
+def _digest(pairs: Pairs) -> str:
+    """Tells what vectors of these pairs are extracted from."""
+    instructions = pairs.trait.positive_instruction, pairs.trait.negative_instruction
+    return hashlib.sha256(repr((instructions, pairs.extraction.pairs)).encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Writing replies under hooks, and how likely a reply is."""

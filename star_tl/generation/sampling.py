@@ -1,0 +1,410 @@
+"""Sampling with hooks: batched, cached, and the same text for a row whatever it shares a batch with.
+
+Randomness belongs to the row: one uniform number per step, drawn from a generator seeded by the
+seed and the prompt's tokens, picks the token by inverse transform. A row's text therefore depends
+on its prompt, its hooks and the seed, not on the batch, its order or its size.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.utilities.multi_gpu import get_device_for_block_index
+
+from star_tl.data.chat import Prompt, render, stop_ids
+from star_tl.errors import StarError
+from star_tl.generation.decoding import LlamaPass, Pass, begin
+from star_tl.locus import NamedHook
+from star_tl.models.backend import Model
+from star_tl.models.batch import make_batch
+from star_tl.models.size import free_memory
+from star_tl.steering.hooks import Clock, Injection
+
+CACHE_SHARE = 0.25  # of the free memory: the most that the KV cache of a batch takes
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model wrote.
+
+    ``stopped`` says that it ended its turn by itself or at a stop string, ``broken`` that its logits became NaN or
+    infinite, where the reply ends. ``log_probs`` are the tokens' log-probabilities (nats) under the model as it was
+    steered, before temperature and bounds; empty unless they were asked for.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    stopped: bool
+    broken: bool = False
+    log_probs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample; see :func:`generate`."""
+
+    max_new_tokens: int = 60
+    temperature: float = 1.0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    batch_size: int = 64
+    log_probs: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "batch_size"):
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < 1:
+                raise StarError(f"{name} is {value!r}: use a whole number, at least 1.")
+        if not (isinstance(self.temperature, Real) and math.isfinite(self.temperature) and self.temperature >= 0):
+            raise StarError(f"temperature is {self.temperature!r}: use 0 (greedy) or more.")
+        if not (isinstance(self.top_p, Real) and 0 < self.top_p <= 1):
+            raise StarError(f"top_p is {self.top_p!r}: use a share above 0, at most 1.")
+        if not (isinstance(self.min_p, Real) and 0 <= self.min_p < 1):
+            raise StarError(f"min_p is {self.min_p!r}: use a share of the likeliest token's probability, 0 to below 1.")
+        penalty = self.repetition_penalty
+        if not (isinstance(penalty, Real) and math.isfinite(penalty) and penalty > 0):
+            raise StarError(f"repetition_penalty is {penalty!r}: use 1 (none) or more.")
+        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
+            raise StarError(f"stop is {self.stop!r}: give a list of texts.")
+
+
+def sample(
+    model: Model,
+    prompts: Sequence[Prompt],
+    hooks: Sequence[NamedHook] = (),
+    max_new_tokens: int = 60,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 64,
+    progress: bool = True,
+    **more: Any,
+) -> list[str]:
+    """One reply to each prompt, as text; arguments as in :func:`generate`."""
+    replies = generate(model, prompts, hooks, max_new_tokens, temperature, top_p, seed, batch_size, progress, **more)
+    return [reply.text for reply in replies]
+
+
+def generate(
+    model: Model,
+    prompts: Sequence[Prompt],
+    hooks: Sequence[NamedHook] = (),
+    max_new_tokens: int = 60,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 64,
+    progress: bool = True,
+    *,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    stop: Sequence[str] = (),
+    log_probs: bool = False,
+) -> list[Reply]:
+    """One reply to each prompt.
+
+    Args:
+        model: from :func:`star_tl.load_model`, of either backend.
+        prompts: texts or chats.
+        hooks: ``[(name, fn)]``, e.g. ``vector.hooks(strength=1.0)``; active during prompt and reply.
+        max_new_tokens: most tokens of a reply; it ends earlier at the end of the turn.
+        temperature: 0 is greedy.
+        top_p: sample from the smallest set of tokens that holds this probability.
+        seed: the same seed gives the same text for the same prompt and hooks.
+        batch_size: prompts per batch; the texts do not depend on it. A batch whose cache would take more
+            than CACHE_SHARE of the free memory is cut smaller.
+        progress: show a progress bar.
+        min_p: leave out tokens whose probability is below this share of the likeliest one's (arXiv 2407.01082).
+        repetition_penalty: divide the positive logits of tokens that the prompt or the reply holds by this, and
+            multiply the negative ones (arXiv 1909.05858).
+        stop: texts that end a reply; they are cut off.
+        log_probs: keep the tokens' log-probabilities.
+
+    Raises:
+        StarError: no prompts, an empty one, one that leaves no room for a reply, or an argument
+            out of range.
+    """
+    options = Sampling(
+        max_new_tokens, temperature, top_p, min_p, repetition_penalty, _texts(stop), batch_size, log_probs
+    )
+    check_arguments(prompts, seed)
+    _check_hooks(model, hooks)
+    rendered = render_prompts(model, prompts, max_new_tokens)
+    replies: list[Reply | None] = [None] * len(rendered)
+    for rows, written in in_batches(model, rendered, [seed] * len(rendered), lambda _: hooks, options, progress):
+        for i, reply in zip(rows, written, strict=True):
+            replies[i] = reply
+    return [r for r in replies if r is not None]
+
+
+def stream(
+    model: Model,
+    prompts: Sequence[Prompt],
+    hooks: Sequence[NamedHook] = (),
+    max_new_tokens: int = 60,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    **more: Any,
+) -> Iterator[list[Reply]]:
+    """The replies so far, after every token, of prompts that are written side by side in one batch.
+
+    Close the iterator to stop early. The last item equals what :func:`generate` returns; arguments as there.
+
+    Raises:
+        StarError: as :func:`generate`.
+    """
+    stop = _texts(more.pop("stop", ()))
+    options = Sampling(max_new_tokens, temperature, top_p, stop=stop, batch_size=max(1, len(prompts)), **more)
+    check_arguments(prompts, seed)
+    _check_hooks(model, hooks)
+    rendered = render_prompts(model, prompts, max_new_tokens)
+    return _written(model, rendered, [seed] * len(rendered), hooks, options)
+
+
+@torch.no_grad()
+def in_batches(
+    model: Model,
+    prompts: Sequence[tuple[int, ...]],
+    seeds: Sequence[int],
+    hooks_of: Callable[[list[int]], Sequence[NamedHook]],
+    options: Sampling,
+    progress: bool,
+) -> Iterator[tuple[list[int], list[Reply]]]:
+    """Replies as batches of rows of like length are finished, with the indices of their rows.
+
+    ``hooks_of`` makes the hooks of a batch from the indices of its rows. Rows of the same prompt stand together,
+    so that what they share is read once.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))
+    with tqdm(total=len(prompts), desc="sampling", unit="reply", disable=not progress, delay=2) as bar:
+        while order:
+            rows, order = _next_batch(model, prompts, order, options)
+            replies: list[Reply] = []
+            for replies in _written(  # noqa: B007 - the last is wanted
+                model, [prompts[i] for i in rows], [seeds[i] for i in rows], hooks_of(rows), options, every=False
+            ):
+                pass
+            yield rows, replies
+            bar.update(len(rows))
+
+
+def _next_batch(
+    model: Model, prompts: Sequence[tuple[int, ...]], order: list[int], options: Sampling
+) -> tuple[list[int], list[int]]:
+    """As many of the next rows as batch size and memory allow, at least one, and the rest."""
+    cfg: Any = model.cfg
+    devices = {get_device_for_block_index(layer, cfg) for layer in range(cfg.n_layers)}
+    free = min(free_memory(str(d)) for d in devices) * len(devices)  # each holds the cache of its own layers
+    per_column = 2 * cfg.n_layers * (cfg.n_key_value_heads or cfg.n_heads) * cfg.d_head * cfg.dtype.itemsize
+    longest = len(prompts[order[min(options.batch_size, len(order)) - 1]]) + options.max_new_tokens
+    n = max(1, min(options.batch_size, int(CACHE_SHARE * free / (per_column * longest))))
+    return order[:n], order[n:]
+
+
+def render_prompts(model: Model, prompts: Sequence[Prompt], max_new_tokens: int) -> list[tuple[int, ...]]:
+    """Token ids of every prompt. Raises StarError where one leaves no room for a reply."""
+    rendered = [render(model.tokenizer, p).ids for p in prompts]
+    room = model.cfg.n_ctx - max_new_tokens
+    for i, ids in enumerate(rendered):
+        if len(ids) > room:
+            raise StarError(
+                f"Prompt {i} has {len(ids)} tokens; with {max_new_tokens} new ones that exceeds the model's context of "
+                f"{model.cfg.n_ctx}: shorten it or lower max_new_tokens."
+            )
+    return rendered
+
+
+@torch.no_grad()
+def _written(
+    model: Model,
+    prompts: list[tuple[int, ...]],
+    seeds: list[int],
+    hooks: Sequence[NamedHook],
+    options: Sampling,
+    every: bool = True,
+) -> Iterator[list[Reply]]:
+    """One batch: the replies so far after every step, or with ``every`` False only the finished ones."""
+    tokenizer: Any = model.tokenizer
+    n, steps = len(prompts), options.max_new_tokens
+    uniforms = torch.stack([_uniforms(seed, ids, steps) for seed, ids in zip(seeds, prompts, strict=True)])
+    stops = set(stop_ids(tokenizer))
+    tokens: list[list[int]] = [[] for _ in prompts]
+    log_probs: list[list[float]] = [[] for _ in prompts]
+    ended: list[str | None] = [None] * n
+    texts: list[str] = [""] * n
+
+    def read(i: int) -> str:
+        return tokenizer.decode(tokens[i], skip_special_tokens=True)
+
+    def so_far() -> list[Reply]:
+        return [
+            Reply(
+                (texts[i] if ended[i] == "text" else read(i)).strip(),
+                tuple(tokens[i]),
+                ended[i] in ("turn", "text"),
+                ended[i] == "broken",
+                tuple(log_probs[i]),
+            )
+            for i in range(n)
+        ]
+
+    batch, logits = _read_prompts(model, prompts, hooks, options)
+    device = logits.device
+    alive = list(range(n))  # the row of the batch that each row of the pass is
+    seen = None
+    if options.repetition_penalty != 1:
+        seen = torch.zeros(n, logits.shape[-1], dtype=torch.bool, device=device)
+        for i, ids in enumerate(prompts):
+            seen[i, list(ids)] = True
+    for step in range(steps):
+        finite = logits.sum(-1).isfinite()  # one NaN or infinity makes the sum one
+        usable = logits if bool(finite.all()) else logits.where(finite[:, None], 0.0)
+        penalised = usable if seen is None else _penalised(usable, seen[alive], options.repetition_penalty)
+        chosen = pick(penalised, uniforms[alive, step].to(device), options.temperature, options.top_p, options.min_p)
+        own = usable.log_softmax(-1).gather(-1, chosen[:, None])[:, 0].tolist() if options.log_probs else None
+        for row, (i, token, whole) in enumerate(zip(alive, chosen.tolist(), finite.tolist(), strict=True)):
+            if ended[i] is not None:
+                continue
+            if not whole:
+                ended[i] = "broken"
+            elif token in stops:
+                ended[i] = "turn"
+            else:
+                tokens[i].append(token)
+                if own is not None:
+                    log_probs[i].append(own[row])
+                if options.stop:
+                    text = read(i)
+                    at = min((text.find(s) for s in options.stop if s in text), default=-1)
+                    if at >= 0:
+                        ended[i], texts[i] = "text", text[:at]
+        if seen is not None:
+            seen[alive, chosen] = True
+        if every:
+            yield so_far()
+        going = [row for row, i in enumerate(alive) if ended[i] is None]
+        if not going or step == steps - 1:
+            break
+        # Dropping rows copies the cache: worth it when a good part of the batch is finished.
+        if len(going) <= 0.75 * len(alive):
+            kept = torch.tensor(going, device=device)
+            if batch.keep(kept):
+                alive, chosen = [alive[row] for row in going], chosen[kept]
+        logits = batch(chosen[:, None])
+    if not every:
+        yield so_far()
+
+
+def _read_prompts(
+    model: Model, prompts: list[tuple[int, ...]], hooks: Sequence[NamedHook], options: Sampling
+) -> tuple[Pass, Float[Tensor, "row vocab"]]:
+    """A pass that has read the prompts, and the logits after them.
+
+    What rows of the same prompt share, up to the first token that a hook of theirs may touch, is read once.
+    """
+    end = max(len(ids) for ids in prompts)
+    room = end + options.max_new_tokens
+    unique = sorted(set(prompts), key=prompts.index)
+    reach = _reach(hooks)
+    own = max(1, reach) if reach is not None else end
+    whole = make_batch(model, prompts)
+    if len(unique) == len(prompts) or own >= min(len(ids) for ids in prompts):
+        batch = begin(model, hooks, whole.mask, end, room)
+        return batch, batch(whole.tokens)
+    batch = begin(model, hooks, whole.mask, end, room)
+    if not isinstance(batch, LlamaPass):
+        return batch, batch(whole.tokens)
+    once = make_batch(model, unique)
+    shared = LlamaPass(batch.model, {}, (~once.mask).sum(1), end, end - own)
+    shared(once.tokens[:, : end - own])
+    batch.go_on_from(shared, torch.tensor([unique.index(ids) for ids in prompts], device=once.tokens.device))
+    return batch, batch(whole.tokens[:, end - own :])
+
+
+def _reach(hooks: Sequence[NamedHook]) -> int | None:
+    """How many of a prompt's last tokens the hooks may touch; None where that is not known."""
+    reach = 0
+    for _, function in hooks:
+        if isinstance(function, Clock) and function.prompt_length is None:
+            continue
+        if not isinstance(function, Injection) or function.schedule.reach is None or function.clock.prompt_length:
+            return None
+        reach = max(reach, function.schedule.reach)
+    return reach
+
+
+def _penalised(logits: Float[Tensor, "row vocab"], seen: Tensor, penalty: float) -> Float[Tensor, "row vocab"]:
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def pick(
+    logits: Float[Tensor, "row vocab"],
+    uniform: Float[Tensor, " row"],
+    temperature: float,
+    top_p: float,
+    min_p: float = 0.0,
+) -> Int[Tensor, " row"]:
+    """The token of every row by inverse transform of ``uniform``; greedy at temperature 0.
+
+    Tokens are taken in the vocabulary's order, in which two nearly equal ones never change places.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    p = (logits.double() / temperature).softmax(-1)
+    if top_p < 1:
+        ranked, order = p.sort(stable=True, dim=-1, descending=True)
+        outside = ranked.cumsum(-1) - ranked >= top_p
+        p = p.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), 0.0)
+    if min_p > 0:
+        p = p.masked_fill(p < min_p * p.amax(-1, keepdim=True), 0.0)
+    reached = p.cumsum(-1)
+    total = reached[:, -1:].contiguous()
+    index = torch.searchsorted(reached, uniform.double()[:, None] * total, right=True)
+    last = torch.searchsorted(reached, total)  # rounding must not run past what may be picked
+    return torch.minimum(index, last)[:, 0]
+
+
+def _uniforms(seed: int, ids: tuple[int, ...], count: int) -> Tensor:
+    digest = hashlib.sha256(repr((int(seed), ids)).encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.rand(count, generator=generator, dtype=torch.float64)
+
+
+def _check_hooks(model: Model, hooks: Sequence[NamedHook]) -> None:
+    try:
+        names = [name for name, _ in hooks]
+    except (TypeError, ValueError):
+        raise StarError("hooks is not a list of (name, function): pass vector.hooks(strength=...).") from None
+    for name in names:
+        if isinstance(name, str) and name not in model.hook_dict:
+            close = difflib.get_close_matches(name, model.hook_dict, n=1, cutoff=0.0)[0]
+            raise StarError(f"The model has no hook point {name!r}: model.hook_dict has {close!r}, say.")
+
+
+def check_arguments(prompts: Sequence[Prompt], seed: int) -> None:
+    """Raises StarError where these arguments of :func:`generate` cannot be used."""
+    if isinstance(prompts, str):
+        raise StarError("prompts is one text: give a list of prompts.")
+    if len(prompts) == 0:  # also of a pandas column, whose truth value is undefined
+        raise StarError("There are no prompts: give at least one.")
+    if not isinstance(seed, Integral):
+        raise StarError(f"seed is {seed!r}: use a whole number.")
+
+
+def _texts(stop: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(stop, str):
+        raise StarError(f"stop is {stop!r}: give a list of texts.")
+    return tuple(stop)

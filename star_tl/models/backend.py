@@ -1,0 +1,93 @@
+"""What the two kinds of model do each in its own way: hooks in force, a cache that goes on, residual stream and logits.
+
+Everything else in star_tl asks here, and names hook points as TransformerLens does. Where a model is spread over
+several devices, what goes in and comes out here lies on the first; only hooks see a layer's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens import HookedTransformer
+from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
+from transformer_lens.model_bridge import TransformerBridge
+
+from star_tl.locus import NamedHook
+from star_tl.models import bridge
+
+Model = HookedTransformer | TransformerBridge
+Cache = TransformerLensKeyValueCache | bridge.Cache
+
+
+def attached(model: Model, hooks: Sequence[NamedHook]) -> AbstractContextManager[object]:
+    """Forward hooks for the time of the context."""
+    if isinstance(model, TransformerBridge):
+        return bridge.attached(model, hooks)
+    return model.hooks(fwd_hooks=list(hooks))
+
+
+def empty_cache(model: Model, rows: int) -> Cache:
+    """Keys and values of nothing, for so many rows."""
+    if isinstance(model, TransformerBridge):
+        return bridge.empty_cache(model, rows)
+    return TransformerLensKeyValueCache.init_cache(model.cfg, model.cfg.device, rows)
+
+
+def taken(cache: Cache, rows: Int[Tensor, " row"]) -> Cache:
+    """A cache of these rows of another, in this order; gradients flow back to that one."""
+    if isinstance(cache, bridge.Cache):
+        return cache.taken(rows)
+    return TransformerLensKeyValueCache(entries_taken(cache.entries, rows), cache.previous_attention_mask[rows])
+
+
+def entries_taken(
+    entries: Sequence[TransformerLensKeyValueCacheEntry], rows: Int[Tensor, " row"]
+) -> list[TransformerLensKeyValueCacheEntry]:
+    """Keys and values of these rows, layer by layer."""
+
+    def at(table: Tensor) -> Tensor:
+        return table[rows.to(table.device)]
+
+    return [TransformerLensKeyValueCacheEntry(at(e.past_keys), at(e.past_values)) for e in entries]
+
+
+def read(
+    model: Model,
+    tokens: Int[Tensor, "row position"],
+    mask: Tensor,
+    cache: Cache | None = None,
+    layers: int | None = None,
+) -> Float[Tensor, "row position d"]:
+    """The residual stream at ``tokens``, which follow those of ``cache`` and are added to it.
+
+    Args:
+        model: of either kind.
+        tokens: of every row the next ones.
+        mask: of the shape of ``tokens``, 0 at padding.
+        cache: from :func:`empty_cache` or :func:`taken`.
+        layers: how many layers to run; default all.
+    """
+    if isinstance(model, TransformerBridge):
+        assert not isinstance(cache, TransformerLensKeyValueCache)
+        return bridge.read(model, tokens, mask, cache, layers)
+    assert not isinstance(cache, bridge.Cache)
+    stop = model.cfg.n_layers if layers is None else layers
+    return model(tokens, attention_mask=mask.int(), past_kv_cache=cache, stop_at_layer=stop).to(model.cfg.device)
+
+
+def unembed(model: Model, residual: Float[Tensor, "row position d"]) -> Float[Tensor, "row position vocab"]:
+    """Logits of the last layer's residual stream as the model's own forward makes them, in float32 at least."""
+    if isinstance(model, TransformerBridge):
+        logits = bridge.unembed(model, residual)
+    else:
+        residual = residual.to(model.unembed.W_U.device)
+        logits = model.unembed(model.ln_final(residual)) if model.cfg.normalization_type else model.unembed(residual)
+        cap = model.cfg.output_logits_soft_cap
+        if cap > 0:
+            logits = cap * (logits / cap).tanh()
+        logits = logits.to(model.cfg.device)
+    return logits.float() if logits.dtype.itemsize < 8 else logits

@@ -1,0 +1,178 @@
+"""The Llama family's layers forward, and backward as formulas, on HookedTransformer's own weights.
+
+Autograd records every operator and keeps what each of them reads. Here a layer keeps what its gradient needs, the
+gradient takes few operators, and hook points where it is the same, such as ``attn_out`` and ``resid_mid``, share it.
+Attention alone is left to autograd, whose fused backward pass depends on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from star_tl.models.fast.forward import LeanForward, rotate
+
+See = Callable[[str, int, Tensor], None]
+Rotation = tuple[Float[Tensor, "row column 1 d_head"], Float[Tensor, "row column 1 d_head"]]
+
+
+@dataclass
+class _Kept:
+    """What a layer's gradient needs; ``slopes`` are the derivatives of silu(gate) * up by gate and by up."""
+
+    entering: Float[Tensor, "mine column d_model"]
+    between: Float[Tensor, "mine late d_model"]
+    query_key_value: list[Float[Tensor, "mine column heads d_head"]]
+    z: Float[Tensor, "mine late head d_head"]
+    slopes: Float[Tensor, "mine late 2 d_mlp"]
+
+
+class LeanGradient:
+    """A forward pass over rows, and a backward pass through the first ``mine`` of them.
+
+    Of the last layer only columns from ``first`` on are wanted: what a function ``see`` gets at its hook points, those
+    behind ``resid_pre``, has no others, and the gradient of those is taken to be zero.
+    """
+
+    def __init__(
+        self,
+        lean: LeanForward,
+        rotation: Rotation,
+        seen: Bool[Tensor, "row 1 column column"],
+        mine: int,
+        first: int,
+    ) -> None:
+        self.lean = lean
+        self.rotation = rotation
+        self.seen = seen
+        self.mine = mine
+        self.first = first
+        self.kept: list[_Kept] = []
+
+    @torch.no_grad()
+    def forward(self, residual: Float[Tensor, "row column d_model"], see: See) -> Float[Tensor, "row late d_model"]:
+        """The residual stream that leaves the last layer; ``see`` gets the activations of every hook point."""
+        last = len(self.lean.layers) - 1
+        for i, layer in enumerate(self.lean.layers):
+            see("resid_pre", i, residual)
+            first = self.first if i == last else 0
+            z, leaves, attended = self._attention(i, residual, first)
+            see("z", i, z)
+            written = F.linear(z.flatten(2), layer.out, layer.out_bias)
+            see("attn_out", i, written)
+            between = residual[:, first:] + written
+            see("resid_mid", i, between)
+            written, slopes = self._mlp(i, between)
+            see("mlp_out", i, written)
+            # Copies, for a view would keep the other rows alive.
+            mine, amid = residual[: self.mine].clone(), between[: self.mine].clone()
+            self.kept.append(_Kept(mine, amid, leaves, attended, slopes))
+            residual = between + written
+            see("resid_post", i, residual)
+        return residual
+
+    @torch.no_grad()
+    def backward(
+        self,
+        gradient: Float[Tensor, "mine late d_model"],
+        see: See,
+        second: Float[Tensor, "mine last d_model"] | None = None,
+        see_second: Callable[[int, Tensor], None] | None = None,
+    ) -> None:
+        """From the gradient of what :meth:`forward` returned; ``see`` gets that of every hook point.
+
+        With ``second`` also from another objective's, through its columns alone, the last: nothing that they hold
+        depends on the gradient of the columns before. ``see_second`` gets what that is at ``resid_post``.
+        """
+        lean, own = self.lean, 0 if second is None else second.shape[1]
+        cos, sin = (t[: self.mine] for t in self.rotation)
+        both = gradient if second is None else torch.cat([gradient, second], 1)
+
+        def twice(kept: Tensor) -> Tensor:
+            return torch.cat([kept, kept[:, -own:]], 1) if own else kept
+
+        def first(both: Tensor) -> Tensor:
+            return both[:, : both.shape[1] - own]
+
+        for i, layer in reversed(list(enumerate(lean.layers))):
+            kept = self.kept.pop()
+            if see_second is not None:
+                see_second(i, both[:, -own:])
+            mine = first(both)  # one tensor for both hook points: what is made of it may be shared
+            see("resid_post", i, mine)
+            see("mlp_out", i, mine)
+            inner = (twice(kept.slopes) * (both @ layer.down)[:, :, None]).flatten(2) @ layer.gate_up
+            both = both + _through_norm(inner, twice(kept.between), layer.norm_mlp, lean.eps)
+            mine = first(both)
+            see("resid_mid", i, mine)
+            see("attn_out", i, mine)
+            z = (both @ layer.out).unflatten(-1, (-1, lean.d_head))
+            see("z", i, first(z))
+            late, columns = kept.z.shape[1], kept.entering.shape[1]
+            turned = list(torch.autograd.grad(kept.z, kept.query_key_value, first(z), retain_graph=bool(own)))
+            turned[0] = F.pad(turned[0], (0, 0, 0, 0, columns - late, 0))
+            both = torch.cat([F.pad(mine, (0, 0, columns - late, 0)), both[:, late:]], 1)
+            if own:
+                alone = F.pad(z[:, late:], (0, 0, 0, 0, late - own, 0))
+                others = torch.autograd.grad(kept.z, kept.query_key_value, alone)
+                turned = [torch.cat([t, other[:, -own:]], 1) for t, other in zip(turned, others, strict=True)]
+            q, k, v = turned
+            turning = rotate(torch.cat([q, k], 2), twice(cos), -twice(sin))  # turned back: the rotation's transpose
+            inner = torch.cat([turning, v], 2).flatten(2) @ layer.query_key_value
+            both = both + _through_norm(inner, twice(kept.entering), layer.norm_attention, lean.eps)
+            see("resid_pre", i, first(both))
+
+    def _attention(self, i: int, residual: Tensor, first: int) -> tuple[Tensor, list[Tensor], Tensor]:
+        """z of all rows; queries, keys and values of the first, and z as autograd makes it of these."""
+        lean, layer = self.lean, self.lean.layers[i]
+        x = F.rms_norm(residual, residual.shape[-1:], layer.norm_attention, lean.eps)
+        heads = F.linear(x, layer.query_key_value, layer.bias).unflatten(-1, (-1, lean.d_head))
+        turning, v = heads.split([lean.heads + lean.kv_heads, lean.kv_heads], 2)
+        q, k = rotate(turning, *self.rotation).split([lean.heads, lean.kv_heads], 2)
+        q, seen = q[:, first:], self.seen[:, :, first:]
+        others = _attend(q[self.mine :], k[self.mine :], v[self.mine :], seen[self.mine :])
+        q, k, v = (t[: self.mine].clone().requires_grad_() for t in (q, k, v))
+        with torch.enable_grad():
+            z = _attend(q, k, v, seen[: self.mine])
+        return torch.cat([z.detach(), others]), [q, k, v], z
+
+    def _mlp(self, i: int, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """What is written for all rows, and the slopes of the first."""
+        layer, mine = self.lean.layers[i], slice(self.mine)
+        x = F.rms_norm(residual, residual.shape[-1:], layer.norm_mlp, self.lean.eps)
+        gate, up = F.linear(x, layer.gate_up).chunk(2, -1)
+        post = F.silu(gate)
+        slopes = torch.stack([torch.ops.aten.silu_backward(up[mine], gate[mine]), post[mine]], 2)
+        post *= up
+        post = post if layer.up_bias is None else post + layer.up_bias
+        return F.linear(post, layer.down, layer.down_bias), slopes
+
+
+def _attend(
+    q: Float[Tensor, "row late head d_head"],
+    k: Float[Tensor, "row column kv_head d_head"],
+    v: Float[Tensor, "row column kv_head d_head"],
+    seen: Bool[Tensor, "row 1 late column"],
+) -> Float[Tensor, "row late head d_head"]:
+    grouped = q.shape[2] != k.shape[2]
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=grouped).transpose(1, 2)
+
+
+def _through_norm(
+    gradient: Float[Tensor, "row column d_model"],
+    x: Float[Tensor, "row column d_model"],
+    weight: Float[Tensor, " d_model"],
+    eps: float,
+) -> Float[Tensor, "row column d_model"]:
+    """The gradient of RMSNorm's input ``x`` from that of its output."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    x, direct = x.to(wide), (gradient * weight).to(wide)
+    scale = (x.square().mean(-1, keepdim=True) + eps).rsqrt()
+    radial = (direct * x).mean(-1, keepdim=True) * scale.square()
+    return (torch.addcmul(direct, x, radial, value=-1) * scale).to(gradient.dtype)

@@ -1,0 +1,1 @@
+"""From a vector to hooks that add it at absolute token positions."""

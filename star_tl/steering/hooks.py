@@ -1,0 +1,173 @@
+"""From a vector to ``[(name, fn)]``: adding it at absolute token positions, with or without a cache.
+
+A hook function sees only the chunk of tokens of the current forward pass; with a KV cache that is one
+token per decode step, so that an index into the chunk means another token at every step. Here the
+absolute position of a chunk is read off the attention scores of the same pass, whose key axis is
+longer than its query axis by exactly the number of cached tokens. Positions that a prompt does not
+have are left out; what a padded batch has there is padding, which is masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from star_tl.errors import StarError
+from star_tl.locus import Locus, NamedHook
+from star_tl.steering.positions import Schedule, schedule, whole_numbers
+
+Positions = str | Sequence[int] | None
+
+
+def injection_hooks(
+    vector: Float[Tensor, "position d"], locus: Locus, positions: Positions = None, prompt_length: int | None = None
+) -> list[NamedHook]:
+    """Hooks that add ``vector`` at ``locus``, for ``run_with_hooks``, ``model.hooks`` and ``generate``.
+
+    Args:
+        vector: one row per position of the locus. For schedules other than the locus's own, its mean.
+        locus: hook point and positions.
+        positions: ``"locus"`` (default) or as in :func:`star_tl.steering.positions.schedule`.
+        prompt_length: columns up to the prompt's end, where a forward pass holds prompt and reply
+            at once, or only a part of the prompt. Default: all that the first pass of a call holds,
+            with what was cached before it, which is right for cached generation.
+
+    Raises:
+        StarError: unknown schedule, positions that are not whole numbers, or ``resid_pre`` of layer 0,
+            which no attention precedes.
+    """
+    at = _positions(locus, positions)
+    return _hooks(_rows(vector, locus, at)[None], None, locus, at, prompt_length)
+
+
+def row_hooks(
+    rows: Sequence[tuple[Float[Tensor, "position d"], Locus, Positions] | None], prompt_length: int | None = None
+) -> list[NamedHook]:
+    """Hooks for a batch whose rows are steered each in its own way, or not at all.
+
+    Args:
+        rows: for every row of the batch a vector, its locus and positions, as in
+            :func:`injection_hooks`; None leaves the row alone.
+        prompt_length: as in :func:`injection_hooks`.
+
+    Raises:
+        StarError: as :func:`injection_hooks`.
+    """
+    groups: dict[tuple[Locus, str | tuple[int, ...]], list[tuple[int, Tensor]]] = {}
+    for i, row in enumerate(rows):
+        if row is not None:
+            vector, locus, positions = row
+            at = _positions(locus, positions)
+            groups.setdefault((locus, at), []).append((i, _rows(vector, locus, at)))
+    hooks: list[NamedHook] = []
+    for (locus, at), members in groups.items():
+        index = torch.tensor([i for i, _ in members])
+        hooks += _hooks(torch.stack([v for _, v in members]), index, locus, at, prompt_length)
+    return hooks
+
+
+@dataclass
+class Clock:
+    """Where the current pass stands: its first column, and the column after the prompt's last."""
+
+    prompt_length: int | None = None
+    offset: int = 0
+    end: int = 0
+    keys: int = 0
+
+    def __call__(self, scores: Tensor, hook: object) -> None:
+        self.tick(*scores.shape[-2:])
+
+    def tick(self, queries: int, keys: int) -> None:
+        """A pass over the last ``queries`` of ``keys`` columns begins."""
+        self.offset = keys - queries
+        if self.prompt_length is not None:
+            self.end = self.prompt_length
+        elif not 0 < self.end <= self.offset <= self.keys:  # not the next step of the last pass
+            self.end = keys
+        self.keys = keys
+
+    def begin(self, end: int) -> None:
+        """A prompt of ``end`` columns begins, whatever passes it is cut into."""
+        self.offset, self.keys, self.end = 0, 0, end if self.prompt_length is None else self.prompt_length
+
+
+@dataclass(frozen=True)
+class Injection:
+    """Adds ``vectors`` to the rows ``index`` of a batch; without an index the one vector to all rows."""
+
+    clock: Clock
+    vectors: Float[Tensor, "row position d"]
+    index: Int[Tensor, " row"] | None
+    head: int | None
+    schedule: Schedule
+    ready: dict[tuple[Any, ...], tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
+
+    def __call__(self, activation: Tensor, hook: object) -> Tensor:
+        columns = self.schedule.columns(self.clock.end, self.clock.offset, activation.shape[1])
+        if not columns:
+            return activation
+        rows, at, added = self._place(columns, len(activation), activation.device)
+        where = (rows, at, *(() if self.head is None else (self.head,)))
+        # bf16 would round a small vector away against a large residual: add in float32.
+        wide = torch.promote_types(activation.dtype, torch.float32)
+        out = activation.clone()
+        out[where] = (activation[where].to(wide) + added.to(wide)).to(out.dtype)
+        return out
+
+    def _place(self, columns: list[tuple[int, int, float]], n: int, device: torch.device) -> tuple[Tensor, ...]:
+        """Row and column indices and what is added there; kept, for decode steps ask for the same again and again."""
+        key = (*columns, n, device)
+        if key not in self.ready:
+            self.ready.clear()
+            factors = torch.tensor([f for *_, f in columns], dtype=self.vectors.dtype)[:, None]
+            added = self.vectors[:, [r for _, r, _ in columns]] * factors.to(self.vectors.device)
+            rows = torch.arange(n) if self.index is None else self.index
+            at = torch.tensor([c for c, *_ in columns])
+            self.ready[key] = (rows.to(device)[:, None], at.to(device), added.to(device))
+        return self.ready[key]
+
+    def for_rows(self, kept: Int[Tensor, " kept"]) -> Injection | None:
+        """The same for a batch that keeps only these rows, in this order; None where none of its own is left."""
+        if self.index is None:
+            return self
+        mine, place = (kept.cpu()[:, None] == self.index.cpu()).nonzero(as_tuple=True)
+        if not len(mine):
+            return None
+        return replace(self, vectors=self.vectors[place.to(self.vectors.device)], index=mine, ready={})
+
+
+def _positions(locus: Locus, positions: Positions) -> str | tuple[int, ...]:
+    if positions is None or positions == "locus":
+        return locus.positions
+    if isinstance(positions, str):
+        schedule(positions)  # raises where it is unknown
+        return positions
+    numbers = whole_numbers(positions)
+    return locus.positions if set(numbers) == set(locus.positions) else numbers
+
+
+def _rows(vector: Tensor, locus: Locus, at: str | tuple[int, ...]) -> Tensor:
+    """A row per position of the locus's own; for other schedules the mean, once."""
+    return vector if at == locus.positions else vector.mean(0, keepdim=True)
+
+
+def _hooks(
+    vectors: Tensor, index: Tensor | None, locus: Locus, at: str | tuple[int, ...], prompt_length: int | None
+) -> list[NamedHook]:
+    watched = locus.layer
+    if locus.hook_point.endswith("hook_resid_pre"):
+        watched -= 1
+        if watched < 0:
+            raise StarError("blocks.0.hook_resid_pre cannot be injected at: use blocks.0.hook_resid_post.")
+    when = schedule(at)
+    if when.rows is not None and vectors.shape[1] == 1:
+        when = replace(when, rows=dict.fromkeys(when.rows, 0))
+    clock = Clock(prompt_length)
+    injection = Injection(clock, vectors, index, locus.head, when)
+    return [(f"blocks.{watched}.attn.hook_attn_scores", clock), (locus.hook_point, injection)]

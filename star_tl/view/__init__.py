@@ -1,0 +1,1 @@
+"""What results look like: plots, cards, the report, the widget."""

@@ -1,0 +1,1 @@
+"""The Jupyter widget: its Python side, and the page that shows it."""

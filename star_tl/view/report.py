@@ -1,0 +1,262 @@
+"""The report of a run: one HTML file that says what was found and shows on what evidence."""
+
+from __future__ import annotations
+
+import html
+import math
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from star_tl.data.chat import as_messages
+from star_tl.view.page import figure, page, scroll
+from star_tl.view.plots import (
+    arm_name,
+    percent,
+    plot_arms,
+    plot_choice,
+    plot_dose,
+    plot_heads,
+    plot_layers,
+    plot_tokens,
+)
+
+if TYPE_CHECKING:
+    import pandas
+
+    from star_tl.evaluation.result import RunResult
+
+SHOWN_PROMPTS = 8
+SHOWN_ARMS = ("unsteered", "steered", "primed")
+
+
+def _number(digits: int, sign: str = "") -> Callable[[float], str]:
+    return lambda v: f"{v:{sign}.{digits}f}".replace("-", "−") if math.isfinite(v) else "–"
+
+
+def _p_value(value: float) -> str:
+    return "&lt; 0.001" if value < 0.001 else _number(3)(value)
+
+
+# Column of the summary, its heading, how to show its values; the first table is what matters most.
+Columns = tuple[tuple[str, str, Callable[[float], str]], ...]
+RESULTS: Columns = (
+    ("n", "replies", _number(0)),
+    ("trait_rate", "coherent, with the trait", percent),
+    ("difference", "difference (points)", _number(0, "+")),
+    ("p_value", "p", _p_value),
+    ("wrong_way", "prompts that fell", percent),
+    ("coherent_rate", "coherent", percent),
+    ("drift", "drift (nats per token)", _number(2)),
+)
+FLUENCY: Columns = (
+    ("marker_rate", "with a marker", percent),
+    ("drift_p95", "drift, 95th percentile", _number(2)),
+    ("perplexity", "perplexity", _number(2)),
+    ("length", "words", _number(1)),
+    ("first_person", "first person per 100 words", _number(1)),
+    ("repetition", "repetition", percent),
+)
+INTERVALS = {"trait_rate": ("low_rate", "high_rate"), "difference": ("low", "high")}
+
+READING = """
+<dl>
+<dt>Score</dt><dd>(clean activation − corrupted activation) · gradient of the trait metric, in nats. Clean is the run
+that shows the trait, corrupted the one that does not. Positive: moving toward clean raises the trait. It is a
+first-order estimate.</dd>
+<dt>Gain</dt><dd>What 0.1 nat of drift per token buys of the metric (nats) when the vector is added there, to leading
+order: effect per root of drift. The layer is chosen by it.</dd>
+<dt>Coherent</dt><dd>The unsteered model finds the reply at least as probable (log-probability, nats per token) as the
+2 % quantile of its own replies. Broken text is full of marker words, so a marker counts only in a coherent reply.</dd>
+<dt>Drift</dt><dd>How far the model that wrote the reply is from the unsteered model: the KL divergence of their
+next-token distributions, averaged over the reply, in nats per token. It is the cost of steering; 0 is no change.</dd>
+<dt>Strength</dt><dd>1 is the mean clean − corrupted difference itself.</dd>
+<dt>Arms</dt><dd>Random: a random direction of the same norm at the same place. Last ranked layer: the same vector at
+the layer with the lowest gain. Reply mean everywhere: the mean difference over reply tokens, added at every
+position. Primed: no vector, but an instruction that asks for the trait.</dd>
+<dt>Prompts that fell</dt><dd>Share of prompts whose rate is lower than unsteered.</dd>
+<dt>Perplexity, repetition</dt><dd>Perplexity of the reply under the unsteered model; share of its word trigrams that
+had occurred in it before.</dd>
+</dl>
+"""
+
+
+def write_report(path: str | Path, result: RunResult) -> Path:
+    """Write the report of a run as one HTML file; an earlier file is replaced whole or not at all.
+
+    Args:
+        path: the file to write.
+        result: what :func:`star_tl.run` returned.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(_page(result), encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def finding(result: RunResult) -> str:
+    """What was found, in a few plain words."""
+    choice, locus = result.attribution.choose_layer(), result.vector.locus
+    agree = percent(float(choice.frequency[choice.layer]))
+    text = f"At layer {choice.layer} drift buys most of the trait ({agree} of resamples agree)"
+    rows = result.summary.set_index("arm")
+    if not {"unsteered", "steered"} <= set(rows.index):
+        return f"{text}."
+    before, after = rows.loc["unsteered"], rows.loc["steered"]
+    layer = "there" if locus.layer == choice.layer else f"at layer {locus.layer}"
+    listed = ", ".join(map(str, locus.positions))
+    token = "the last prompt token" if locus.positions == (-1,) else f"prompt positions {listed}"
+    known = math.isfinite(after.low) and math.isfinite(after.high)
+    verb = "raises" if after.low > 0 else "lowers" if after.high < 0 else "moves"
+    text += (
+        f"; adding the vector {layer}, on {token}, {verb} coherent replies that show it "
+        f"from {percent(before.trait_rate)} to {percent(after.trait_rate)}"
+    )
+    if known:
+        difference, low, high = map(_number(0, "+"), (after.difference, after.low, after.high))
+        text += f" ({difference} points, 95\N{NO-BREAK SPACE}% interval {low} to {high})"
+    if verb == "moves":
+        text += ", which may be chance" if known else ", on too few prompts to tell from chance"
+    text += "."
+    if "random" in rows.index:
+        text += f" A random vector of the same norm gives {percent(rows.trait_rate['random'])}."
+    if "primed" in rows.index:
+        text += f" Asking for the trait in an instruction gives {percent(rows.trait_rate['primed'])}."
+    return text
+
+
+def _page(result: RunResult) -> str:
+    trait = result.trait.replace("_", " ")
+    return page(
+        title=f"{trait[:1].upper()}{trait[1:]} in {result.model}",
+        lead=f'<p class="soft">{html.escape(result.description)}</p>\n'
+        f'<p class="finding">{html.escape(finding(result))}</p>',
+        sections={
+            "arms": ("What steering did", _arms(result)),
+            "replies": ("Replies side by side", _replies(result)),
+            "where": ("Where the trait is carried", _where(result)),
+            "dose": ("Dose–response", _dose(result)),
+            "settings": ("Settings", _settings(result)),
+            "reading": ("How to read this", READING),
+        },
+        footer="Written by star_tl. This file needs no network.",
+    )
+
+
+def _arms(result: RunResult) -> str:
+    legend = (
+        "Rates are shares of replies. A difference is to the unsteered replies of the same prompts, in percentage "
+        "points. Under a rate or a difference stands its 95 % interval. p is Holm-corrected over arms."
+    )
+    results, fluency = (_table(result.summary, columns) for columns in (RESULTS, FLUENCY))
+    cost = "How often replies are coherent and show the trait, and what it costs in drift."
+    return (
+        f'<p class="soft">{legend}</p>{scroll("What every arm did", results)}'
+        f"{figure('arms-figure', plot_arms(result.summary), cost)}"
+        f"<h3>Words and fluency of the replies</h3>{scroll('Words and fluency of the replies', fluency)}"
+    )
+
+
+def _table(summary: pandas.DataFrame, columns: Columns) -> str:
+    columns = tuple(c for c in columns if c[0] in summary)
+    head = "".join(f'<th scope="col">{heading}</th>' for _, heading, _ in columns)
+    body = ""
+    for row in summary.to_dict("records"):
+        cells = ""
+        for key, _, show in columns:
+            low, high = (row.get(name, math.nan) for name in INTERVALS.get(key, ("", "")))
+            known = math.isfinite(low) and math.isfinite(high)
+            interval = f'<span class="range">{show(low)} to {show(high)}</span>' if known else ""
+            cells += f"<td>{show(row[key])}{interval}</td>"
+        body += f'<tr><th scope="row">{arm_name(row["arm"])}</th>{cells}</tr>\n'
+    return f'<table><thead><tr><th scope="col">arm</th>{head}</tr></thead>\n<tbody>{body}</tbody></table>'
+
+
+def _replies(result: RunResult) -> str:
+    arms = [arm for arm in SHOWN_ARMS if (result.samples["arm"] == arm).any()]
+    intro = (
+        f"The first {min(SHOWN_PROMPTS, len(result.prompts))} prompts, each with its first reply; none was picked by "
+        "hand. <mark>Marked words</mark> are the trait's markers."
+    )
+    articles = ""
+    for name, prompt in result.prompts[:SHOWN_PROMPTS]:
+        turns = "".join(
+            f'<p class="text" dir="auto"><span class="soft">{m["role"]}:</span> {html.escape(m["content"])}</p>'
+            for m in as_messages(prompt)
+        )
+        of_prompt = result.samples.query("prompt_id == @name")
+        replies = "".join(_reply(arm, of_prompt.query("arm == @arm")) for arm in arms)
+        articles += f'<article><h3>{html.escape(name)}</h3><div class="prompt">{turns}</div>'
+        articles += f'<div class="replies">{replies}</div></article>\n'
+    return f'<p class="soft">{intro}</p>\n{articles}'
+
+
+def _reply(arm: str, rows: pandas.DataFrame) -> str:
+    if rows.empty:
+        return f'<div><h4>{arm_name(arm)}</h4><p class="soft">not sampled</p></div>'
+    row = rows.iloc[0]
+    verdict = f"{'shows the trait' if row.shows else 'no marker'}, {'coherent' if row.coherent else 'not coherent'}"
+    words = _highlight(str(row.text), str(row.markers)) or "(empty)"
+    measures = f"log-probability {_number(2)(row.logprob)}, drift {_number(2)(row.drift)}"
+    return (
+        f'<div><h4>{arm_name(arm)}</h4><p class="text" dir="auto">{words}</p>'
+        f'<p class="soft">{verdict}<br>{measures}</p></div>'
+    )
+
+
+def _where(result: RunResult) -> str:
+    attr = result.attribution
+    figures = {
+        "choice": (
+            plot_choice(attr),
+            "A layer is chosen by what it adds: the residual stream's own scores grow with depth just by adding up.",
+        ),
+        "layers": (
+            plot_layers(attr),
+            "Left, the residual stream before, between and after attention and MLP; right, what these two write.",
+        ),
+        "heads": (plot_heads(attr), "The same for every attention head, at its output before W_O."),
+        "tokens": (
+            plot_tokens(attr),
+            "The prompt's last tokens, where a vector can go in. Where a label has no token, pairs differ.",
+        ),
+        "pair": (plot_tokens(attr, 0), "The first pair: its prompt and its positive reply."),
+    }
+    return "".join(figure(name, fig, caption) for name, (fig, caption) in figures.items())
+
+
+def _dose(result: RunResult) -> str:
+    if result.dose.empty:
+        return "<p>No strengths were tried.</p>"
+    caption = (
+        "Too little strength does nothing, too much breaks the text: look for a high blue line while drift is low."
+    )
+    return figure("dose-figure", plot_dose(result.dose), caption)
+
+
+def _settings(result: RunResult) -> str:
+    rows = {
+        "model": result.model,
+        "attribution": f"{result.attribution.method}, {len(result.attribution.pair_ids)} pairs",
+        "vector": str(result.vector),
+        **result.settings,
+    }
+    cells = "".join(
+        f'<tr><th scope="row">{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>' for k, v in rows.items()
+    )
+    return scroll("Settings", f'<table class="settings"><tbody>{cells}</tbody></table>')
+
+
+def _highlight(text: str, markers: str) -> str:
+    """Escaped text with every marker in a ``<mark>``."""
+    words = sorted(filter(None, markers.split(", ")), key=len, reverse=True)
+    if not words:
+        return html.escape(text)
+    pieces = re.split(rf"(?<!\w)({'|'.join(map(re.escape, words))})(?!\w)", text, flags=re.IGNORECASE)
+    return "".join(f"<mark>{html.escape(p)}</mark>" if i % 2 else html.escape(p) for i, p in enumerate(pieces))

@@ -1,0 +1,124 @@
+"""Exact patching against patching by hand on stock run_with_hooks, one sequence at a time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import star_tl as star
+from star_tl.attribution.align import prepare
+from star_tl.errors import StarError
+from star_tl.locus import COMPONENTS, Locus
+
+LOCI = (
+    Locus("blocks.1.hook_resid_post", (-1,)),
+    Locus("blocks.2.hook_attn_out", (-5,)),
+    Locus("blocks.1.attn.hook_z", (-2,), 3),
+    Locus("blocks.1.hook_resid_pre", (-4,)),
+    Locus("blocks.0.hook_mlp_out", (-3, -1)),
+    Locus("blocks.2.hook_resid_mid", (-1, -7)),
+)
+
+
+@pytest.fixture(scope="module")
+def pairs() -> star.Pairs:
+    built_in = star.load_pairs("agreement").extraction
+    return replace(built_in, pairs=built_in.pairs[:3])
+
+
+def by_hand(model, prepared, locus: Locus) -> float:
+    def metric(hooks=()) -> float:
+        means = []
+        for reply in (prepared.positive, prepared.negative):
+            tokens = torch.tensor([[*prepared.corrupted.ids, *reply]])
+            logits = model.run_with_hooks(tokens, fwd_hooks=list(hooks)).log_softmax(-1)
+            rows = logits[0, len(prepared.corrupted) - 1 : -1]
+            means.append(rows.gather(-1, torch.tensor(reply)[:, None]).mean())
+        return float(means[0] - means[1])
+
+    _, cache = model.run_with_cache(torch.tensor([prepared.clean.ids]))
+    clean = cache[locus.hook_point]
+
+    def patch(activation, hook):
+        for position in locus.positions:
+            here, there = len(prepared.corrupted) + position, len(prepared.clean) + position
+            at = (0, here) if locus.head is None else (0, here, locus.head)
+            activation[at] = clean[(0, there, *at[2:])]
+        return activation
+
+    return metric([(locus.hook_point, patch)]) - metric()
+
+
+def test_effects_equal_patching_by_hand(tiny, pairs: star.Pairs) -> None:
+    found = star.exact_effects(tiny, pairs, LOCI, rows_per_batch=4, progress=False)
+    truth = torch.tensor([[by_hand(tiny, p, locus) for locus in LOCI] for p in prepare(tiny, pairs)])
+    assert truth.abs().max() > 1e-3
+    torch.testing.assert_close(found, truth, atol=2e-5, rtol=0)
+
+
+def test_verification_takes_the_largest_and_a_sample_of_the_rest(tiny, pairs: star.Pairs) -> None:
+    attr = star.attribute(tiny, pairs, progress=False)
+    found = star.verify(tiny, pairs, attr, top_k=5, sample=7, progress=False)
+    assert len(set(found.loci)) == 12
+    assert sum(found.chosen) == 5
+    assert found.estimate[:5].abs().min() >= found.estimate[5:].abs().max()
+    assert found.largest_missed[0] in found.loci[5:]
+    truth = star.exact_effects(tiny, pairs, found.loci, progress=False).mean(0)
+    torch.testing.assert_close(found.exact, truth)
+    assert -1 <= found.spearman <= 1
+
+
+def test_verification_refuses_a_map_of_other_pairs(tiny, pairs: star.Pairs) -> None:
+    attr = star.attribute(tiny, pairs, progress=False)
+    with pytest.raises(star.StarError, match="attribute again"):
+        star.verify(tiny, replace(pairs, pairs=pairs.pairs[:2]), attr, progress=False)
+
+
+def test_the_map_of_exact_effects_holds_patching_by_hand_of_every_token(tiny, pairs: star.Pairs) -> None:
+    two = replace(pairs, pairs=pairs.pairs[:2])
+    attr = star.attribute(tiny, two, method="exact", hook_points=["attn_out", "z"], batch_size=5, progress=False)
+    assert attr.scores[:, [i for i, c in enumerate(COMPONENTS) if c != "attn_out"]].isnan().all()
+    atp = star.attribute(tiny, two, hook_points=["attn_out", "z"], progress=False)
+    for name in ("metric_clean", "metric_corrupted"):
+        torch.testing.assert_close(getattr(attr, name), getattr(atp, name), atol=1e-5, rtol=0)
+    for i, p in enumerate(prepare(tiny, two)):
+        for column in (-1, -4, -7):
+            found = [
+                attr.component("attn_out")[i, 1, attr.prompt_end + column],
+                attr.head_scores[i, 2, 3, attr.prompt_end + column],
+            ]
+            loci = Locus("blocks.1.hook_attn_out", (column,)), Locus("blocks.2.attn.hook_z", (column,), 3)
+            assert [float(x) for x in found] == pytest.approx([by_hand(tiny, p, x) for x in loci], abs=2e-5)
+        assert float(attr.component("attn_out")[i, :, attr.prompt_end - len(p.corrupted)].abs().max()) == 0, "BOS"
+    # To first order the two agree, in the replies too.
+    both = torch.stack([attr.component("attn_out"), atp.component("attn_out")])
+    replies = both[..., attr.prompt_end :].flatten(1)
+    assert float(replies.abs().max()) > 1e-3
+    assert float(torch.corrcoef(replies)[0, 1]) > 0.9
+    with pytest.raises(StarError, match="no gradient at resid_post to choose by: attribute with method='atp'"):
+        replace(attr, scores=torch.ones_like(attr.scores)).top_locus()
+
+
+def test_the_effect_of_a_reply_token_is_that_of_patching_it_in_its_own_row(tiny, pairs: star.Pairs) -> None:
+    one = replace(pairs, pairs=pairs.pairs[:1])
+    attr = star.attribute(tiny, one, method="exact", hook_points=["mlp_out"], progress=False)
+    (p,) = prepare(tiny, one)
+    point, layer, column = "blocks.1.hook_mlp_out", 1, 2
+    begin = [s.start for s in attr.spans[0] if s.name.endswith("reply")]
+    for sign, reply, start in zip((1, -1), (p.positive, p.negative), begin, strict=True):
+        tokens = torch.tensor([[*p.corrupted.ids, *reply]])
+        _, cache = tiny.run_with_cache(torch.tensor([[*p.clean.ids, *reply]]))
+
+        def patch(activation, hook, cache=cache):
+            activation[0, len(p.corrupted) + column] = cache[point][0, len(p.clean) + column]
+            return activation
+
+        def mean(hooks=(), tokens=tokens, reply=reply) -> float:
+            rows = tiny.run_with_hooks(tokens, fwd_hooks=list(hooks)).log_softmax(-1)[0, len(p.corrupted) - 1 : -1]
+            return float(rows.gather(-1, torch.tensor(reply)[:, None]).mean())
+
+        truth = sign * (mean([(point, patch)]) - mean())
+        assert abs(truth) > 1e-5
+        assert float(attr.component("mlp_out")[0, layer, start + column]) == pytest.approx(truth, abs=2e-6)

@@ -1,0 +1,340 @@
+"""A sweep's batches write what single calls write; a killed sweep ends as one that ran through."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+import star_tl as star
+from star_tl.errors import StarError
+from star_tl.evaluation import samples, sweep
+from star_tl.locus import Locus
+from star_tl.steering.hooks import injection_hooks, row_hooks
+
+PROMPTS = ["I lost my job.", "My dog is ill and I cannot sleep at all.", "Would you take $40 for the lamp?"]
+LOCI = [
+    Locus("blocks.1.hook_resid_post", (-1,)),
+    Locus("blocks.2.hook_attn_out", (-2, -1)),
+    Locus("blocks.0.attn.hook_z", (-1,), 2),
+]
+
+
+@pytest.fixture(scope="module")
+def pairs() -> star.Pairs:
+    built_in = star.load_pairs("politeness")
+    return replace(built_in, pairs=built_in.pairs[:4])
+
+
+def grid(model: Any, pairs: star.Pairs, **more: Any) -> star.Comparison:
+    options: dict[str, Any] = {
+        "loci": LOCI,
+        "strengths": (1.0, -2.0),
+        "positions": ("locus", "generated"),
+        "seeds": (0, 5),
+        "max_new_tokens": 8,
+        "batch_size": 7,
+        "progress": False,
+    }
+    return star.compare(model, pairs, PROMPTS, **(options | more))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_every_row_of_a_sweep_is_what_a_call_of_its_own_writes(tiny, pairs, temperature: float) -> None:
+    frame = grid(tiny, pairs, temperature=temperature).to_frame()
+    assert len(frame) == len(PROMPTS) * 2 * (1 + len(LOCI) * 2 * 2)
+    for (locus, positions, strength, seed), rows in frame.groupby(["locus", "positions", "strength", "seed"]):
+        hooks = []
+        if locus:
+            (place,) = (x for x in LOCI if str(x) == locus)
+            hooks = star.extract_vector(tiny, pairs, place).hooks(strength, positions)
+        options = {"seed": seed, "temperature": temperature, "max_new_tokens": 8, "progress": False}
+        alone = [star.sample(tiny, [p], hooks, **options)[0] for p in PROMPTS]
+        assert list(rows.text) == alone, (locus, positions, strength, seed)
+    assert frame[frame.arm == "steered"].text.nunique() > frame[frame.arm == "unsteered"].text.nunique()
+
+
+def test_rows_of_one_batch_are_steered_each_in_its_own_way(tiny) -> None:
+    tokens = torch.arange(20).view(4, 5) + 10
+    noise = torch.Generator().manual_seed(0)
+    width = (32, 32, 8)
+    ways = [(torch.randn(len(x.positions), w, generator=noise), x, None) for x, w in zip(LOCI, width, strict=True)]
+    ways.insert(1, None)  # type: ignore[arg-type]
+    together = tiny.run_with_hooks(tokens, fwd_hooks=row_hooks(ways))
+    plain = tiny(tokens)
+    for i, way in enumerate(ways):
+        alone = tiny.run_with_hooks(tokens[i : i + 1], fwd_hooks=injection_hooks(*way) if way else [])
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-5, atol=1e-5)
+        if way:
+            assert (together[i] - plain[i]).abs().max() > 1e-3
+
+
+def test_the_summary_and_the_best_way_follow_from_the_samples(tiny, pairs) -> None:
+    found = grid(tiny, pairs)
+    table = found.summary()
+    assert len(table) == 1 + len(LOCI) * 2 * 2
+    frame = found.to_frame()
+    for row in table.itertuples():
+        mine = frame[(frame.locus == row.locus) & (frame.positions == row.positions) & (frame.strength == row.strength)]
+        assert row.n == len(mine)
+        assert row.trait_rate == pytest.approx((mine.shows & mine.coherent).mean())
+        assert row.drift == pytest.approx(mine.drift.mean())
+    best = found.best(limit=1e9)
+    assert best.trait_rate == table[table.arm == "steered"].trait_rate.max()
+    with pytest.raises(StarError, match="No way to steer stays within"):
+        found.best(limit=-1.0)
+    figure = found.plot()
+    assert figure.data[0].z.shape == (len(LOCI) * 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strengths": []}, "strengths is"),
+        ({"strengths": ["much"]}, "strength is 'much'"),
+        ({"positions": "locus"}, "positions is 'locus': give a list"),
+        ({"positions": ["nowhere"]}, "Unknown positions 'nowhere'"),
+        ({"loci": [Locus("blocks.7.hook_resid_post")]}, "no hook point"),
+        ({"temperature": -1.0}, "temperature is"),
+    ],
+)
+def test_a_bad_grid_is_refused_before_anything_is_written(tiny, pairs, options, message, tmp_path: Path) -> None:
+    with pytest.raises(StarError, match=message):
+        grid(tiny, pairs, out=tmp_path / "samples.jsonl", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_another_sweep_is_refused_and_kept(tiny, pairs, tmp_path: Path) -> None:
+    out = tmp_path / "samples.jsonl"
+    grid(tiny, pairs, out=out)
+    before = out.read_bytes()
+    with pytest.raises(StarError, match="holds the samples of another sweep"):
+        grid(tiny, pairs, out=out, strengths=(3.0,))
+    assert out.read_bytes() == before
+
+
+def test_a_file_of_other_pairs_is_refused(tiny, pairs, tmp_path: Path) -> None:
+    out = tmp_path / "samples.jsonl"
+    grid(tiny, pairs, out=out)
+    marked = replace(pairs, trait=replace(pairs.trait, markers=("the",)))
+    assert grid(tiny, marked, out=out).to_frame().shows.any(), "markers only score what was written"
+    with pytest.raises(StarError, match="holds the samples of another sweep"):
+        grid(tiny, replace(pairs, pairs=pairs.pairs[1:]), out=out)
+
+
+def replies_in(path: Path) -> list[dict[str, Any]]:
+    """What the file holds, every line of it whole."""
+    text = path.read_text()
+    assert text.endswith("\n")
+    return [json.loads(line) for line in text.splitlines()][1:]
+
+
+def count_sampled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many replies each sweep writes anew."""
+    sampled: list[int] = []
+    written = samples.in_batches
+
+    def counted(model, prompts, *args):
+        sampled.append(len(prompts))
+        return written(model, prompts, *args)
+
+    monkeypatch.setattr(samples, "in_batches", counted)
+    return sampled
+
+
+def test_a_sweep_goes_on_with_what_is_missing_and_no_more(tiny, pairs, tmp_path: Path, monkeypatch) -> None:
+    out = tmp_path / "samples.jsonl"
+    whole = grid(tiny, pairs, out=out).to_frame()
+    sampled = count_sampled(monkeypatch)
+    lines = out.read_text().splitlines(keepends=True)
+    assert len(lines) == 1 + len(whole)
+    for text, missing in (
+        ("".join(lines), 0),
+        ("".join(lines[:-5]), 5),
+        ("".join(lines[:-5]) + lines[-5][:20], 5),  # killed in the middle of a line
+        ("".join(lines[:-5]) + lines[-5][:-1], 5),  # or just before its end
+        ("".join(lines[:1]), len(whole)),
+        (lines[0][:30], len(whole)),
+        ("", len(whole)),
+    ):
+        out.write_text(text)
+        pd.testing.assert_frame_equal(grid(tiny, pairs, out=out).to_frame(), whole)
+        assert sampled.pop() == missing
+        assert len(replies_in(out)) == len(whole)
+
+
+@contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """Writing beyond ``size`` bytes fails with an OSError, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_fills_up_costs_no_line_that_was_written(tiny, pairs, tmp_path: Path, monkeypatch) -> None:
+    whole = grid(tiny, pairs, out=tmp_path / "whole.jsonl").to_frame()
+    size = (tmp_path / "whole.jsonl").stat().st_size
+    out = tmp_path / "samples.jsonl"
+    with no_file_above(size * 2 // 3), pytest.raises(StarError, match=r"cannot be written to \([^\n]+what it holds is"):
+        grid(tiny, pairs, out=out)
+    kept = out.read_text().count("\n") - 1
+    assert len(whole) / 3 < kept < len(whole)
+    before = out.read_bytes()
+    sampled = count_sampled(monkeypatch)
+    with no_file_above(size // 2), pytest.raises(StarError, match=r"cannot be written to \([^\n]+make room"):
+        grid(tiny, pairs, out=out)
+    assert not sampled
+    assert out.read_bytes() == before
+    pd.testing.assert_frame_equal(grid(tiny, pairs, out=out).to_frame(), whole)
+    assert sampled == [len(whole) - kept]
+
+
+def test_a_full_disk_is_found_before_anything_is_sampled(tiny, pairs, tmp_path: Path, monkeypatch) -> None:
+    sampled = count_sampled(monkeypatch)
+    out = tmp_path / "samples.jsonl"
+    with no_file_above(100), pytest.raises(StarError, match=r"cannot be written to \([^\n]+make room"):
+        grid(tiny, pairs, out=out)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(samples.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 2000}))
+    with pytest.raises(StarError, match=r"needs \d+ MB, but only 0 are free: make room"):
+        grid(tiny, pairs, out=out, max_new_tokens=400)
+    assert not sampled
+
+
+@pytest.mark.parametrize("name", ["a file/samples.jsonl", ".", "/dev/full", "/proc/samples.jsonl"])
+def test_a_place_that_takes_no_file_is_refused_before_vectors_are_extracted(
+    tiny, pairs, tmp_path: Path, monkeypatch, name: str
+) -> None:
+    (tmp_path / "a file").write_text("kept")
+    monkeypatch.setattr(sweep, "extract_vector", lambda *args, **more: pytest.fail("work began"))
+    with pytest.raises(StarError, match=r"^[^\n]+(cannot be written to|is not a file)[^\n]+$"):
+        grid(tiny, pairs, out=tmp_path / name)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a file", "kept")]
+
+
+@contextmanager
+def interrupted_after(seconds: float) -> Iterator[None]:
+    """What Ctrl-C does, at a moment of its own."""
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_ctrl_c_leaves_a_readable_table_and_nothing_is_sampled_twice(tiny, pairs, tmp_path: Path, monkeypatch) -> None:
+    options: dict[str, Any] = {"batch_size": 2, "seeds": range(8), "loci": LOCI[:1]}
+    began = time.monotonic()
+    grid(tiny, pairs, out=tmp_path / "whole.jsonl", **options)
+    whole, took = replies_in(tmp_path / "whole.jsonl"), time.monotonic() - began
+    by_row = {(r["way"], r["prompt"]): r for r in whole}
+    out = tmp_path / "samples.jsonl"
+    sampled, held = count_sampled(monkeypatch), []
+    chance = random.Random(0)
+    for _ in range(10):
+        try:
+            with interrupted_after(chance.uniform(0.02, 0.2) * took):
+                grid(tiny, pairs, out=out, **options)
+        except KeyboardInterrupt:
+            found = replies_in(out) if out.exists() else []
+            assert all(by_row[r["way"], r["prompt"]] == r for r in found)
+            held.append(len(found))
+    assert held == sorted(held)
+    assert len(set(held)) > 2, "the interruptions must hit a sweep at work"
+    sampled.clear()
+    grid(tiny, pairs, out=out, **options)
+    assert sampled == [len(whole) - held[-1]]
+    assert {(r["way"], r["prompt"]): r for r in replies_in(out)} == by_row
+
+
+SERVER = """
+import json, os, sys, torch, star_tl as star
+from star_tl.locus import Locus
+torch.set_num_threads(1)  # a thread pool does not survive a fork
+model = star.load_model(sys.argv[1])
+pairs = star.load_pairs("politeness")
+loci = [Locus("blocks.1.hook_resid_post"), Locus("blocks.2.hook_resid_post")]
+for line in sys.stdin:
+    samples, table = json.loads(line)
+    child = os.fork()
+    if not child:
+        found = star.compare(
+            model, pairs, ["I lost my job.", "My dog is ill."], loci=loci, strengths=(1.0, 2.0), seeds=range(10),
+            max_new_tokens=24, batch_size=2, out=samples, progress=False,
+        )
+        found.to_frame().to_json(table, orient="records")
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture
+def server(tiny_folder: Path) -> Iterator[Any]:
+    """Forks a process per sweep, so that ten can be killed without loading a model ten times."""
+    command = [sys.executable, "-c", SERVER, str(tiny_folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        yield process
+        process.stdin.close()  # type: ignore[union-attr]
+
+
+def test_a_sweep_killed_ten_times_ends_as_one_that_ran_through(server, tmp_path: Path) -> None:
+    def start(name: str) -> int:
+        server.stdin.write(json.dumps([str(tmp_path / f"{name}.jsonl"), str(tmp_path / f"{name}.json")]) + "\n")
+        server.stdin.flush()
+        return int(server.stdout.readline())
+
+    def exit_code() -> int:
+        return int(server.stdout.readline())
+
+    start("whole")
+    began = time.monotonic()
+    assert exit_code() == 0
+    took = time.monotonic() - began
+    samples = tmp_path / "killed.jsonl"
+    held, chance = b"", random.Random(0)
+    for attempt in range(10):
+        child = start("killed")
+        deadline = time.monotonic() + 60
+        # Killed at a random moment after it has written something new: otherwise ten kills might all hit its start.
+        lines = held[: held.rfind(b"\n") + 1]
+        while time.monotonic() < deadline:
+            now = samples.read_bytes() if samples.exists() else b""
+            assert now.startswith(lines), "what was written is lost"
+            if len(now) > len(held):
+                break
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.04) * took)
+        os.kill(child, signal.SIGKILL)
+        assert exit_code() == -signal.SIGKILL, "the kill must hit a sweep at work"
+        held = samples.read_bytes()
+        if attempt % 3 == 0:  # as if the kill had hit in the middle of a line
+            held = held[:-3]
+            samples.write_bytes(held)
+    assert not (tmp_path / "killed.json").exists()
+    start("killed")
+    assert exit_code() == 0
+    whole, killed = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("whole", "killed"))
+    assert killed == whole

@@ -1,0 +1,524 @@
+"""The widget in a real JupyterLab and Notebook 7: with the mouse, by keyboard alone, and what it leaves on disk."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import torch
+from synthetic import attribution
+
+import star_tl as star
+from star_tl.data.chat import SPANS
+from star_tl.data.pairs import Pairs
+from star_tl.errors import StarError
+from star_tl.generation.sampling import Reply
+from star_tl.steering.positions import SCHEDULES
+from star_tl.view.explorer.widget import Explorer, safe_until, segments, token_pieces, view
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOK = ROOT / "notebooks" / "03_compare_loci.ipynb"
+SHORT = "as_far_as_the_widget.ipynb"
+ARTIFACTS = Path(os.environ.get("STAR_TL_ARTIFACTS", ROOT / "artifacts"))
+WINDOW = {"width": 1500, "height": 950}
+WAIT = 60_000  # ms; the machine may be busy
+
+
+def test_the_maps_hold_the_scores_with_intervals():
+    attr = attribution()
+    shown = view(attr, "classical", None, "attn_out")
+    parts = shown["components"]
+    assert [c["label"] for c in parts["columns"]] == ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
+    assert torch.allclose(torch.tensor(parts["z"]).T, attr.layer_scores())
+    assert parts["low"][5][3] < parts["z"][5][3] < parts["high"][5][3]
+    assert torch.allclose(torch.tensor(shown["heads"]["z"]), attr.head_layer_scores())
+    assert [c["position"] for c in shown["tokens"]["columns"]] == [-6, -5, -4, -3, -2, -1]
+    assert shown["tokens"]["columns"][0]["label"] is None, "this token differs between pairs"
+    json.dumps(shown, allow_nan=False)
+
+
+def test_a_pair_is_shown_with_its_reply_and_the_steering_form_as_a_mean():
+    attr = attribution()
+    pair = view(attr, "classical", 2, "resid_post")["tokens"]
+    assert pair["low"] is None
+    assert [name for name, _, _ in pair["spans"]][-1] == "positive reply"
+    assert pair["columns"][-1]["position"] >= 0
+    steering = view(attr, "steering", 2, "resid_post")
+    assert steering["mean"]
+    assert torch.allclose(torch.tensor(steering["components"]["z"])[:, 2], attr.steering[2].sum(-1))
+
+
+def test_texts_are_cut_at_tokens_and_markers():
+    trait = star.load_pairs("emotional_support").trait
+    cut = segments(trait, [("I am so", 0.1), (" sorry", 2.0), (" <b>", None)])
+    assert "".join(part["text"] for part in cut) == "I am so sorry <b>"
+    assert any(part["marked"] for part in cut)
+    assert [part["drift"] for part in cut if part["text"] == " <b>"] == [None]
+    assert segments(trait, []) == []
+    agreement = star.load_pairs("agreement").trait
+    cut = segments(agreement, [("You can come by. Sure, at seven.", None)])
+    assert [part["text"] for part in cut if part["marked"]] == ["Sure"], "and not the full stop before it"
+
+
+def test_tokens_that_share_a_character_stay_together():
+    class Bytes:
+        def decode(self, ids, skip_special_tokens):
+            return bytes(ids).decode(errors="replace")
+
+    reply = Reply("aé!", tuple("aé!".encode()), True)
+    assert token_pieces(Bytes(), reply, [0.1, 0.5, 0.2, 0.0]) == [("a", 0.1), ("é", 0.5), ("!", 0.0)]
+
+
+def test_the_safe_range_ends_where_drift_passes_the_limit():
+    dose = pd.DataFrame({"strength": [0.0, 1.0, 2.0], "drift": [0.0, 0.1, 0.3]})
+    assert safe_until(dose, 0.2) == pytest.approx(1.5)
+    assert safe_until(dose, 0.5) == 2.0
+
+
+def test_without_the_widget_packages_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "anywidget", None)
+    monkeypatch.delitem(sys.modules, "star_tl.view.explorer.widget")
+    with pytest.raises(StarError, match=r"pip install 'star_tl\[notebook\]'"):
+        _ = star.explore
+
+
+@pytest.fixture
+def explorer(demo) -> Explorer:
+    pairs = star.load_pairs("politeness")
+    few = Pairs(pairs.trait, pairs.pairs[:6])
+    return star.explore(demo, few, star.attribute(demo, few, progress=False))
+
+
+def until(happened: Callable[[], bool]) -> None:
+    for _ in range(1200):
+        if happened():
+            return
+        time.sleep(0.05)
+    raise AssertionError("the explorer never came so far")
+
+
+def until_idle(explorer: Explorer) -> None:
+    until(lambda: not explorer.status["busy"])
+
+
+def ask(explorer: Explorer, do: str, **what) -> None:
+    explorer._hear(None, {"do": do, **what}, [])
+
+
+def test_a_second_click_ends_the_first_and_stop_ends_all(explorer):
+    place = {"positions": [-1], "head": None}
+    ask(explorer, "toggle", hook_point="blocks.1.hook_resid_post", **place)
+    ask(explorer, "toggle", hook_point="blocks.2.hook_resid_post", **place)
+    ask(explorer, "stop")
+    until_idle(explorer)
+    assert explorer.status["text"] == "Stopped."
+    assert "blocks.2.hook_resid_post @ -1" in repr(explorer)
+    assert [locus["colour"] for locus in explorer.loci] == [0, 1]
+    ask(explorer, "toggle", hook_point="blocks.1.hook_resid_post", **place)
+    until_idle(explorer)
+    assert explorer.status["error"] == ""
+    assert [r["name"] for r in explorer.replies] == ["", "blocks.2.hook_resid_post @ -1"]
+    assert explorer.loci[0]["colour"] == 1, "a locus keeps its colour"
+    assert len(explorer.doses) == 1
+    assert not any(point.fwd_hooks for point in explorer._model.hook_dict.values())
+
+
+def test_a_click_writes_to_the_prompt_and_at_the_positions_that_are_on_the_page(explorer, demo):
+    typed = {"prompt": "My cat died.", "strength": 1.0, "positions": " −2, -1", "seed": 3}
+    ask(explorer, "toggle", hook_point="blocks.6.hook_resid_post", positions=[-1], head=None, settings=typed)
+    until(lambda: any("drift" in reply for reply in explorer.replies))
+    ask(explorer, "stop")
+    until_idle(explorer)
+    (vector,) = explorer.vectors
+    written = [
+        star.sample(demo, [typed["prompt"]], hooks, 60, 0.8, seed=3)[0]
+        for hooks in ([], vector.hooks(round(1 / vector.fraction, 3), positions=[-2, -1]))
+    ]
+    assert ["".join(part["text"] for part in reply["segments"]) for reply in explorer.replies] == written
+    ask(explorer, "generate", **typed | {"positions": "every other"})
+    assert "Unknown positions 'every other'" in explorer.status["error"]
+    ask(explorer, "generate", **typed | {"positions": "1-2"})
+    assert "not whole numbers" in explorer.status["error"]
+    ask(explorer, "generate", **typed | {"positions": "system"})
+    assert "no span 'system'" in explorer.status["error"]
+    assert explorer.settings["positions"] == typed["positions"], "what is shown was not written otherwise"
+
+
+def test_attribution_that_is_stopped_leaves_the_map_as_it_was(explorer):
+    before = dict(explorer.map)
+    ask(explorer, "map", estimator="ig", form="steering", pair=-1, component="mlp_out")
+    ask(explorer, "stop")
+    until_idle(explorer)
+    assert explorer.status["text"] == "Stopped."
+    assert explorer.map == before
+    assert (explorer.settings["estimator"], explorer.settings["form"]) == ("atp", "classical")
+    ask(explorer, "map", estimator="relp", form="classical", pair=-1, component="mlp_out")
+    until_idle(explorer)
+    assert explorer.settings["estimator"] == "relp"
+    assert explorer.map["components"] != before["components"]
+
+
+def test_a_widget_that_is_closed_ends_its_work(explorer):
+    ask(explorer, "toggle", hook_point="blocks.1.hook_resid_post", positions=[-1], head=None)
+    explorer.close()
+    until_idle(explorer)
+    assert explorer.status["text"] == "Stopped."
+    assert not any(point.fwd_hooks for point in explorer._model.hook_dict.values())
+
+
+def test_what_cannot_be_done_is_said_in_one_line(explorer):
+    ask(explorer, "toggle", hook_point="blocks.0.hook_resid_pre", positions=[-1], head=None)
+    assert "blocks.0.hook_resid_post" in explorer.status["error"]
+    assert explorer.loci == []
+
+
+def test_what_was_refused_is_still_said_while_other_work_goes_on(explorer):
+    for layer in range(1, 7):
+        ask(explorer, "toggle", hook_point=f"blocks.{layer}.hook_resid_post", positions=[-1], head=None)
+    assert explorer.status["busy"]
+    until(lambda: any(reply["writing"] for reply in explorer.replies))
+    assert explorer.status["error"] == "5 loci are selected: remove one first."
+    ask(explorer, "stop")
+    until_idle(explorer)
+    assert (len(explorer.loci), explorer.status["error"]) == (5, "")
+
+
+def test_another_vector_of_the_same_name_is_not_overwritten(explorer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ask(explorer, "toggle", hook_point="blocks.1.hook_resid_post", positions=[-1], head=None)
+    until_idle(explorer)
+    name = "politeness_layer1_resid_post.safetensors"
+    Path(name).write_text("mine")
+    for _ in range(2):
+        ask(explorer, "keep", index=0)
+    assert Path(name).read_text() == "mine"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["politeness_layer1_resid_post-2.safetensors", name]
+
+
+@pytest.fixture(scope="module")
+def jupyter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """A Jupyter server of its own: its address, and its folder with the notebook, whole and as far as the widget."""
+    folder = tmp_path_factory.mktemp("jupyter")
+    shutil.copy(NOTEBOOK, folder)
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    widget = next(i for i, c in enumerate(notebook.cells) if c.cell_type == "code" and "star.explore(" in c.source)
+    notebook.cells = notebook.cells[: widget + 1]
+    nbformat.write(notebook, folder / SHORT)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = {
+        "ServerApp.port": port,
+        "ServerApp.root_dir": folder,
+        "IdentityProvider.token": "",
+        "ServerApp.open_browser": False,
+        "ServerApp.allow_root": True,
+        "LabApp.expose_app_in_browser": True,
+        "JupyterNotebookApp.expose_app_in_browser": True,
+    }
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    home = {f"JUPYTER_{kind}_DIR": str(tmp_path_factory.mktemp(kind.lower())) for kind in ("CONFIG", "RUNTIME")}
+    (Path(home["JUPYTER_CONFIG_DIR"]) / "labconfig").mkdir()
+    quiet = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
+    (Path(home["JUPYTER_CONFIG_DIR"]) / "labconfig" / "page_config.json").write_text(json.dumps(quiet))
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *arguments], stdout=log, stderr=log, env=os.environ | home, cwd=folder
+        )
+        address = f"http://127.0.0.1:{port}"
+        try:
+            for _ in range(240):
+                try:
+                    urllib.request.urlopen(f"{address}/api", timeout=1)
+                    break
+                except OSError:
+                    time.sleep(0.5)
+            else:
+                pytest.fail(f"Jupyter did not start: {(folder / 'server.log').read_text()[-2000:]}")
+            yield address, folder
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed: apt install chromium")
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()
+
+
+@contextmanager
+def run_notebook(browser, address: str) -> Iterator:
+    """The notebook, opened at ``address`` in a window as of a laptop, and run."""
+    page = browser.new_page(viewport=WINDOW, device_scale_factor=1.5)
+    page.set_default_timeout(WAIT)
+    page.goto(address)
+    page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.sessionContext")
+    page.evaluate(
+        """async () => {
+            const app = window.jupyterapp, panel = app.shell.currentWidget;
+            await panel.sessionContext.ready;
+            await panel.context.ready;
+            await app.commands.execute("application:toggle-left-area").catch(() => {});
+            await app.commands.execute("statusbar:toggle").catch(() => {});
+            await app.commands.execute("notebook:run-all-cells");
+            const cells = panel.content.widgets.map(cell => cell.model.sharedModel.getSource());
+            panel.content.activeCellIndex = cells.findIndex(source => source.includes("star.explore("));
+            await panel.content.scrollToItem(panel.content.activeCellIndex);  // a cell out of sight has no page
+        }"""
+    )
+    page.locator(".star-explorer .cell").first.wait_for()
+    yield page
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def page(jupyter: tuple[str, Path], browser) -> Iterator:
+    with run_notebook(browser, f"{jupyter[0]}/lab/workspaces/test-{time.time_ns()}/tree/{NOTEBOOK.name}?reset") as lab:
+        yield lab
+
+
+def cell(page, layer: int, column: str):
+    return page.locator(f".star-explorer [role=gridcell][aria-label^='layer {layer}, {column}']")
+
+
+def finished(page) -> None:
+    page.locator(".star-explorer [role=status]", has_text="Done.").wait_for()
+    assert page.locator(".star-explorer .problem").text_content() == ""
+
+
+def photograph(page, name: str) -> None:
+    """The cell that made the widget, and all of it, in a window that is as tall as it takes."""
+    page.mouse.move(0, 0)
+    page.set_viewport_size(WINDOW | {"height": 1900})
+    widget = page.locator(".star-explorer")
+    height = widget.evaluate(
+        """widget => widget.closest(".jp-Cell").offsetHeight
+            + innerHeight - widget.closest(".jp-WindowedPanel-outer").offsetHeight"""
+    )
+    page.set_viewport_size(WINDOW | {"height": math.ceil(height) + 8})
+    widget.evaluate("widget => widget.closest('.jp-Cell').scrollIntoView()")
+    page.screenshot(path=ARTIFACTS / f"{name}.png")
+    page.set_viewport_size(WINDOW)
+
+
+def replies(page) -> list[str]:
+    return page.locator(".star-explorer article .text").all_text_contents()
+
+
+def click_and_listen(page) -> None:
+    """Click a cell and wait for the first steered token."""
+    begun = time.monotonic()
+    cell(page, 6, "resid_post").click()
+    page.locator("article:nth-child(2) .text:not(:has-text('…'))").wait_for()
+    print(f"from click to the first steered token: {time.monotonic() - begun:.2f} s")
+
+
+def run_kept(page, folder: Path, model) -> list[str]:
+    """What the lines write that the page shows for the vector that was kept."""
+    code = page.locator(".star-explorer .kept pre").text_content()
+    *lines, last = re.sub(r'load\("', f'load("{folder}/', code).splitlines()
+    assert len(lines) == 2
+    names = {"star": star, "model": model}
+    exec("\n".join(lines), names)
+    return eval(last, names)
+
+
+def test_click_slide_compare_and_keep(page, jupyter, demo):
+    widget = page.locator(".star-explorer")
+    click_and_listen(page)
+    finished(page)
+    assert len(replies(page)) == 2
+    at_first = replies(page)[1]
+    assert page.locator("svg polyline").count() == 2
+    assert re.search(r"up to \d", widget.locator(".strength .soft").text_content())
+
+    slider = widget.get_by_role("slider")
+    strength = 0.35 * float(slider.get_attribute("max"))
+    slider.fill(str(strength))
+    finished(page)
+    assert f"{strength:.2f}" in widget.locator("output").text_content()
+    assert replies(page)[1] != at_first, "another strength writes another reply"
+
+    cell(page, 3, "resid_post").click()
+    page.locator("article").nth(2).wait_for()
+    finished(page)
+    assert len(replies(page)) == 3
+    assert page.locator("svg polyline").count() == 4
+    assert widget.locator("tbody tr").count() == 2
+
+    photograph(page, "explorer")
+    widget.locator("article").nth(1).get_by_role("button", name="Keep this vector").click()
+    saved = jupyter[1] / "emotional_support_layer6_resid_post.safetensors"
+    widget.locator(".kept code", has_text=saved.name).first.wait_for()
+    assert star.SteeringVector.load(saved, demo).locus.layer == 6
+    assert run_kept(page, jupyter[1], demo) == [replies(page)[1]], "the three lines write what the widget wrote"
+
+
+def test_every_control_is_labelled_and_reached_by_keyboard(page, jupyter, demo):
+    widget, press = page.locator(".star-explorer"), page.keyboard.press
+    nameless = widget.evaluate(
+        """root => [...root.querySelectorAll("button, select, input, textarea, .cell, [role=grid]")]
+            .filter(e => !(e.ariaLabel || e.textContent.trim() && e.tagName === "BUTTON" || e.labels?.length))
+            .map(e => e.outerHTML.slice(0, 90))"""
+    )
+    assert nameless == []
+    for chip in range(widget.locator(".chips li:not(.add)").count(), 0, -1):
+        widget.locator(".chips li button").first.focus()
+        press("Enter")
+        page.wait_for_function(f"document.querySelectorAll('.chips li:not(.add)').length === {chip - 1}")
+
+    widget.get_by_role("tab", name="Layer × component").focus()
+    press("ArrowRight")
+    assert page.evaluate("document.activeElement.textContent") == "Layer × head"
+    for _ in range(4):  # estimator, form, pairs, then the map
+        press("Tab")
+    assert page.evaluate("document.activeElement.getAttribute('role')") == "gridcell"
+    press("Home")
+    press("ArrowRight")
+    press("ArrowDown")
+    chosen = star.attribute(demo, star.load_pairs("emotional_support"), progress=False).top_locus().layer
+    assert page.evaluate("document.activeElement.ariaLabel").startswith(f"layer {chosen - 1}, head 1,")
+    press("ArrowUp")
+    assert page.evaluate("document.activeElement.ariaLabel").startswith(f"layer {chosen}, head 1,")
+    press("Enter")
+    widget.locator(".chips", has_text=f"Layer {chosen} · head 1").wait_for()
+    finished(page)
+    assert page.evaluate("document.activeElement.ariaSelected") == "true", "the focus stays where it was"
+
+    for _ in range(20):
+        press("Tab")
+        if page.evaluate("document.activeElement.tagName") == "TEXTAREA":
+            break
+    press("Control+a")
+    page.keyboard.type("I lost <b>my</b> job & my flat.")
+    press("Tab")
+    assert page.evaluate("document.activeElement.type") == "range"
+    before = widget.locator("output").text_content()
+    press("ArrowRight")
+    assert widget.locator("output").text_content() > before
+    press("End")
+    finished(page)
+
+    press("Tab")
+    positions, problem = widget.get_by_role("combobox", name="Added at"), widget.get_by_role("alert")
+    assert positions.evaluate("field => field === document.activeElement")
+    at_locus = replies(page)[1]
+    page.keyboard.type("nowhere")
+    press("Enter")
+    problem.get_by_text("Unknown positions 'nowhere': use one of").wait_for()
+    press("ArrowDown")
+    assert set(SCHEDULES + SPANS) - {"system"} < set(widget.locator(".offers b").all_text_contents())
+    for _ in range(4):
+        press("ArrowDown")
+    press("Enter")
+    assert positions.input_value() == "user turn"
+    assert widget.locator(".offers").is_hidden()
+    for _ in range(2):
+        press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Generate"
+    press("Enter")
+    press("Tab")
+    finished(page)
+    assert problem.text_content() == ""
+    assert len(replies(page)) == 2
+    press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Keep this vector"
+    press("Enter")
+    widget.locator(".kept", has_text=f"layer{chosen}_attn_z_head1").wait_for()
+    assert "<b>my</b>" in widget.locator(".kept pre").text_content()
+    assert widget.locator(".kept b").count() == 0
+    assert run_kept(page, jupyter[1], demo) == [replies(page)[1]] != [at_locus]
+    photograph(page, "explorer-keyboard")
+
+
+def test_the_token_map_shows_a_pair_and_the_dark_theme_is_followed(page):
+    widget = page.locator(".star-explorer")
+    widget.get_by_role("tab", name="Layer × token").click()
+    assert widget.locator(".cell[data-row='0']").count() == 24
+    pairs = widget.get_by_role("combobox", name="Pairs")
+    pairs.select_option(index=1)
+    widget.locator(".span", has_text="positive reply").wait_for()
+    assert widget.locator(".column", has_text="begin_of_text").count() == 1
+    last = widget.locator(".cell[data-row='6']").last
+    assert last.get_attribute("aria-disabled") == "true", "a reply's token is no locus"
+    page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    page.locator("[data-jp-theme-light='false']").wait_for(state="attached")
+    photograph(page, "explorer-tokens")
+    pairs.select_option(index=0)
+    widget.get_by_role("combobox", name="Form").select_option("steering")
+    page.wait_for_function("document.querySelectorAll(\".cell[data-row='0']\").length === 24")
+    page.locator("select:disabled").and_(pairs).wait_for()
+    photograph(page, "explorer-dark")
+
+
+def test_notebook_7_shows_it_too(jupyter, browser):
+    pytest.importorskip("notebook", reason="notebook is not installed: pip install 'star_tl[dev]'")
+    with run_notebook(browser, f"{jupyter[0]}/notebooks/{SHORT}") as page:
+        assert "Notebook" in page.evaluate("window.jupyterapp.name")
+        click_and_listen(page)
+        page.get_by_role("button", name="Stop").click()
+        page.locator(".star-explorer [role=status]", has_text="Stopped.").wait_for()
+        page.screenshot(path=ARTIFACTS / "explorer-notebook-7.png")
+
+
+def test_a_page_that_is_neither_of_them_can_show_it_offline(explorer, browser):
+    """VS Code shows widgets in a page of its own: on white, with Jupyter's light colours beside its theme's."""
+    source, style = ((ROOT / "star_tl/view/explorer" / f"widget.{kind}").read_text() for kind in ("js", "css"))
+    assert not re.search(r"\bimport\b|\brequire\b|https?://(?!www\.w3\.org/2000/svg)|jupyterapp", source)
+    policy = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval' blob:; style-src 'unsafe-inline'"
+    html = f"""<meta http-equiv="Content-Security-Policy" content="{policy}"><style>{style}
+        :root {{ --jp-layout-color0: white; --jp-content-font-color1: black; --jp-border-color2: #e0e0e0;
+        --vscode-editor-background: #1e1e1e; --vscode-editor-foreground: #d4d4d4; }}</style>
+        <body class="vscode-dark"><div id="output" style="background: white"></div>"""
+    context = browser.new_context(offline=True)
+    page = context.new_page()
+    said = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: said.append(request.url) if not request.url.startswith("blob:") else None)
+    page.set_content(html)
+    page.evaluate(
+        """async ([source, state]) => {
+            const module = await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
+            window.sent = [];
+            window.heard = [];
+            const model = { get: name => state[name], send: what => sent.push(what),
+                on: (name, f) => heard.push([name, f]),
+                off: (name, f) => heard = heard.filter(([n, g]) => n !== name || g !== f) };
+            window.remove = module.default.render({ model, el: document.getElementById("output") });
+        }""",
+        [source, {name: value for name, value in explorer.get_state().items() if isinstance(value, dict | list)}],
+    )
+    cell(page, 3, "mlp_out").click()
+    (sent,) = page.evaluate("sent")
+    suggested = explorer.map["suggested"]["positions"]
+    assert (sent["do"], sent["hook_point"], sent["positions"]) == ("toggle", "blocks.3.hook_mlp_out", suggested)
+    colours = "getComputedStyle(document.querySelector('.star-explorer'))"
+    assert page.evaluate(f"{colours}.backgroundColor") == "rgb(30, 30, 30)"
+    assert page.evaluate(f"{colours}.color") == "rgb(212, 212, 212)"
+    heard = page.evaluate("heard.length")
+    page.evaluate("remove()")
+    assert (heard > 0, page.evaluate("heard.length")) == (True, 0), "what is closed listens no more"
+    assert said == []
+    context.close()

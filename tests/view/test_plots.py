@@ -1,0 +1,274 @@
+"""The figures show the map's own numbers, named, signed and escaped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+from synthetic import attribution, dose, result, summary
+
+from star_tl.errors import StarError
+from star_tl.evaluation.sweep import Comparison
+from star_tl.locus import COMPONENTS
+from star_tl.view.plots import (
+    ARM_COLOURS,
+    BLUE,
+    OTHER_ARM,
+    SIGN,
+    on_dark,
+    percent,
+    plot_arms,
+    plot_choice,
+    plot_dose,
+    plot_effects,
+    plot_heads,
+    plot_layers,
+    plot_loci,
+    plot_tokens,
+    signed,
+    visible,
+)
+
+ATTR = attribution()
+
+
+def close(shown, expected) -> bool:
+    return np.allclose(np.asarray(shown, dtype=float), np.asarray(expected, dtype=float), atol=1e-6, equal_nan=True)
+
+
+def test_layers_show_every_component_apart_by_kind():
+    fig = plot_layers(ATTR)
+    residual, writes = fig.data
+    expected = ATTR.layer_scores()
+    assert list(residual.x) == ["resid_pre", "resid_mid", "resid_post"]
+    assert list(writes.x) == ["attn_out", "mlp_out"]
+    assert close(residual.z, expected[:3].T)
+    assert close(writes.z, expected[3:].T)
+    assert residual.coloraxis != writes.coloraxis, "residual and writes differ in magnitude"
+    assert "two colour scales" in fig.layout.title.subtitle.text
+    assert writes.hovertemplate.startswith("blocks.%{y}.hook_%{x}<br>layer %{y}<br>score")
+    assert float(writes.text[5][0].replace("−", "-")) == pytest.approx(writes.z[5][0], abs=5e-4)
+
+
+@pytest.mark.parametrize("figure", [plot_layers, plot_heads, plot_tokens, plot_choice])
+def test_layer_zero_is_at_the_bottom_and_the_sign_is_said(figure):
+    fig = figure(ATTR)
+    low, high = fig.layout.yaxis.range
+    assert low < 0 < ATTR.n_layers - 1 < high
+    assert list(fig.data[0].y) == list(range(ATTR.n_layers))
+    assert SIGN in fig.layout.title.subtitle.text
+    assert "nats" in fig.to_json()
+
+
+@pytest.mark.parametrize("figure", [plot_layers, plot_heads, plot_tokens])
+def test_colours_are_centred_at_zero(figure):
+    fig = figure(ATTR)
+    for trace in fig.data:
+        axis = fig.layout[trace.coloraxis or "coloraxis"]
+        assert axis.cmin == -axis.cmax
+        assert axis.cmax == pytest.approx(np.abs(trace.z).max())
+        assert axis.colorbar.title.text == "score (nats)"
+
+
+def test_a_map_of_zeros_can_be_drawn():
+    empty = dataclasses.replace(
+        ATTR, scores=torch.zeros_like(ATTR.scores), head_scores=torch.zeros_like(ATTR.head_scores)
+    )
+    for figure in (plot_layers, plot_heads, plot_tokens, plot_choice):
+        figure(empty).to_json()
+
+
+def test_heads_show_the_sum_over_positions():
+    fig = plot_heads(ATTR)
+    assert close(fig.data[0].z, ATTR.head_layer_scores())
+    assert np.unravel_index(np.argmax(fig.data[0].z), fig.data[0].z.shape) == (5, 2)
+    assert "blocks.%{y}.attn.hook_z" in fig.data[0].hovertemplate
+
+
+@pytest.mark.parametrize(
+    ("figure", "scores"),
+    [
+        (plot_layers, ATTR.scores[:, :3].sum(-1).transpose(1, 2)),
+        (plot_heads, ATTR.head_scores.sum(-1)),
+        (plot_tokens, ATTR.component("resid_post")[..., ATTR.prompt_end - ATTR.window : ATTR.prompt_end]),
+    ],
+)
+def test_hovering_tells_hook_score_and_interval(figure, scores):
+    shown = figure(ATTR).data[0]
+    for part in ("blocks.%{y}.", "layer %{y}", "score %{z", "95 % interval %{customdata[0]"):
+        assert part in shown.hovertemplate
+    values = scores[:, 5, -1].double().numpy()
+    expected = stats.bootstrap((values,), np.mean, n_resamples=9999, method="percentile", rng=1).confidence_interval
+    assert shown.customdata[5, -1] == pytest.approx(list(expected), abs=0.15 * np.ptp(values))
+
+
+def test_a_single_pair_has_no_interval():
+    assert "interval" not in plot_tokens(ATTR, pair=0).data[0].hovertemplate
+
+
+@pytest.mark.parametrize(
+    ("score", "shown"), [(0.1234, "+0.123"), (-0.1234, "−0.123"), (-0.0001, "0.000"), (0.0, "0.000")]
+)
+def test_scores_have_a_sign_unless_they_round_to_zero(score, shown):
+    assert signed(score) == shown
+
+
+def test_a_figure_can_be_turned_dark_and_the_original_stays():
+    for light in (plot_layers(ATTR), comparison().plot()):
+        before = json.loads(light.to_json())
+        dark = on_dark(light).to_json()
+        assert "#F7F7F7" in light.to_json()
+        assert "#F7F7F7" not in dark
+        assert json.loads(light.to_json()) == before
+
+
+def test_tokens_of_one_pair_are_its_prompt_and_positive_reply():
+    fig = plot_tokens(ATTR, pair=0, component="attn_out")
+    start, end = ATTR.spans[0][0].start, ATTR.prompt_end
+    ticks = fig.layout.xaxis
+    assert close(fig.data[0].z, ATTR.component("attn_out")[0, :, start : end + 3])
+    assert list(ticks.tickvals) == list(range(start - end, 3)), "positions count from the prompt's end"
+    assert ticks.ticktext[0] == "&lt;|begin_of_text|&gt;"
+    assert "␣&lt;b&gt;low&lt;/b&gt;" in ticks.ticktext
+    assert "&#36;" in ticks.ticktext
+    assert ticks.ticktext[-4:] == ("↵↵", "So", "␣sorry", ".")
+    assert "No" not in ticks.ticktext, "the negative reply stays out"
+    assert [a.text for a in fig.layout.annotations] == ["system", "user 1", "header", "positive reply"]
+    assert "position -1, header<br>token ↵↵" in fig.data[0].text[0]
+
+
+def test_the_mean_names_a_token_only_where_all_pairs_agree():
+    fig = plot_tokens(ATTR)
+    end, window = ATTR.prompt_end, ATTR.window
+    assert close(fig.data[0].z, ATTR.component("resid_post").mean(0)[:, end - window : end])
+    ticks = fig.layout.xaxis.ticktext
+    assert ticks[0] == "-6", "this token differs between pairs"
+    assert ticks[-1] == "↵↵  -1"
+    assert "&lt;|eot_id|&gt;  -4" in ticks
+    assert [a.text for a in fig.layout.annotations] == ["user 1", "header"]
+
+
+@pytest.mark.parametrize("wrong", [{"pair": 6}, {"pair": -7}, {"component": "hook_z"}])
+def test_what_is_not_in_the_map_is_refused(wrong):
+    with pytest.raises(StarError, match="use"):
+        plot_tokens(ATTR, **wrong)
+
+
+def test_every_component_has_a_token_map():
+    for component in COMPONENTS:
+        assert f"hook_{component}" in plot_tokens(ATTR, component=component).layout.title.subtitle.text
+
+
+def test_the_chosen_layer_stands_out():
+    fig, choice = plot_choice(ATTR), ATTR.choose_layer()
+    bars = fig.data[0]
+    assert choice.layer == 5
+    assert [layer for layer, colour in enumerate(bars.marker.color) if colour == BLUE] == [5]
+    assert close(bars.x, choice.gain)
+    assert close(bars.x + bars.error_x.array, choice.high)
+    assert close(bars.x - bars.error_x.arrayminus, choice.low)
+    assert close(bars.customdata[:, 2], 100 * choice.frequency)
+    share = percent(float(choice.frequency[5]))
+    assert any("chosen" in a.text and share in a.text and a.y == 5 for a in fig.layout.annotations)
+
+
+def test_dose_is_in_order_with_drift_on_an_axis_of_its_own():
+    fig = plot_dose(dose())
+    rate, coherent, drift = fig.data
+    assert list(rate.x) == [0.0, 0.5, 1.0, 2.0, 4.0]
+    assert close(rate.y, [36, 62, 89, 71, 5])
+    assert close(rate.error_y.array, [6, 8, 5, 7, 5])
+    assert close(coherent.y, [98, 98, 96, 77, 5])
+    assert close(drift.y, [0, 0.03, 0.11, 0.6, 4.2])
+    assert drift.yaxis == "y2"
+    assert "nats per token" in fig.layout.yaxis2.title.text
+    assert plot_dose(dose().drop(columns=["low_rate", "high_rate"])).data[0].error_y.array is None
+
+
+def test_arms_have_their_rates_intervals_and_colours():
+    fig = plot_arms(summary())
+    rates, drift = fig.data
+    assert close(rates.x, [36, 89, 38, 37, 12, 93])
+    assert close(rates.error_x.array, [5] * 6)
+    assert close(rates.error_x.arrayminus, [6] * 6)
+    assert list(rates.marker.color) == list(ARM_COLOURS.values())
+    assert rates.y[3] == "last ranked layer"
+    assert fig.layout.yaxis.autorange == "reversed"
+    assert drift.text[4] == "3.40"
+    assert [a.text for a in fig.layout.annotations][1] == f"<b>{percent(0.89)}</b>"
+
+
+def test_effects_are_differences_with_intervals_and_no_reference():
+    fig = plot_effects(summary())
+    (points,) = fig.data
+    assert "unsteered" not in list(points.y)
+    assert close(points.x, [53.1, 2, 1, -24, 57])
+    assert close(points.x + points.error_x.array, [61.7, 8.5, 6, -17, 64])
+    assert list(points.marker.color) == list(ARM_COLOURS.values())[1:]
+    assert [a.text for a in fig.layout.annotations if a.text][3] == "<b>−24</b>"
+
+
+def comparison() -> Comparison:
+    rows = [("unsteered", "", -1, 0.0, False)] * 2
+    rows += [
+        ("steered", f"blocks.{layer}.hook_resid_post @ -1", layer, x, True) for layer in (1, 5) for x in (2.0, 1.0)
+    ]
+    frame = pd.DataFrame(rows, columns=["arm", "locus", "layer", "strength", "shows"])
+    return Comparison(
+        "<b>hope</b>", frame.assign(positions="locus", coherent=True, drift=frame.strength / 10, text="x")
+    )
+
+
+def test_places_are_compared_in_order_of_strength_by_colour_dash_and_symbol():
+    fig = plot_loci(comparison())
+    first, cost, second, _, unsteered = fig.data
+    assert list(first.x) == [1.0, 2.0]
+    assert close(cost.y, [0.1, 0.2])
+    assert len({(t.line.color, t.line.dash, t.marker.symbol) for t in (first, second)}) == 2
+    assert list(unsteered.y) == [0, 0]
+    assert first.line.color != second.line.color
+    assert first.line.dash != second.line.dash
+    assert "<b>hope" not in fig.layout.title.text
+
+
+def test_a_comparison_and_a_vector_show_themselves_in_a_cell_as_text():
+    shown = comparison()._repr_html_()
+    assert "<b>hope" not in shown
+    assert "blocks.5.hook_resid_post @ -1" in shown
+    assert "100%" in shown
+    vector = dataclasses.replace(result().vector, trait="<i>kind</i>")
+    assert "<i>kind" not in vector._repr_html_()
+    assert "vector.hooks" in vector._repr_html_()
+
+
+def test_arms_may_be_unknown_or_unmeasured():
+    table = summary().head(2).assign(arm=["unsteered", "<i>mine</i>"], drift=float("nan"), low_rate=float("nan"))
+    fig = plot_arms(table)
+    assert fig.data[0].y[1] == "&lt;i&gt;mine&lt;/i&gt;"
+    assert fig.data[0].marker.color[1] == OTHER_ARM
+    assert list(fig.data[1].text) == ["–", "–"]
+
+
+@pytest.mark.parametrize(
+    ("token", "shown"),
+    [(" I", "␣I"), ("\n\n", "↵↵"), ("\t", "⇥"), ("", "∅"), ("<|eot_id|>", "&lt;|eot_id|&gt;"), ("&lt;", "&amp;lt;")],
+)
+def test_tokens_are_visible_and_escaped(token, shown):
+    assert visible(token) == shown
+
+
+def test_a_trait_name_cannot_become_markup():
+    fig = plot_heads(dataclasses.replace(ATTR, trait="<b>x</b>"))
+    assert "&lt;b&gt;x&lt;/b&gt;" in fig.layout.title.text
+
+
+def test_the_map_plots_itself():
+    assert ATTR.plot() == plot_layers(ATTR)
+    assert ATTR.plot_heads() == plot_heads(ATTR)
+    assert ATTR.plot_tokens(pair=1) == plot_tokens(ATTR, 1)
+    assert ATTR.plot_choice() == plot_choice(ATTR)

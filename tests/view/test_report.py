@@ -1,0 +1,234 @@
+"""The report says what was found, keeps all text as text, and needs nothing but itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+from plotly.offline import get_plotlyjs
+from synthetic import SCRIPT, dose, result, summary
+
+from star_tl.locus import Locus
+from star_tl.view.report import _highlight, finding, write_report
+
+FIGURES = ["arms-figure", "choice", "layers", "heads", "tokens", "pair", "dose-figure"]
+NO_BREAK = "\N{NO-BREAK SPACE}"
+
+
+class Elements(HTMLParser):
+    """Every start tag with its attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    return write_report(tmp_path_factory.mktemp("report") / "report.html", result())
+
+
+@pytest.fixture(scope="module")
+def text(report):
+    return report.read_text(encoding="utf-8")
+
+
+def changed(**steered) -> object:
+    """The finding's input with other numbers for the steered arm."""
+    made = result()
+    row = made.summary["arm"] == "steered"
+    for column, value in steered.items():
+        made.summary.loc[row, column] = value
+    return made
+
+
+def test_the_finding_is_said_in_plain_words():
+    said = finding(result()).replace(NO_BREAK, " ")
+    assert said == (
+        "At layer 5 drift buys most of the trait (100 % of resamples agree); adding the vector there, on the last "
+        "prompt token, raises coherent replies that show it from 36 % to 89 % (+53 points, 95 % interval +44 to +62). "
+        "A random vector of the same norm gives 38 %. Asking for the trait in an instruction gives 93 %."
+    )
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ({"low": -3.0}, "which may be chance"),
+        ({"difference": -20.0, "low": -30.0, "high": -10.0}, "lowers coherent replies"),
+        ({"difference": float("nan"), "low": float("nan"), "high": float("nan")}, "too few prompts"),
+    ],
+)
+def test_the_finding_claims_no_more_than_the_interval_allows(numbers, words):
+    said = finding(changed(**numbers))
+    assert words in said
+    assert "raises" not in said
+
+
+def test_the_finding_names_another_layer_and_several_positions():
+    made = result()
+    made.vector = dataclasses.replace(made.vector, locus=Locus("blocks.3.hook_resid_post", (-2,)))
+    said = finding(made)
+    assert "At layer 5 drift buys" in said
+    assert "at layer 3, on prompt positions -2" in said
+
+
+def test_the_finding_does_without_baselines():
+    made = result()
+    made.summary = summary().head(1)
+    assert finding(made).endswith("agree).")
+
+
+def test_the_file_is_self_contained_and_small(report, text):
+    assert report.stat().st_size < 8_000_000
+    assert text.count(get_plotlyjs()) == 1
+    elements = Elements(text).found
+    links = [value for _, attrs in elements for key, value in attrs.items() if key in ("src", "href")]
+    assert links
+    assert all(link.startswith("#") for link in links)
+    assert not [tag for tag, _ in elements if tag in ("link", "img", "iframe", "object")]
+    assert any("default-src 'none'" in (attrs.get("content") or "") for _, attrs in elements)
+
+
+def test_text_of_models_and_users_stays_text(text):
+    assert text.count("</script>") == text.count("<script>") + text.count('<script type="application/json"')
+    assert "&lt;script&gt;document.title=" in text
+    assert SCRIPT not in text
+    assert "my &lt;i&gt;cat&lt;/i&gt; &amp; I" in text
+    assert "<i>cat" not in text
+    assert "&lt;img src=x" in text
+    assert "<img" not in text
+
+
+def test_a_hostile_trait_name_stays_a_name(tmp_path):
+    made = result()
+    made.trait = name = '"><script>alert(1)</script>'
+    made.attribution = dataclasses.replace(made.attribution, trait=name)
+    page = write_report(tmp_path / "r.html", made).read_text(encoding="utf-8")
+    assert "<script>alert" not in page
+    labels = [attrs["aria-label"] for tag, attrs in Elements(page).found if attrs.get("role") == "img"]
+    assert any('"><script>alert(1)</script>' in label for label in labels)
+
+
+def test_every_part_is_there(text):
+    for heading in (
+        "What steering did",
+        "Replies side by side",
+        "Where the trait is carried",
+        "Dose–response",
+        "How to",
+    ):
+        assert heading in text
+    figures = [attrs["id"] for _, attrs in Elements(text).found if attrs.get("class") == "plot"]
+    assert figures == FIGURES
+    assert text.count("<article>") == 8
+    assert "<mark>sorry</mark>" in text
+    assert "not coherent" in text
+    assert f"89{NO_BREAK}%" in text
+    assert "+44 to +62" in text
+    assert "&lt; 0.001" in text
+    assert "−24" in text
+
+
+def test_markers_are_marked_as_whole_words_longest_first():
+    marked = _highlight("Thank you, thank YOU very much; thankyou <b>", "thank you, thank")
+    assert marked == "<mark>Thank you</mark>, <mark>thank YOU</mark> very much; thankyou &lt;b&gt;"
+    assert _highlight("a < b", "") == "a &lt; b"
+
+
+def test_arms_and_strengths_may_be_missing(tmp_path):
+    made = result()
+    made.samples = made.samples[made.samples["arm"] != "primed"]
+    made.dose = dose().head(0)
+    page = write_report(tmp_path / "r.html", made).read_text(encoding="utf-8")
+    assert "No strengths were tried." in page
+    assert "<h4>primed</h4>" not in page
+
+
+def test_an_earlier_file_survives_a_failure(tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text("earlier")
+    broken = result()
+    broken.prompts = [("p0", [{"role": "nobody", "content": "?"}])]
+    with pytest.raises(ValueError, match="nobody"):
+        write_report(path, broken)
+    assert path.read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_report_opens_offline_without_a_complaint(report, browser, scheme):
+    context = browser.new_context(color_scheme=scheme)
+    context.set_offline(True)
+    page = context.new_page()
+    said, asked, failed = [], [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("requestfailed", lambda request: failed.append(request.url))
+    page.goto(report.as_uri())
+    page.locator("#arms-figure .main-svg").first.wait_for()
+    print(f"opened with its first figure in {page.evaluate('performance.now()') / 1000:.2f} s")
+    assert page.locator("#dose-figure .main-svg").count() == 0, "what is far below can wait"
+    for name in FIGURES:
+        page.locator(f"#{name}").scroll_into_view_if_needed()
+        page.locator(f"#{name} .main-svg").first.wait_for()
+
+    assert said == []
+    assert failed == []
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert page.title() == "Emotional support in tiny"
+    assert page.get_by_text("<script>document.title='broken'</script>").first.is_visible()
+    assert page.locator(".plot .heatmaplayer image").count() == 5, "two maps by layer, heads, two by token"
+    labels = page.locator("#pair .xtick text").all_text_contents()
+    assert "<|begin_of_text|>" in labels
+    assert "␣<b>low</b>" in labels
+    assert "$" in labels
+
+    middle = "document.getElementById('heads').layout.coloraxis.colorscale[2][1]"
+    assert page.evaluate(middle) == {"light": "#F7F7F7", "dark": "#22262B"}[scheme]
+    page.emulate_media(media="print")
+    for _ in range(50):  # the page's policy forbids the eval that Playwright would wait with
+        if page.evaluate(middle) == "#F7F7F7":
+            break
+        page.wait_for_timeout(100)
+    assert page.evaluate(middle) == "#F7F7F7"
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert not page.locator("nav").is_visible()
+    context.close()
+
+
+def test_on_paper_stand_all_figures_of_a_report_that_was_never_scrolled(report, browser):
+    page = browser.new_page()
+    page.goto(report.as_uri())
+    page.emulate_media(media="print")
+    for name in FIGURES:
+        page.locator(f"#{name} .main-svg").first.wait_for(state="attached")
+    page.close()
+
+
+def test_the_report_fits_a_narrow_screen_and_the_keyboard(report, browser):
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.goto(report.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.close()
