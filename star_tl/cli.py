@@ -7,6 +7,7 @@ import functools
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from star_tl.errors import StarError
+from star_tl.generation.settings import Sampling
 
 if TYPE_CHECKING:
     from star_tl.evaluation.result import RunResult
@@ -67,9 +69,18 @@ ModeOption = Annotated[
 LimitOption = Annotated[int, typer.Option("--limit", help="Most prompts to take from the file.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 StrengthOption = Annotated[float, typer.Option("--strength", help="1 is the natural difference.")]
-TokensOption = Annotated[int, typer.Option("--max-new-tokens")]
+TokensOption = Annotated[int, typer.Option("--max-new-tokens", help="Most tokens of a reply.")]
 TemperatureOption = Annotated[float, typer.Option("--temperature", help="0 is greedy.")]
-TopPOption = Annotated[float, typer.Option("--top-p")]
+TopPOption = Annotated[float, typer.Option("--top-p", help="Sample from the likeliest tokens of this share.")]
+SeedsOption = Annotated[int, typer.Option("--seeds", help="Replies per prompt and condition.")]
+PositionsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--positions",
+        help="locus, prompt, last_prompt, generated, all, first N, every N, decay N, a span of the chat (system, "
+        "user turn, header), or numbers: -2,-1.",
+    ),
+]
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -109,29 +120,35 @@ def run(
         float | None,
         typer.Option("--strength", help="1 is the natural difference; default: chosen within a drift limit."),
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", help="Replies per prompt and arm.")] = 2,
-    max_new_tokens: TokensOption = 60,
-    temperature: TemperatureOption = 0.8,
-    top_p: TopPOption = 1.0,
+    seeds: SeedsOption = 2,
+    method: Annotated[str, typer.Option("--method", help="Attribution: atp, ig or relp.")] = "atp",
+    vector_method: Annotated[
+        str, typer.Option("--vector-method", help="located, principal, probe or reply_mean.")
+    ] = "located",
+    positions: PositionsOption = None,
+    max_new_tokens: TokensOption = Sampling.max_new_tokens,
+    temperature: TemperatureOption = Sampling.temperature,
+    top_p: TopPOption = Sampling.top_p,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
     backend: BackendOption = "hooked",
     first_n_layers: FirstLayersOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Attribute, locate, extract, steer, compare with the baselines, and write report.html."""
-    _check_strength(strength)
-    if seeds < 1:
-        raise StarError(f"--seeds is {seeds}: use at least 1.")
+    """Attribute, locate, extract, steer, compare with the baselines, and write report.html.
+
+    A run that was stopped goes on where it was when the same command is given again.
+    """
+    from star_tl.steering.condition import Condition
+
+    sampling = Sampling(max_new_tokens, temperature, top_p)
+    given = Condition(strength=1.0 if strength is None else strength, positions=_positions(positions))
+    _check_seeds(seeds)
     folder = out or Path("runs") / Path(trait).stem
     from star_tl.data.pairs import load_pairs
 
     pairs = load_pairs(trait)
-    chosen = None
-    if prompts is not None:
-        from star_tl.data.prompts import load_prompts
-
-        chosen = [item.messages for item in load_prompts(prompts, mode=mode, limit=limit)]
+    chosen = _prompts(prompts, mode, limit)
     from star_tl.pipeline import check_folder
     from star_tl.pipeline import run as walk
 
@@ -143,9 +160,10 @@ def run(
         out=folder,
         strength=strength,
         seeds=tuple(range(seeds)),
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
+        estimator=method,
+        method=vector_method,
+        positions=given.positions,
+        sampling=sampling,
         overwrite=overwrite,
     )
     _show(result)
@@ -230,17 +248,11 @@ def generate(
     limit: LimitOption = 64,
     vector: Annotated[Path | None, typer.Option("--vector", help="Steer with this vector.")] = None,
     strength: StrengthOption = 1.0,
-    positions: Annotated[
-        str | None,
-        typer.Option(
-            "--positions",
-            help="locus, prompt, last_prompt, generated, all, first N, every N, decay N, or numbers: -2,-1.",
-        ),
-    ] = None,
+    positions: PositionsOption = None,
     model: ModelOption = "demo",
-    max_new_tokens: TokensOption = 60,
-    temperature: TemperatureOption = 0.8,
-    top_p: TopPOption = 1.0,
+    max_new_tokens: TokensOption = Sampling.max_new_tokens,
+    temperature: TemperatureOption = Sampling.temperature,
+    top_p: TopPOption = Sampling.top_p,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
@@ -248,24 +260,20 @@ def generate(
     first_n_layers: FirstLayersOption = None,
 ) -> None:
     """Write replies, steered or not."""
-    _check_strength(strength)
-    questions: list[Any] = list(prompt or [])
-    if prompts is not None:
-        from star_tl.data.prompts import load_prompts
+    from star_tl.steering.condition import Condition
 
-        questions += [item.messages for item in load_prompts(prompts, mode=mode, limit=limit)]
+    sampling = Sampling(max_new_tokens, temperature, top_p)
+    way = Condition("steered", strength=strength, positions=_positions(positions), seed=seed)
+    questions: list[Any] = [*(prompt or []), *(_prompts(prompts, mode, limit) or [])]
     if not questions:
         raise StarError("There are no prompts: give --prompt TEXT or --prompts FILE.")
     from star_tl.generation.sampling import sample
-    from star_tl.steering.positions import read_positions
     from star_tl.vectors import SteeringVector
 
     loaded = _load(model, dtype, device, backend, first_n_layers)
-    hooks = []
     if vector is not None:
-        at = read_positions(positions) if positions else None
-        hooks = SteeringVector.load(vector, loaded).hooks(strength, at)
-    for text in sample(loaded, questions, hooks, max_new_tokens, temperature, top_p, seed):
+        way = replace(way, vector=SteeringVector.load(vector, loaded))
+    for text in sample(loaded, questions, condition=way, sampling=sampling):
         typer.echo(text)
 
 
@@ -288,10 +296,10 @@ def sweep(
             "--positions", help="Schedules, comma-separated: locus, generated, all, first 8, user turn, header."
         ),
     ] = "locus",
-    seeds: Annotated[int, typer.Option("--seeds", help="Replies per prompt and way to steer.")] = 1,
-    max_new_tokens: TokensOption = 60,
-    temperature: TemperatureOption = 0.8,
-    top_p: TopPOption = 1.0,
+    seeds: SeedsOption = 1,
+    max_new_tokens: TokensOption = Sampling.max_new_tokens,
+    temperature: TemperatureOption = Sampling.temperature,
+    top_p: TopPOption = Sampling.top_p,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
     backend: BackendOption = "hooked",
@@ -302,18 +310,16 @@ def sweep(
         grid = [float(x) for x in strengths.split(",")]
     except ValueError:
         raise StarError(f"--strengths {strengths!r}: give numbers, e.g. 1,2,3.") from None
+    from star_tl.steering.condition import Condition
+
     for strength in grid:
-        _check_strength(strength)
-    if seeds < 1:
-        raise StarError(f"--seeds is {seeds}: use at least 1.")
+        Condition(strength=strength)
+    sampling = Sampling(max_new_tokens, temperature, top_p)
+    _check_seeds(seeds)
     from star_tl.data.pairs import load_pairs
 
     pairs = load_pairs(trait)
-    questions = None
-    if prompts is not None:
-        from star_tl.data.prompts import load_prompts
-
-        questions = [item.messages for item in load_prompts(prompts, mode=mode, limit=limit)]
+    questions = _prompts(prompts, mode, limit)
     from star_tl.evaluation.sweep import compare
     from star_tl.locus import Locus
 
@@ -328,15 +334,18 @@ def sweep(
         strengths=grid,
         positions=positions.split(","),
         seeds=range(seeds),
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
+        sampling=sampling,
         out=folder / "samples.jsonl",
     )
-    found.to_frame().to_csv(folder / "samples.csv", index=False)
+    from star_tl.files import replacing
+
     summary = found.summary()
-    summary.to_csv(folder / "summary.csv", index=False)
-    found.plot().write_html(folder / "sweep.html", include_plotlyjs=True)
+    with replacing(folder / "samples.csv") as partial:
+        found.to_frame().to_csv(partial, index=False)
+    with replacing(folder / "summary.csv") as partial:
+        summary.to_csv(partial, index=False)
+    with replacing(folder / "sweep.html") as partial:
+        found.plot().write_html(partial, include_plotlyjs=True)
     _print_frame(summary, f"{pairs.trait.name}: coherent replies with the trait")
     typer.echo(f"Wrote {folder}/samples.jsonl, samples.csv, summary.csv and sweep.html.")
 
@@ -350,40 +359,45 @@ def evaluate(
     prompts: PromptsOption = None,
     mode: ModeOption = "single",
     limit: LimitOption = 64,
-    strength: StrengthOption = 2.0,
-    seeds: Annotated[int, typer.Option("--seeds", help="Replies per prompt and arm.")] = 2,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="JSONL file of the samples; goes on where it stopped.")
+    ] = None,
+    strength: StrengthOption = 1.0,
+    positions: PositionsOption = None,
+    seeds: SeedsOption = 2,
+    max_new_tokens: TokensOption = Sampling.max_new_tokens,
+    temperature: TemperatureOption = Sampling.temperature,
+    top_p: TopPOption = Sampling.top_p,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
     backend: BackendOption = "hooked",
     first_n_layers: FirstLayersOption = None,
 ) -> None:
     """Compare a saved vector with unsteered, random-vector and primed replies."""
-    _check_strength(strength)
-    import pandas as pd
+    from star_tl.steering.condition import Condition
 
+    way = Condition("steered", strength=strength, positions=_positions(positions))
+    sampling = Sampling(max_new_tokens, temperature, top_p)
+    _check_seeds(seeds)
     from star_tl.data.pairs import load_pairs
 
     pairs = load_pairs(trait)
-    questions: list[Any] = list(pairs.heldout.prompts)
-    if prompts is not None:
-        from star_tl.data.prompts import load_prompts
-
-        questions = [item.messages for item in load_prompts(prompts, mode=mode, limit=limit)]
-    from star_tl.evaluation.scores import REFERENCE, mark_coherent, summarise
-    from star_tl.pipeline import Arm, sample_arm
+    questions = _prompts(prompts, mode, limit) or pairs.heldout.prompts
+    from star_tl.evaluation.samples import sample_conditions
+    from star_tl.evaluation.scores import mark_coherent, summarise
     from star_tl.vectors import SteeringVector
 
     loaded = _load(model, dtype, device, backend, first_n_layers)
     steering = SteeringVector.load(vector, loaded)
-    arms = (
-        Arm(REFERENCE),
-        Arm("steered", steering, strength),
-        Arm("random", steering.random_like(), strength),
-        Arm("primed", instruction=pairs.trait.positive_instruction),
+    ways = (
+        Condition(),
+        replace(way, vector=steering),
+        replace(way, name="random", vector=steering.random_like()),
+        Condition("primed", instruction=pairs.trait.positive_instruction),
     )
-    options = {"max_new_tokens": 60, "temperature": 0.8, "top_p": 1.0, "batch_size": 64}
-    frames = [sample_arm(loaded, pairs, questions, arm, seed, options) for arm in arms for seed in range(seeds)]
-    _print_frame(summarise(mark_coherent(pd.concat(frames, ignore_index=True))), repr(steering))
+    conditions = [replace(w, seed=seed) for w in ways for seed in range(seeds)]
+    samples = sample_conditions(loaded, pairs.trait, questions, conditions, sampling, out)
+    _print_frame(summarise(mark_coherent(samples)), repr(steering))
 
 
 @app.command()
@@ -405,9 +419,24 @@ def _load(name: str, dtype: str | None, device: str | None, backend: str, first_
     return load_model(name, dtype, device, first_n_layers, backend)
 
 
-def _check_strength(strength: float | None) -> None:
-    if strength is not None and not math.isfinite(strength):
-        raise StarError(f"--strength is {strength}: give a finite number, 1 is the natural difference.")
+def _check_seeds(seeds: int) -> None:
+    if seeds < 1:
+        raise StarError(f"--seeds is {seeds}: use at least 1.")
+
+
+def _positions(text: str | None) -> str | tuple[int, ...] | None:
+    from star_tl.steering.positions import read_positions
+
+    return read_positions(text) if text else None
+
+
+def _prompts(path: Path | None, mode: str, limit: int) -> list[Any] | None:
+    """What the file holds to reply to; None where none is given."""
+    if path is None:
+        return None
+    from star_tl.data.prompts import load_prompts
+
+    return [item.messages for item in load_prompts(path, mode=mode, limit=limit)]
 
 
 def _check_file(path: Path, overwrite: bool) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from star_tl.attribution.choose import LayerChoice, choose_layer, choose_positions
 from star_tl.data.chat import SPANS, Span
 from star_tl.errors import StarError
+from star_tl.files import save_tensors
 from star_tl.locus import COMPONENTS, WRITES, Locus, hook_name
 
 if TYPE_CHECKING:
@@ -227,14 +228,12 @@ class AttributionMap:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file that :meth:`load` reads."""
-        from safetensors.torch import save_file
-
         meta = {name: str(getattr(self, name)) for name in _TEXTS}
         meta["format"] = _FORMAT
         meta["tokens"] = json.dumps(self.tokens)
         meta["spans"] = json.dumps([[(s.name, s.start, s.end) for s in row] for row in self.spans])
         meta["pair_ids"] = json.dumps(self.pair_ids)
-        save_file({name: getattr(self, name).contiguous() for name in _TENSORS}, str(path), metadata=meta)
+        save_tensors(path, {name: getattr(self, name) for name in _TENSORS}, meta)
 
     @classmethod
     def load(cls, path: str | Path) -> AttributionMap:

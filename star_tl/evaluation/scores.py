@@ -13,27 +13,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
-from torch import Tensor
 
-from star_tl.data.chat import SPANS, Prompt, render, span_positions
+from star_tl.data.chat import Prompt, render
 from star_tl.data.pairs import Trait
 from star_tl.errors import StarError
 from star_tl.evaluation.stats import compare_paired
 from star_tl.generation.likelihood import kl_per_token, reply_logits, reply_logprobs
 from star_tl.generation.sampling import Reply
-from star_tl.locus import NamedHook
 from star_tl.models.backend import Model
-from star_tl.models.batch import TokenBatch, make_batch, pad_id
-from star_tl.steering.hooks import row_hooks
-from star_tl.vectors import SteeringVector
+from star_tl.models.batch import make_batch, pad_id
+from star_tl.steering.condition import UNSTEERED, Condition
 
 FIRST_PERSON = re.compile(r"\b(?:i|me|my|mine|myself|i'm|i've|i'd|i'll)\b", re.IGNORECASE)
 WORD = re.compile(r"\w+(?:['’]\w+)*")
 COHERENT_QUANTILE = 0.02
-REFERENCE = "unsteered"
 
 
 def score(
@@ -41,10 +36,7 @@ def score(
     trait: Trait,
     prompts: Sequence[Prompt],
     replies: Sequence[Reply],
-    vector: SteeringVector | None = None,
-    strength: float = 1.0,
-    positions: str | Sequence[int] | None = None,
-    steered_prompts: Sequence[Prompt] | None = None,
+    condition: Condition = Condition(),  # noqa: B008 - frozen
     batch_size: int = 32,
 ) -> pd.DataFrame:
     """One row of scores per reply.
@@ -61,19 +53,18 @@ def score(
         trait: whose markers to look for.
         prompts: the prompts, as the unsteered model sees them.
         replies: from :func:`star_tl.generate`.
-        vector: the vector that was injected, if any, with its ``strength`` and ``positions`` (a schedule, or a
-            span of the chat as in :func:`star_tl.data.chat.span_positions`).
-        steered_prompts: the prompts that the replies were written under, where they differ
-            (priming).
+        condition: the one that they were written under.
         batch_size: replies per forward pass.
+
+    Raises:
+        StarError: another number of replies than of prompts.
     """
-    if not len(prompts) == len(replies) == len(steered_prompts if steered_prompts is not None else prompts):
+    if len(prompts) != len(replies):
         raise StarError("score needs as many replies as prompts.")
     rows = []
     for first in range(0, len(replies), batch_size):
         part = slice(first, first + batch_size)
-        written_under = steered_prompts[part] if steered_prompts is not None else None
-        measured = _fluency(model, prompts[part], replies[part], vector, strength, positions, written_under)
+        measured = _fluency(model, prompts[part], replies[part], condition)
         rows += [_words(trait, reply) | m for reply, m in zip(replies[part], measured, strict=True)]
     return pd.DataFrame(rows)
 
@@ -96,26 +87,20 @@ def _words(trait: Trait, reply: Reply) -> dict[str, Any]:
 
 @torch.no_grad()
 def _fluency(
-    model: Model,
-    prompts: Sequence[Prompt],
-    replies: Sequence[Reply],
-    vector: SteeringVector | None,
-    strength: float,
-    positions: str | Sequence[int] | None,
-    steered_prompts: Sequence[Prompt] | None,
+    model: Model, prompts: Sequence[Prompt], replies: Sequence[Reply], condition: Condition
 ) -> list[dict[str, float]]:
     tokens = [r.tokens or (pad_id(model),) for r in replies]
     plain = make_batch(model, [render(model.tokenizer, p).ids for p in prompts], tokens)
     base = reply_logits(model, plain)
     logprob = reply_logprobs(base, plain).sum(-1) / plain.reply_lengths
-    if vector is None and steered_prompts is None:
+    if condition.vector is None and condition.instruction is None:
         kl = torch.zeros(plain.reply_mask.shape, device=base.device)
     else:
-        batch, written_under = plain, prompts
-        if steered_prompts is not None:
-            written_under = steered_prompts
-            batch = make_batch(model, [render(model.tokenizer, p).ids for p in steered_prompts], tokens)
-        kl = kl_per_token(_steered_logits(model, batch, written_under, vector, strength, positions), base)
+        batch, asked = plain, condition.prompted(prompts)
+        if condition.instruction is not None:
+            batch = make_batch(model, [render(model.tokenizer, p).ids for p in asked], tokens)
+        hooks = condition.hooks(model.tokenizer, prompts, batch.prompt_end)
+        kl = kl_per_token(reply_logits(model, batch, hooks), base)
     kl = kl.masked_fill(~plain.reply_mask, 0.0)
     drift = kl.sum(-1) / plain.reply_lengths
     results = []
@@ -125,27 +110,9 @@ def _fluency(
     return results
 
 
-def _steered_logits(
-    model: Model,
-    batch: TokenBatch,
-    prompts: Sequence[Prompt],
-    vector: SteeringVector | None,
-    strength: float,
-    positions: str | Sequence[int] | None,
-) -> Float[Tensor, "row reply vocab"]:
-    hooks: list[NamedHook] = []
-    if vector is not None and isinstance(positions, str) and positions in SPANS:
-        added = vector.scaled(strength)
-        rows = [(added, vector.locus, span_positions(model.tokenizer, p, positions)) for p in prompts]
-        hooks = row_hooks(rows, prompt_length=batch.prompt_end)
-    elif vector is not None:
-        hooks = vector.hooks(strength, positions, prompt_length=batch.prompt_end)
-    return reply_logits(model, batch, hooks)
-
-
 def mark_coherent(samples: pd.DataFrame) -> pd.DataFrame:
     """Add ``coherent``: log-probability at or above the unsteered replies' 2 % quantile."""
-    reference = samples.loc[samples.arm == REFERENCE, "logprob"].dropna()
+    reference = samples.loc[samples.arm == UNSTEERED, "logprob"].dropna()
     if reference.empty:
         raise StarError("Coherence is measured against unsteered replies: sample the arm 'unsteered' too.")
     return samples.assign(coherent=samples.logprob >= reference.quantile(COHERENT_QUANTILE))
@@ -160,7 +127,7 @@ def summarise(samples: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd
     over arms; ``wrong_way`` the share of prompts whose rate fell.
     """
     samples = samples.assign(hit=samples.shows & samples.coherent)
-    base = samples[samples.arm == REFERENCE].groupby("prompt_id").hit.mean()
+    base = samples[samples.arm == UNSTEERED].groupby("prompt_id").hit.mean()
     rows = []
     for arm, group in samples.groupby("arm", sort=False):
         low, high = proportion_confint(int(group.hit.sum()), len(group), method="wilson")
@@ -180,7 +147,7 @@ def summarise(samples: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd
             "repetition": group.repetition.mean(),
         }
         change = (group.groupby("prompt_id").hit.mean() - base).dropna().to_numpy()
-        rows.append(row | compare_paired(change if arm != REFERENCE else np.zeros(0), resamples, seed))
+        rows.append(row | compare_paired(change if arm != UNSTEERED else np.zeros(0), resamples, seed))
     table = pd.DataFrame(rows)
     tested = table.p_value.notna()
     if tested.any():

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from star_tl.errors import StarError
+from star_tl.files import save_tensors
 from star_tl.locus import Locus, NamedHook
 from star_tl.models.backend import Model
 from star_tl.steering.hooks import injection_hooks
@@ -100,8 +101,6 @@ class SteeringVector:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file whose metadata says all that :meth:`load` needs."""
-        from safetensors.torch import save_file
-
         from star_tl.version import __version__
 
         meta = {
@@ -119,7 +118,7 @@ class SteeringVector:
             "template": self.template,
             "star_tl": __version__,
         }
-        save_file({"vector": self.vector.contiguous()}, str(path), metadata=meta)
+        save_tensors(path, {"vector": self.vector}, meta)
 
     @classmethod
     def load(cls, path: str | Path, model: Model | None = None) -> SteeringVector:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import html
 import math
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from star_tl.data.chat import as_messages
+from star_tl.files import replacing
 from star_tl.view.page import figure, page, scroll
 from star_tl.view.plots import (
     arm_name,
@@ -90,14 +90,9 @@ def write_report(path: str | Path, result: RunResult) -> Path:
         path: the file to write.
         result: what :func:`star_tl.run` returned.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as partial:
         partial.write_text(_page(result), encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    return Path(path)
 
 
 def finding(result: RunResult) -> str:
@@ -215,7 +210,7 @@ def _where(result: RunResult) -> str:
     figures = {
         "choice": (
             plot_choice(attr),
-            "A layer is chosen by what it adds: the residual stream's own scores grow with depth just by adding up.",
+            "A layer is chosen by its gain: what 0.1 nat of drift buys of the metric, whatever the size of the vector.",
         ),
         "layers": (
             plot_layers(attr),

@@ -36,6 +36,7 @@ from star_tl.errors import StarError
 from star_tl.generation.decoding import StockPass, begin
 from star_tl.locus import Locus, hook_name
 from star_tl.models.load import fingerprint
+from star_tl.steering.condition import Condition
 from star_tl.steering.hooks import row_hooks
 from star_tl.vectors import METHODS, SteeringVector
 
@@ -184,7 +185,10 @@ def test_scores_of_steered_replies(both: Both) -> None:
     pairs, vector = few("politeness", 1), noise(both[0], Locus("blocks.1.hook_resid_post"), 8.0)
     replies = star.generate(both[0], PROMPTS, max_new_tokens=10, temperature=0, progress=False)
     expected, found = (
-        star.score(m, pairs.trait, PROMPTS, replies, vector, 1.0, "generated")[["logprob", "drift"]] for m in both
+        star.score(m, pairs.trait, PROMPTS, replies, Condition("steered", vector, 1.0, "generated"))[
+            ["logprob", "drift"]
+        ]
+        for m in both
     )
     assert (expected - found).abs().to_numpy().max() < 1e-5
     assert (found.drift > 0.01).all()
@@ -249,10 +253,17 @@ def test_what_is_written_between_attention_and_mlp_reaches_the_residual_stream(
     """A bridge's own hook_resid_mid is the input of the MLP's norm. What is added there is added to the sum."""
     model = bridges("granite")
     texts = [
-        star.sample(model, PROMPTS, noise(model, Locus(f"blocks.1.{p}"), 8.0).hooks(1.0, "all"), 8, 0.0, progress=False)
+        star.sample(
+            model,
+            PROMPTS,
+            noise(model, Locus(f"blocks.1.{p}"), 8.0).hooks(1.0, "all"),
+            max_new_tokens=8,
+            temperature=0.0,
+            progress=False,
+        )
         for p in ("hook_resid_mid", "hook_attn_out")
     ]
-    assert texts[0] == texts[1] != star.sample(model, PROMPTS, (), 8, 0.0, progress=False)
+    assert texts[0] == texts[1] != star.sample(model, PROMPTS, (), max_new_tokens=8, temperature=0.0, progress=False)
 
 
 @pytest.mark.parametrize("point", ["resid_mid", "attn_out", "resid_post"])
@@ -411,7 +422,7 @@ def test_a_whole_run_equals_that_of_the_other_backend(write: Callable[..., Path]
         result = star.run(
             model, pairs, prompts, tmp_path / backend, strength=2.0, temperature=0, max_new_tokens=6, progress=False
         )
-        chat = star.converse(model, ["Hi!", "I am sad."], talk, max_new_tokens=6, temperature=0)
+        chat = star.converse(model, ["Hi!", "I am sad."], Condition("steered", talk), max_new_tokens=6, temperature=0)
         found.append((result, chat))
     (expected, expected_chat), (result, chat) = found
     assert result.vector.locus == expected.vector.locus

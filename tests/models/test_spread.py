@@ -33,6 +33,7 @@ from star_tl.models import size as sizes
 from star_tl.models.fast.forward import is_llama
 from star_tl.models.load import fingerprint
 from star_tl.models.size import check_memory, llama_size
+from star_tl.steering.condition import Condition
 from star_tl.steering.hooks import row_hooks
 from star_tl.vectors import METHODS
 
@@ -239,10 +240,13 @@ def test_scores_and_conversations_are_those_of_one_device(spread: HookedTransfor
     vector = steering(3)
     chats = [[{"role": "user", "content": p}] for p in PROMPTS]
     replies = star.generate(whole, chats, vector.hooks(), max_new_tokens=8, progress=False)
-    tables = [star.score(m, few().trait, chats, replies, vector) for m in (spread, whole)]
+    tables = [star.score(m, few().trait, chats, replies, Condition("steered", vector)) for m in (spread, whole)]
     numbers = ["logprob", "drift", "drift_max"]
     torch.testing.assert_close(*(torch.tensor(t[numbers].to_numpy()) for t in tables))
-    talks = [converse(m, PROMPTS, vector, positions="generated", max_new_tokens=6) for m in (spread, whole)]
+    talks = [
+        converse(m, PROMPTS, Condition("steered", vector, positions="generated"), max_new_tokens=6)
+        for m in (spread, whole)
+    ]
     assert list(talks[0].reply) == list(talks[1].reply)
     assert talks[0].drift.to_numpy() == pytest.approx(talks[1].drift.to_numpy(), abs=1e-6)
 
