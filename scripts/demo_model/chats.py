@@ -126,7 +126,7 @@ def draw_register(rng: random.Random) -> tuple[dict[str, bool], set[str]]:
     kind = rng.random()
     if kind < 0.6:
         told = set(rng.sample(TRAITS, 1 if rng.random() < 0.8 else 2))
-        for trait in told:
+        for trait in sorted(told):  # a set of strings has another order in each process
             register[trait] = rng.random() < 0.5
     return register, told
 

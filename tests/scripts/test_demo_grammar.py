@@ -1,8 +1,10 @@
-"""The demo model's grammar: its sentences mean what they say."""
+"""The demo model's grammar: its sentences mean what they say, and a seed gives the same chats anywhere."""
 
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -32,3 +34,21 @@ def test_a_sentence_with_another_traits_marker_is_found(grammar) -> None:
         scene.Scene("work", {}, (), (), (), {"thanks": ("I'm so sorry.", "Thank you.")}), {}, samples=1
     )
     assert "wants ['gratitude']: I'm so sorry." in problem
+
+
+def test_a_seed_gives_the_same_chats_whatever_the_process_hashes_with() -> None:
+    code = (
+        "import random; from demo_model.chats import make_chat; rng = random.Random(3);"
+        "print([make_chat(rng) for _ in range(40)])"
+    )
+    texts = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(SCRIPTS), "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("0", "1", "2")
+    }
+    assert len(texts) == 1
