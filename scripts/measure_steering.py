@@ -1,4 +1,4 @@
-"""Regenerate the README's steering table: every trait, on held-out and on real prompts.
+"""Print the steering tables of RESULTS.md again: every trait, on held-out and on real prompts.
 
     python scripts/measure_steering.py [--data FOLDER] [--seeds 2] [--model demo] [--json FILE]
 
