@@ -52,7 +52,11 @@ DeviceOption = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:1, or cuda:0,cuda:1 to spread a Llama; default cuda.")
 ]
 BackendOption = Annotated[
-    str, typer.Option("--backend", help="hooked (HookedTransformer), or bridge, which knows more architectures.")
+    str | None,
+    typer.Option(
+        "--backend",
+        help="hooked (HookedTransformer; default before TransformerLens 4), or bridge, which knows more architectures.",
+    ),
 ]
 FirstLayersOption = Annotated[
     int | None, typer.Option("--first-n-layers", help="Leave out all later layers; default all are loaded.")
@@ -115,7 +119,7 @@ def run(
     top_p: TopPOption = 1.0,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
-    backend: BackendOption = "hooked",
+    backend: BackendOption = None,
     first_n_layers: FirstLayersOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -162,7 +166,7 @@ def attribute(
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Pairs in a micro-batch.")] = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
-    backend: BackendOption = "hooked",
+    backend: BackendOption = None,
     first_n_layers: FirstLayersOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -191,7 +195,7 @@ def extract(
     model: ModelOption = "demo",
     dtype: DtypeOption = None,
     device: DeviceOption = None,
-    backend: BackendOption = "hooked",
+    backend: BackendOption = None,
     first_n_layers: FirstLayersOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -244,7 +248,7 @@ def generate(
     seed: Annotated[int, typer.Option("--seed")] = 0,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
-    backend: BackendOption = "hooked",
+    backend: BackendOption = None,
     first_n_layers: FirstLayersOption = None,
 ) -> None:
     """Write replies, steered or not."""
@@ -294,7 +298,7 @@ def sweep(
     top_p: TopPOption = 1.0,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
-    backend: BackendOption = "hooked",
+    backend: BackendOption = None,
     first_n_layers: FirstLayersOption = None,
 ) -> None:
     """Sample a grid of layers, strengths and schedules in large batches; goes on where it was stopped."""
@@ -354,7 +358,7 @@ def evaluate(
     seeds: Annotated[int, typer.Option("--seeds", help="Replies per prompt and arm.")] = 2,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
-    backend: BackendOption = "hooked",
+    backend: BackendOption = None,
     first_n_layers: FirstLayersOption = None,
 ) -> None:
     """Compare a saved vector with unsteered, random-vector and primed replies."""
@@ -399,7 +403,7 @@ def doctor(
     Console(width=None if sys.stdout.isatty() else 120).print(*tables(examine(model)), sep="\n")
 
 
-def _load(name: str, dtype: str | None, device: str | None, backend: str, first_n_layers: int | None) -> Model:
+def _load(name: str, dtype: str | None, device: str | None, backend: str | None, first_n_layers: int | None) -> Model:
     from star_tl.models import load_model
 
     return load_model(name, dtype, device, first_n_layers, backend)

@@ -26,13 +26,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
 from transformer_lens.hook_points import HookPoint
-from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.block import ScaledResidualBlockBridge
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import DynamicCache
 
 from star_tl.errors import StarError, nearest
 from star_tl.locus import NamedHook
+from star_tl.models.lens import TransformerBridge
 from star_tl.models.transformers_folder import CLOSE, difference, probe, read_transformers
 
 # What every layer must have, in the order in which it must come: a clock reads the scores before anything is added.

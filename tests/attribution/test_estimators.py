@@ -13,7 +13,6 @@ import pytest
 import torch
 from by_hand import equal_length_pair, unequal_pairs
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 import star_tl as star
 from star_tl.attribution.align import ALIGNMENTS, prepare
@@ -21,6 +20,7 @@ from star_tl.attribution.map import AttributionMap
 from star_tl.errors import StarError
 from star_tl.locus import COMPONENTS
 from star_tl.models.fast.forward import LeanForward
+from star_tl.models.lens import HookedTransformer
 
 
 @pytest.fixture(scope="module")

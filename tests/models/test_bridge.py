@@ -21,7 +21,6 @@ from families import FAMILIES, LLAMA, write_as_llama, write_random
 from hf_reference import of
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformer_lens import HookedTransformer
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
@@ -35,6 +34,7 @@ from star_tl.data.chat import render
 from star_tl.errors import StarError
 from star_tl.generation.decoding import StockPass, begin
 from star_tl.locus import Locus, hook_name
+from star_tl.models.lens import HookedTransformer
 from star_tl.models.load import fingerprint
 from star_tl.steering.hooks import row_hooks
 from star_tl.vectors import METHODS, SteeringVector

@@ -12,11 +12,11 @@ import pytest
 import torch
 from by_hand import make_pairs, pair, unequal_pairs
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 import star_tl as star
 from star_tl.errors import StarError
 from star_tl.locus import Locus
+from star_tl.models.lens import HookedTransformer
 from star_tl.vectors import SteeringVector, extract_vector
 from star_tl.vectors.probe import shrunk_covariance
 
