@@ -89,7 +89,7 @@ def load_bridge(
 def _finite_mask(
     attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Softmax is in float32, to which the smallest float64 is minus infinity, and a row of nothing else not a number."""
+    """Softmax is in float32, where the smallest float64 is minus infinity, and a row of nothing else not a number."""
     mask = kwargs.get("attention_mask")
     if isinstance(mask, Tensor) and mask.dtype == torch.float64:
         kwargs = {**kwargs, "attention_mask": mask.clamp(min=torch.finfo(torch.float32).min)}
