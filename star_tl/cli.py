@@ -54,7 +54,11 @@ DeviceOption = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:1, or cuda:0,cuda:1 to spread a Llama; default cuda.")
 ]
 BackendOption = Annotated[
-    str, typer.Option("--backend", help="hooked (HookedTransformer), or bridge, which knows more architectures.")
+    str | None,
+    typer.Option(
+        "--backend",
+        help="hooked (HookedTransformer; default before TransformerLens 4), or bridge, which knows more architectures.",
+    ),
 ]
 FirstLayersOption = Annotated[
     int | None, typer.Option("--first-n-layers", help="Leave out all later layers; default all are loaded.")
@@ -131,7 +135,7 @@ def run(
     top_p: TopPOption = Sampling.top_p,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
-    backend: BackendOption = "hooked",
+    backend: BackendOption = None,
     first_n_layers: FirstLayersOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -180,7 +184,7 @@ def attribute(
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Pairs in a micro-batch.")] = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
-    backend: BackendOption = "hooked",
+    backend: BackendOption = None,
     first_n_layers: FirstLayersOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -209,7 +213,7 @@ def extract(
     model: ModelOption = "demo",
     dtype: DtypeOption = None,
     device: DeviceOption = None,
-    backend: BackendOption = "hooked",
+    backend: BackendOption = None,
     first_n_layers: FirstLayersOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -256,7 +260,7 @@ def generate(
     seed: Annotated[int, typer.Option("--seed")] = 0,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
-    backend: BackendOption = "hooked",
+    backend: BackendOption = None,
     first_n_layers: FirstLayersOption = None,
 ) -> None:
     """Write replies, steered or not."""
@@ -302,7 +306,7 @@ def sweep(
     top_p: TopPOption = Sampling.top_p,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
-    backend: BackendOption = "hooked",
+    backend: BackendOption = None,
     first_n_layers: FirstLayersOption = None,
 ) -> None:
     """Sample a grid of layers, strengths and schedules in large batches; goes on where it was stopped."""
@@ -370,7 +374,7 @@ def evaluate(
     top_p: TopPOption = Sampling.top_p,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
-    backend: BackendOption = "hooked",
+    backend: BackendOption = None,
     first_n_layers: FirstLayersOption = None,
 ) -> None:
     """Compare a saved vector with unsteered, random-vector and primed replies."""
@@ -413,7 +417,7 @@ def doctor(
     Console(width=None if sys.stdout.isatty() else 120).print(*tables(examine(model)), sep="\n")
 
 
-def _load(name: str, dtype: str | None, device: str | None, backend: str, first_n_layers: int | None) -> Model:
+def _load(name: str, dtype: str | None, device: str | None, backend: str | None, first_n_layers: int | None) -> Model:
     from star_tl.models import load_model
 
     return load_model(name, dtype, device, first_n_layers, backend)

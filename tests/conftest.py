@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import star_tl as star
 from star_tl.data.pairs import TRAITS
+from star_tl.models.lens import HAS_HOOKED_TRANSFORMER
 
 SPECIAL = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|pad|>")
 TEMPLATE = (
@@ -27,6 +28,13 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not HAS_HOOKED_TRANSFORMER:
+        for item in items:
+            if item.get_closest_marker("hooked"):
+                item.add_marker(pytest.mark.skip(reason="TransformerLens 4 has no HookedTransformer"))
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +100,7 @@ def tiny_folder(write_llama: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tiny_folder: Path):
-    """A random HookedTransformer of three layers, in float32."""
+    """A random model of three layers, in float32, of TransformerLens's line's own kind."""
     return star.load_model(str(tiny_folder))
 
 

@@ -18,7 +18,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformer_lens.utilities.multi_gpu import get_device_for_block_index
 from typing_extensions import Unpack
 
 from star_tl.data.chat import Prompt, render, stop_ids
@@ -28,6 +27,7 @@ from star_tl.generation.settings import Sampling, SamplingOptions, settled
 from star_tl.locus import NamedHook
 from star_tl.models.backend import Model
 from star_tl.models.batch import make_batch
+from star_tl.models.lens import get_device_for_block_index
 from star_tl.models.size import free_memory
 from star_tl.steering.condition import Condition
 from star_tl.steering.hooks import Clock, Injection

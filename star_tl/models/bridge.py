@@ -26,13 +26,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
 from transformer_lens.hook_points import HookPoint
-from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.block import ScaledResidualBlockBridge
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import DynamicCache
 
 from star_tl.errors import StarError, nearest
 from star_tl.locus import NamedHook
+from star_tl.models.lens import TransformerBridge
 from star_tl.models.transformers_folder import CLOSE, difference, probe, read_transformers
 
 # What every layer must have, in the order in which it must come: a clock reads the scores before anything is added.
@@ -72,6 +72,9 @@ def load_bridge(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of hook points that this architecture lacks; those needed are checked
             model = build_bridge_from_module(hf, architecture, hf_config=hf.config, dtype=dtype)
+        if dtype == torch.float64:
+            for block in model.blocks:
+                block.attn.register_forward_pre_hook(_finite_mask, with_kwargs=True)
         found = _checked(model, tokens, expected)
     except Exception as error:
         found = " ".join(str(error).split())[:160]
@@ -81,6 +84,16 @@ def load_bridge(
             f"({found}): use another dtype, or a checkpoint of another architecture."
         )
     return model
+
+
+def _finite_mask(
+    attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Softmax is in float32, where the smallest float64 is minus infinity, and a row of nothing else not a number."""
+    mask = kwargs.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.dtype == torch.float64:
+        kwargs = {**kwargs, "attention_mask": mask.clamp(min=torch.finfo(torch.float32).min)}
+    return args, kwargs
 
 
 @torch.no_grad()

@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformer_lens import HookedTransformer
-from transformer_lens.config.hooked_transformer_config import HookedTransformerConfig
-from transformer_lens.loading_from_pretrained import (
-    fill_missing_keys,
-    get_pretrained_model_config,
-    get_pretrained_state_dict,
-)
 
 from star_tl.errors import StarError, nearest
 from star_tl.models.bridge import knows
 from star_tl.models.layout import relay
+from star_tl.models.lens import (
+    HookedTransformer,
+    HookedTransformerConfig,
+    fill_missing_keys,
+    get_pretrained_model_config,
+    get_pretrained_state_dict,
+)
 from star_tl.models.transformers_folder import CLOSE, difference, probe, read_transformers
 from star_tl.models.weights import read_json
 

@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformer_lens import HookedTransformer
-from transformer_lens.config.hooked_transformer_config import HookedTransformerConfig
-from transformer_lens.utilities.activation_functions import SUPPORTED_ACTIVATIONS
-from transformer_lens.utilities.multi_gpu import get_device_for_block_index
 
 from star_tl.errors import StarError
+from star_tl.models.lens import (
+    SUPPORTED_ACTIVATIONS,
+    HookedTransformer,
+    HookedTransformerConfig,
+    get_device_for_block_index,
+)
 from star_tl.models.weights import StoredTensor, read_into, read_json, stored_tensors
 
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")

@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformer_lens import HookedTransformer
-from transformer_lens.model_bridge import TransformerBridge
 
 from star_tl.errors import StarError, nearest
 from star_tl.models.bridge import corners, load_bridge
 from star_tl.models.hooked import load_other
+from star_tl.models.lens import (
+    HAS_HOOKED_TRANSFORMER,
+    HookedTransformer,
+    TransformerBridge,
+    require_hooked_transformer,
+)
 from star_tl.models.llama import load_llama, read_config
 from star_tl.models.size import SHAPES, Size, check_memory, llama_size, transformers_size
 
@@ -44,7 +48,7 @@ def load_model(
     dtype: str | None = None,
     device: str | None = None,
     first_n_layers: int | None = None,
-    backend: str = "hooked",
+    backend: str | None = None,
 ) -> HookedTransformer | TransformerBridge:
     """A model with TransformerLens's hook points, parameters frozen, in evaluation mode, without processed weights.
 
@@ -59,19 +63,22 @@ def load_model(
         first_n_layers: leave out all later layers, to look into a model that does not fit whole.
         backend: ``"hooked"`` for a HookedTransformer, or ``"bridge"`` for a TransformerBridge, which knows more
             architectures (OLMo, Granite, Gemma-3, SmolLM3, Mixtral, ...), computes what HuggingFace computes, and holds
-            the weights once. Every function of star_tl takes either; RelP has rules for most of its architectures.
-            Llamas are fastest as HookedTransformers. In a bridge's own ``hooks`` and ``generate`` what is added at
-            ``hook_resid_mid`` reaches the MLP only, and a sliding window shorter than the prompt misleads positions:
-            sample with star_tl.
+            the weights once. Default: ``"hooked"``, and ``"bridge"`` on TransformerLens 4, which has no other. Every
+            function of star_tl takes either; RelP has rules for most of its architectures. Llamas are fastest as
+            HookedTransformers. In a bridge's own ``hooks`` and ``generate`` what is added at ``hook_resid_mid`` reaches
+            the MLP only, and a sliding window shorter than the prompt misleads positions: sample with star_tl.
 
     Raises:
         StarError: the model is unknown, gated, not downloaded, damaged, quantized, or larger than memory, the
-            device cannot be used, or the backend does not know the architecture.
+            device cannot be used, or the backend is not installed or does not know the architecture.
     """
     if dtype is not None and dtype not in DTYPES:
         raise StarError(f"Unknown dtype {dtype!r}.{nearest(dtype, DTYPES)}")
+    backend = backend or ("hooked" if HAS_HOOKED_TRANSFORMER else "bridge")
     if backend not in BACKENDS:
         raise StarError(f"Unknown backend {backend!r}.{nearest(backend, BACKENDS)}")
+    if backend == "hooked":
+        require_hooked_transformer()
     name = str(name)
     device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     local = DEMO if name == "demo" else Path(name)

@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from star_tl.errors import StarError
+from star_tl.models.lens import HAS_HOOKED_TRANSFORMER
 
 _LLAMA3 = {"vocab_size": 128256, "num_key_value_heads": 8}
 # The shapes of the checkpoints that people ask for first, to plan with before a config is downloaded.
@@ -115,7 +116,7 @@ def llama_size(config: Mapping[str, Any]) -> Size:
         per_layer=d * d_head * (2 * heads + 2 * kv) + 3 * d * config["intermediate_size"] + 2 * d,
         layers=config["num_hidden_layers"],
         cache_per_layer=2 * kv * d_head,
-        ends=config["vocab_size"] * d + d,
+        ends=config["vocab_size"] * d + d if HAS_HOOKED_TRANSFORMER else 0,
     )
 
 

@@ -15,7 +15,6 @@ import pytest
 import torch
 from by_hand import unequal_pairs
 from devices import StandIns
-from transformer_lens import HookedTransformer
 from typer.testing import CliRunner
 
 import star_tl as star
@@ -31,6 +30,7 @@ from star_tl.locus import Locus
 from star_tl.models import load as loading
 from star_tl.models import size as sizes
 from star_tl.models.fast.forward import is_llama
+from star_tl.models.lens import HookedTransformer
 from star_tl.models.load import fingerprint
 from star_tl.models.size import check_memory, llama_size
 from star_tl.steering.condition import Condition

@@ -12,11 +12,11 @@ import pytest
 import torch
 from by_hand import make_pairs, pair, unequal_pairs
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 import star_tl as star
 from star_tl.errors import StarError
 from star_tl.locus import Locus
+from star_tl.models.lens import HookedTransformer
 from star_tl.vectors import SteeringVector, extract_vector
 from star_tl.vectors.probe import shrunk_covariance
 
@@ -166,16 +166,17 @@ def test_vectors_add_up_and_lose_what_is_projected_off(tiny: HookedTransformer) 
 
 
 @pytest.mark.parametrize("method", ["located", "reply_mean"])
-def test_extraction_leaves_no_hooks(tiny: HookedTransformer, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+def test_extraction_leaves_no_hooks(tiny: HookedTransformer, method: str) -> None:
     extract_vector(tiny, unequal_pairs(), LOCI[2], method)
     assert not by_hand.hooks_left(tiny)
 
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("planted")
 
-    monkeypatch.setattr(tiny.blocks[1].mlp, "forward", fail)
+    planted = tiny.blocks[1].mlp.register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="planted"):
         extract_vector(tiny, unequal_pairs(), LOCI[2], method)
+    planted.remove()
     assert not by_hand.hooks_left(tiny)
 
 
