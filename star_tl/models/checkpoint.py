@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any, Protocol
 import torch
 
 from star_tl.errors import StarError
-from star_tl.models.size import Size, llama_size, transformers_size
+from star_tl.models.size import Size, llama_size, size_of, transformers_size
 from star_tl.models.transformers_folder import read_transformers
-from star_tl.models.weights import Stored, read_json, stored_tensors
+from star_tl.models.weights import HeldTensor, Stored, read_json, stored_tensors
 
 LLAMA = "LlamaForCausalLM"
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -96,4 +97,45 @@ class Folder:
             reason = " ".join(str(error).split())[:200]
             raise StarError(
                 f"No tokenizer could be read from {self.path} ({reason}): save one beside the weights."
+            ) from None
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """A model object of transformers, which stays as it is: its weights are copied."""
+
+    model: Any
+
+    @property
+    def title(self) -> str:
+        return type(self.model).__name__
+
+    def config(self) -> dict[str, Any]:
+        return self.model.config.to_dict() | {"architectures": [self.title]}
+
+    def size(self) -> Size:
+        return size_of(self.model)
+
+    def tensors(self) -> Mapping[str, Stored]:
+        held = self.model.state_dict()
+        if any(not tensor.is_floating_point() for tensor in held.values()):
+            raise StarError(f"This {self.title} is quantized: attribution needs full weights.")
+        return {name: HeldTensor(tensor) for name, tensor in held.items()}
+
+    def transformers(self, dtype: torch.dtype, first_n_layers: int | None) -> Any:
+        if first_n_layers is not None:
+            raise StarError("first_n_layers works on names and folders, and on Llamas in memory: leave it out.")
+        copied = copy.deepcopy(self.model).to(device="cpu", dtype=dtype)
+        copied.set_attn_implementation("eager")
+        return copied
+
+    def tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        place = self.model.config.name_or_path
+        try:
+            return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+        except Exception:
+            raise StarError(
+                f"No tokenizer could be found for this {self.title} (it names {place!r}): give load_model its tokenizer."
             ) from None

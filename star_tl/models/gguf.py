@@ -13,7 +13,7 @@ import re
 import struct
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,12 @@ from star_tl.errors import StarError
 from star_tl.models.checkpoint import LLAMA
 from star_tl.models.size import Size, llama_size, transformers_size
 from star_tl.models.transformers_folder import read_transformers
-from star_tl.models.weights import PIECE, Stored
+from star_tl.models.weights import Stored
 
 MAGIC = b"GGUF"
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
+_PIECE = 1 << 21  # numbers that are dequantized at a time, on the way in several copies
 _MOST_DIMENSIONS = 4  # GGML_MAX_DIMS
 _NAMES = {
     "token_embd": "model.embed_tokens",
@@ -84,7 +85,7 @@ class QuantizedTensor:
         columns = self.shape[-1]
         rows = target.view(-1, columns)
         head = len(rows) // self.pairs if self.pairs else 1
-        step = max(1, PIECE // (columns * head)) * head
+        step = max(1, _PIECE // (columns * head)) * head
         with self.path.open("rb") as file:
             file.seek(self.start)
             for place in rows.split(step):
@@ -243,7 +244,7 @@ class GgufFile:
         expected = headers[0].metadata.get("split.count", 1)
         if max(expected, 1) != len(headers):
             raise StarError(
-                f"{self.path} is one of {expected} parts: name the first as llama.cpp does, …-00001-of-{expected:05}.gguf."
+                f"{self.path} is one of {expected} parts: name them as llama.cpp does, …-00001-of-{expected:05}.gguf."
             )
         return headers
 
@@ -380,10 +381,7 @@ class GgufFile:
             *layer, part, side = name.split(".")
             if part in _NAMES:
                 prefix = f"model.layers.{layer[1]}." if len(layer) == 2 else ""
-                kept = (self.path, tensor.start, tensor.kind, tensor.shape)
-                found[f"{prefix}{_NAMES[part]}.{side}"] = (
-                    QuantizedTensor(tensor.path, *kept[1:], pairs=pairs[part]) if part in pairs else tensor
-                )
+                found[f"{prefix}{_NAMES[part]}.{side}"] = replace(tensor, pairs=pairs.get(part))
         return found
 
     def transformers(self, dtype: torch.dtype, first_n_layers: int | None) -> Any:

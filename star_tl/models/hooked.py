@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformer_lens import HookedTransformer
 from transformer_lens.config.hooked_transformer_config import HookedTransformerConfig
 from transformer_lens.loading_from_pretrained import (
@@ -76,6 +78,11 @@ def load_other(
         ) from None
     _check_equal(model, hf.eval(), architecture)
     return relay(model).to(device, print_details=False)
+
+
+def weights(model: HookedTransformer) -> Iterator[tuple[str, Tensor]]:
+    """Every weight by its name, those of grouped keys and values without TransformerLens's underscore."""
+    return ((name.replace("._", "."), weight) for name, weight in model.named_parameters())
 
 
 def _by_transformer_lens(hf: Any) -> HookedTransformerConfig:

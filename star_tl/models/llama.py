@@ -8,6 +8,7 @@ and values of a layer lie in one matrix, gate and up projection in another.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -46,6 +47,10 @@ def hooked_config(hf: dict[str, Any], dtype: torch.dtype, device: str) -> Hooked
     if activation not in SUPPORTED_ACTIVATIONS:
         known = ", ".join(sorted(SUPPORTED_ACTIVATIONS))
         raise StarError(f"The activation {activation!r} is not supported: use a checkpoint with one of {known}.")
+    eps, base = hf.get("rms_norm_eps", 1e-6), rope.get("rope_theta", hf.get("rope_theta", 10000.0))
+    for key, value in (("rms_norm_eps", eps), ("rope_theta", base)):
+        if not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise StarError(f"The config gives {value!r} as {key}, which must be a positive number: correct it.")
     return HookedTransformerConfig(
         n_layers=hf["num_hidden_layers"],
         d_model=hf["hidden_size"],
@@ -55,7 +60,7 @@ def hooked_config(hf: dict[str, Any], dtype: torch.dtype, device: str) -> Hooked
         d_mlp=hf["intermediate_size"],
         n_ctx=hf.get("max_position_embeddings", 2048),
         d_vocab=hf["vocab_size"],
-        eps=hf.get("rms_norm_eps", 1e-6),
+        eps=eps,
         act_fn=activation,
         normalization_type="RMS",
         final_rms=True,
@@ -63,7 +68,7 @@ def hooked_config(hf: dict[str, Any], dtype: torch.dtype, device: str) -> Hooked
         positional_embedding_type="rotary",
         rotary_adjacent_pairs=False,
         rotary_dim=d_head,
-        rotary_base=rope.get("rope_theta", hf.get("rope_theta", 10000.0)),
+        rotary_base=base,
         original_architecture="LlamaForCausalLM",
         model_name=hf.get("_name_or_path") or "llama",
         init_weights=False,
@@ -105,10 +110,17 @@ def load_llama(
         warnings.simplefilter("ignore", DeprecationWarning)
         model = HookedTransformer(cfg, move_to_device=False)
     model.load_state_dict({**_absent(model, cfg), **ours}, assign=True)
+    if tied:
+        model.unembed.register_load_state_dict_pre_hook(_part_from_embedding)
     if cfg.n_devices > 1:
         for block in model.blocks:
             block.register_forward_pre_hook(_mask_to_layer, with_kwargs=True)
     return model
+
+
+def _part_from_embedding(unembed: Any, *_: object) -> None:
+    """TransformerLens writes processed weights where the old ones are: tied, the embedding would change with them."""
+    unembed.W_U.data = unembed.W_U.data.T.clone().T
 
 
 def _device(cfg: HookedTransformerConfig, name: str) -> torch.device:

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from star_tl.errors import StarError
 
 _STORED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-PIECE = 1 << 24  # elements that are read, and where need be converted, at a time
+_PIECE = 1 << 24  # elements that are read, and where need be converted, at a time
 _QUIET_SECONDS = 2.0  # a model that loads faster shows no progress bar
 
 
@@ -58,13 +58,32 @@ class StoredTensor:
     def read(self, target: Tensor) -> None:
         with self.path.open("rb") as file:
             file.seek(self.start)
-            for piece in target.view(-1).split(PIECE):
+            for piece in target.view(-1).split(_PIECE):
                 direct = piece.dtype == self.dtype and piece.device.type == "cpu"
                 read = piece if direct else torch.empty(piece.shape, dtype=self.dtype)
                 if file.readinto(cast(Any, read.view(torch.uint8).numpy())) != read.nbytes:
                     raise StarError(f"{self.path} is damaged (it ends early): download it again.")
                 if not direct:
                     piece.copy_(read)
+
+
+@dataclass(frozen=True)
+class HeldTensor:
+    """A tensor in memory as one that can be read into its place; into itself nothing need be read."""
+
+    tensor: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.tensor.nbytes
+
+    def read(self, target: Tensor) -> None:
+        if target.data_ptr() != self.tensor.data_ptr():
+            target.copy_(self.tensor)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -91,22 +110,32 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         path = folder / shard
         if not path.is_file():
             raise StarError(f"{folder} lacks {shard}: download or save the model again, as safetensors.")
-        try:
-            with safe_open(path, framework="pt"):  # checks the header against itself and the file's length
-                pass
-        except SafetensorError as error:
-            raise StarError(f"{path} is damaged ({error}): download it again.") from None
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            if entry["dtype"] not in _STORED:
-                raise StarError(f"{path} holds {name} as {entry['dtype']}: name the checkpoint in bfloat16 or float32.")
-            start = 8 + length + entry["data_offsets"][0]
-            found[name] = StoredTensor(path, start, _STORED[entry["dtype"]], tuple(entry["shape"]))
-    return dict(sorted(found.items(), key=lambda item: (item[1].path, item[1].start)))
+        found |= safetensors_in(path)
+    return found
+
+
+def safetensors_in(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one safetensors file, by name, in their order in it.
+
+    Raises:
+        StarError: the file is damaged, or holds numbers that are not floats.
+    """
+    try:
+        with safe_open(path, framework="pt"):  # checks the header against itself and the file's length
+            pass
+    except SafetensorError as error:
+        raise StarError(f"{path} is damaged ({error}): download it again.") from None
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    found: dict[str, StoredTensor] = {}
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        if entry["dtype"] not in _STORED:
+            raise StarError(f"{path} holds {name} as {entry['dtype']}: name the checkpoint in bfloat16 or float32.")
+        start = 8 + length + entry["data_offsets"][0]
+        found[name] = StoredTensor(path, start, _STORED[entry["dtype"]], tuple(entry["shape"]))
+    return found
 
 
 def read_into(stored: Mapping[str, Stored], targets: Mapping[str, Tensor], title: str) -> None:
