@@ -127,6 +127,7 @@ class InMemory:
             raise StarError("first_n_layers works on names and folders, and on Llamas in memory: leave it out.")
         copied = copy.deepcopy(self.model).to(device="cpu", dtype=dtype)
         copied.set_attn_implementation("eager")
+        copied.config.architectures = [self.title]
         return copied
 
     def tokenizer(self) -> Any:
@@ -137,5 +138,5 @@ class InMemory:
             return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
         except Exception:
             raise StarError(
-                f"No tokenizer could be found for this {self.title} (it names {place!r}): give load_model its tokenizer."
+                f"This {self.title} names no tokenizer that is here ({place!r}): give load_model its tokenizer."
             ) from None

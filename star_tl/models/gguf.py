@@ -82,15 +82,16 @@ class QuantizedTensor:
 
     def read(self, target: Tensor) -> None:
         """Fill ``target``, of this shape, piece by piece in its dtype and on its device."""
-        columns = self.shape[-1]
+        columns = 1 if self.pairs and len(self.shape) == 1 else self.shape[-1]
         rows = target.view(-1, columns)
+        row_bytes = self.nbytes // len(rows)
         head = len(rows) // self.pairs if self.pairs else 1
         step = max(1, _PIECE // (columns * head)) * head
         with self.path.open("rb") as file:
             file.seek(self.start)
             for place in rows.split(step):
-                data = file.read(len(place) * self.row_bytes)
-                if len(data) != len(place) * self.row_bytes:
+                data = file.read(len(place) * row_bytes)
+                if len(data) != len(place) * row_bytes:
                     raise StarError(f"{self.path} is damaged (it ends early): download it again.")
                 values = torch.from_numpy(
                     _dequantized(np.frombuffer(data, np.uint8).reshape(len(place), -1), self.kind)
@@ -111,7 +112,7 @@ def _dequantized(rows: np.ndarray, kind: int) -> np.ndarray:
     import gguf
 
     if kind == gguf.GGMLQuantizationType.F64:
-        return rows.view(np.float64)
+        return rows.view(np.float64).copy()
     with np.errstate(all="ignore"):  # what is no number is looked for once all is read
         values = gguf.dequantize(rows, gguf.GGMLQuantizationType(kind))
     return values if values.flags.writeable else values.copy()
@@ -260,7 +261,9 @@ class GgufFile:
     def config(self) -> dict[str, Any]:
         """As ``config.json`` would have it. Raises StarError where settings lack or contradict the weights."""
         kind = self.metadata.get("general.architecture")
-        if kind != "llama" or self.metadata.get("llama.expert_count"):
+        if self.metadata.get("llama.expert_count"):
+            raise StarError(f"{self.path} holds a mixture of experts: name its folder in HuggingFace format.")
+        if kind != "llama":
             return self._transformers_config()
         stored = self.stored
         layers = self._count("block_count")
@@ -311,22 +314,22 @@ class GgufFile:
     def _llama3(self, factors: QuantizedTensor, base: float, d_head: int) -> dict[str, Any]:
         """The settings of ``rope_type`` ``llama3`` that make these divisors of the rotary frequencies.
 
-        Between its two ends 1 / divisor is a straight line in the frequency, which has two numbers: one of llama3's
-        settings is left over, and set as Llama-3 has it.
+        Between its two ends 1 / divisor is a straight line in the frequency, which has two numbers: settings that these
+        leave open, one of three or more, are Llama-3's own.
         """
         found = torch.empty(factors.shape, dtype=torch.float64)
         factors.read(found)
         frequency = base ** -(torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
         factor = float(found.max())
         refused = StarError(f"{self.path} scales rotary angles in a way that is not Llama-3's: use another file.")
-        if found.shape != frequency.shape or not math.isfinite(factor) or found.min() < 1 - 1e-6:
+        if not base > 0 or found.shape != frequency.shape or not math.isfinite(factor) or found.min() < 1 - 1e-6:
             raise refused
         if factor < 1 + 1e-6:
             return {}
         turns = frequency / (2 * math.pi)  # of a token
         smooth = (1 / found - 1 / factor) / (1 - 1 / factor)
         middle = (smooth > 1e-4) & (smooth < 1 - 1e-4)
-        low, high, original = 1.0, 4.0, 8192.0
+        low, high = 1.0, 4.0
         if int(middle.sum()) >= 2:
             line = torch.stack([turns[middle], torch.ones_like(turns[middle])], 1)
             slope, offset = torch.linalg.lstsq(line, smooth[middle, None]).solution.flatten().tolist()
@@ -334,8 +337,13 @@ class GgufFile:
                 raise refused
             high = low - low / offset
             original = slope * (high - low)
-            # The file's divisors are rounded to float32; whole settings lie within that.
-            high, original = (round(x) if abs(x - round(x)) < 1e-3 * x else x for x in (high, original))
+        elif middle.any():
+            original = float((low + (high - low) * smooth[middle]) / turns[middle])
+        else:
+            whole = turns[found < 1 + 1e-6]
+            original = high / float(whole.min()) if len(whole) else low / float(turns.max())
+        # The file's divisors are rounded to float32; whole settings lie within that.
+        high, original = (round(x) if abs(x - round(x)) < 1e-4 * x else x for x in (high, original))
         smooth = ((original * turns - low) / (high - low)).clamp(0, 1)
         expected = 1 / ((1 - smooth) / factor + smooth)
         if not torch.allclose(expected, found, rtol=1e-4):
@@ -359,7 +367,7 @@ class GgufFile:
     def _by_transformers(self, read: Any) -> Any:
         """What a ``from_pretrained`` of transformers makes of the file."""
         try:
-            return read(str(self.path.parent), gguf_file=self.path.name)
+            return read(str(self.path.parent), gguf_file=self.headers[0].path.name)
         except Exception as error:
             reason = " ".join(str(error).split())[:160]
             raise StarError(

@@ -92,8 +92,8 @@ def load_model(
         called = name.config.name_or_path or checkpoint.title
     else:
         raise StarError(
-            f"A {type(name).__name__} is no model: give a name, a folder, a GGUF file, or a model object of transformers "
-            "or TransformerLens (of peft: merge_and_unload() first)."
+            f"A {type(name).__name__} is no model: give a name, a folder, a GGUF file, or a model object of "
+            "transformers or TransformerLens (of peft: merge_and_unload() first)."
         )
     config = checkpoint.config()
     kind = architecture(config)
@@ -138,8 +138,8 @@ def _check_numbers(model: HookedTransformer | TransformerBridge, name: str) -> N
         # A sum is one pass at the speed of memory, and no number in it makes it no number.
         if not weight.detach().sum(dtype=torch.float32).isfinite() and not weight.isfinite().all():
             raise StarError(
-                f"The weights of {name} hold NaN or infinity in {key}: download or train it again, or load it in a dtype "
-                "that can hold its numbers."
+                f"The weights of {name} hold NaN or infinity in {key}: download or train it again, or load it in a "
+                "dtype that can hold its numbers."
             )
 
 
@@ -151,14 +151,17 @@ def fingerprint(model: HookedTransformer | TransformerBridge) -> str:
     adapter, changes the fingerprint; what changes a few numbers of a large weight may not.
 
     The same for float64, float32 and bfloat16, in which numbers are compared, and for both backends where they hold
-    the same weights; for float16 too where the checkpoint itself has 16 bits a number. Weights that were processed,
-    such as by ``fold_ln``, are others.
+    the same weights; for float16, and for the norms of Gemma, where the checkpoint itself has 16 bits a number. Weights
+    that were processed, such as by ``fold_ln``, are others.
     """
     digest = hashlib.sha256()
     cfg = model.cfg
     digest.update(repr((cfg.n_layers, cfg.d_model, cfg.n_heads, cfg.d_vocab)).encode())
     held = bridge_weights(model) if isinstance(model, TransformerBridge) else hooked_weights(model)
+    gemma = "Gemma" in (cfg.original_architecture or "")
     for name, weight in sorted(held, key=itemgetter(0)):
+        if gemma and name == "embed.W_E":  # which TransformerLens scales; the unembedding is the same matrix
+            continue
         found = _spread_over(weight.detach()).to("cpu", torch.bfloat16)
         # Below its smallest normal number float16 has fewer digits.
         found[found.abs() < torch.finfo(torch.float16).smallest_normal] = 0

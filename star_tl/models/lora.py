@@ -83,8 +83,8 @@ class Adapter:
         ]
         if settings.get("peft_type") != "LORA" or settings.get("bias", "none") != "none" or strange:
             raise StarError(
-                f"{self.path} is no plain LoRA ({', '.join(strange) or settings.get('peft_type')}): merge it with peft's "
-                "merge_and_unload() and save the result."
+                f"{self.path} is no plain LoRA ({', '.join(strange) or settings.get('peft_type')}): merge it with "
+                "peft's merge_and_unload() and save the result."
             )
         return settings
 
