@@ -288,7 +288,7 @@ def weights(model: TransformerBridge) -> Iterator[tuple[str, Tensor]]:
 
     A part that TransformerBridge knows no such shape of, such as a mixture of experts, comes as HuggingFace has it.
     """
-    shift = "Gemma" in (model.cfg.original_architecture or "")  # whose norms are stored less one
+    shift = "Gemma" in type(model.original_model).__name__  # whose norms are stored less one
 
     def norm(module: Any) -> Iterator[tuple[str, Tensor]]:
         weight = getattr(module, "weight", None)

@@ -127,7 +127,7 @@ class InMemory:
             raise StarError("first_n_layers works on names and folders, and on Llamas in memory: leave it out.")
         copied = copy.deepcopy(self.model).to(device="cpu", dtype=dtype)
         copied.set_attn_implementation("eager")
-        copied.config.architectures = [self.title]
+        copied.config.architectures = [self.title]  # which a config that was not read from a folder lacks
         return copied
 
     def tokenizer(self) -> Any:

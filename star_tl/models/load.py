@@ -158,7 +158,8 @@ def fingerprint(model: HookedTransformer | TransformerBridge) -> str:
     cfg = model.cfg
     digest.update(repr((cfg.n_layers, cfg.d_model, cfg.n_heads, cfg.d_vocab)).encode())
     held = bridge_weights(model) if isinstance(model, TransformerBridge) else hooked_weights(model)
-    gemma = "Gemma" in (cfg.original_architecture or "")
+    kind = type(model.original_model).__name__ if isinstance(model, TransformerBridge) else cfg.original_architecture
+    gemma = "Gemma" in (kind or "")
     for name, weight in sorted(held, key=itemgetter(0)):
         if gemma and name == "embed.W_E":  # which TransformerLens scales; the unembedding is the same matrix
             continue

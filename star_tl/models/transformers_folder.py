@@ -48,7 +48,7 @@ def read_transformers(
         raise StarError(
             f"{folder} cannot be read ({reason}): download or save the model again, as safetensors."
         ) from None
-    hf.config.architectures = [type(hf).__name__]  # which a GGUF file does not say
+    hf.config.architectures = hf.config.architectures or [type(hf).__name__]  # a GGUF file names none
     if absent := sorted(info["missing_keys"]):  # transformers would go on with random numbers in their place
         raise StarError(f"The checkpoint lacks {', '.join(absent[:3])}: download or save the model again.")
     return hf
