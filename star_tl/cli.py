@@ -48,7 +48,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ModelOption = Annotated[str, typer.Option("--model", help="'demo', a HuggingFace folder, or a Hub name.")]
+ModelOption = Annotated[str, typer.Option("--model", help="'demo', 'smollm2', a folder, a GGUF file, or a Hub name.")]
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16; default by size.")]
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:1, or cuda:0,cuda:1 to spread a Llama; default cuda.")

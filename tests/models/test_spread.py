@@ -29,6 +29,7 @@ from star_tl.generation import sampling
 from star_tl.locus import Locus
 from star_tl.models import load as loading
 from star_tl.models import size as sizes
+from star_tl.models.checkpoint import read_config
 from star_tl.models.fast.forward import is_llama
 from star_tl.models.lens import HookedTransformer
 from star_tl.models.load import fingerprint
@@ -116,7 +117,7 @@ def test_every_layer_lies_on_its_device_and_was_never_on_another(
 
 def test_what_each_device_holds_is_known_before(folder: Path, devices: StandIns) -> None:
     model = star.load_model(folder, device=THREE)
-    parts = llama_size(loading.read_config(folder)).spread(3)
+    parts = llama_size(read_config(folder)).spread(3)
     assert [p.layers for p in parts] == [2, 2, 1]
     for place, part in zip(THREE.split(","), parts, strict=True):
         weights = [
