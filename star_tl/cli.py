@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import functools
+import io
 import math
+import os
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +19,7 @@ from typer.exceptions import TyperException
 
 from star_tl.errors import StarError
 from star_tl.generation.settings import Sampling
+from star_tl.locus import Locus
 
 if TYPE_CHECKING:
     from star_tl.evaluation.result import RunResult
@@ -27,6 +30,9 @@ class _OneLineErrors(TyperGroup):
     """Options that cannot be read are refused in one line too."""
 
     def main(self, *args: Any, standalone_mode: bool = True, **more: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):  # a terminal that cannot write a letter shows a mark in its place
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
         if not standalone_mode:
             return super().main(*args, standalone_mode=False, **more)
         try:
@@ -68,9 +74,10 @@ PromptsOption = Annotated[
     Path | None, typer.Option("--prompts", help="Prompts: ESConv, CaSiNo, CraigslistBargain, JSONL or text.")
 ]
 ModeOption = Annotated[
-    str, typer.Option("--mode", help="single (first user message) or multi (history up to a reply).")
+    str | None,
+    typer.Option("--mode", help="How to read --prompts: single (first user message; default) or multi (with history)."),
 ]
-LimitOption = Annotated[int, typer.Option("--limit", help="Most prompts to take from the file.")]
+LimitOption = Annotated[int | None, typer.Option("--limit", help="Most prompts to take from --prompts; default 64.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 StrengthOption = Annotated[float, typer.Option("--strength", help="1 is the natural difference.")]
 TokensOption = Annotated[int, typer.Option("--max-new-tokens", help="Most tokens of a reply.")]
@@ -86,8 +93,6 @@ PositionsOption = Annotated[
     ),
 ]
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
 
 def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
     """Bad input and a full disk end with one line on stderr and exit code 2; Ctrl-C with 130."""
@@ -99,10 +104,16 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
         except StarError as error:
             typer.echo(f"star-tl: {error}", err=True)
             raise typer.Exit(2) from None
+        except BrokenPipeError:  # who read along has gone; what was to be written to files is written
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
         except OSError as error:
-            if error.errno not in FULL:
-                raise
-            typer.echo(f"star-tl: {error.strerror}: make room and call again; what was finished is on disk.", err=True)
+            place = f"{error.filename}: " if error.filename else ""
+            remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "see to it"
+            typer.echo(
+                f"star-tl: {place}{error.strerror or error}: {remedy} and call again; what was finished is on disk.",
+                err=True,
+            )
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             typer.echo("star-tl: stopped; what was finished is on disk.", err=True)
@@ -117,8 +128,8 @@ def run(
     trait: TraitOption = "emotional_support",
     model: ModelOption = "demo",
     prompts: PromptsOption = None,
-    mode: ModeOption = "single",
-    limit: LimitOption = 64,
+    mode: ModeOption = None,
+    limit: LimitOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/TRAIT.")] = None,
     strength: Annotated[
         float | None,
@@ -207,7 +218,9 @@ def extract(
     out: Annotated[Path, typer.Option("--out", help="Where to write the vector (safetensors).")],
     attribution: Annotated[Path | None, typer.Option("--attribution", help="Take the locus from this map.")] = None,
     hook_point: Annotated[str | None, typer.Option("--hook-point", help="e.g. blocks.5.hook_resid_post.")] = None,
-    positions: Annotated[str, typer.Option("--positions", help="Of --hook-point, e.g. -2,-1.")] = "-1",
+    positions: Annotated[
+        str | None, typer.Option("--positions", help="Of --hook-point, e.g. -2,-1; default -1.")
+    ] = None,
     method: Annotated[str, typer.Option("--method", help="located, principal, probe or reply_mean.")] = "located",
     trait: TraitOption = "emotional_support",
     model: ModelOption = "demo",
@@ -220,17 +233,20 @@ def extract(
     """Extract the steering vector at a locus: from a map, named, or found by attribution now."""
     if attribution is not None and hook_point is not None:
         raise StarError("--attribution and --hook-point both name the locus: give one of them.")
+    if positions is not None and hook_point is None:
+        raise StarError("--positions belongs to --hook-point: name that too, or leave it out.")
     from star_tl.data.pairs import load_pairs
 
     pairs = load_pairs(trait)
     _check_file(out, overwrite)
     from star_tl.attribution import AttributionMap
     from star_tl.attribution import attribute as compute
-    from star_tl.locus import Locus
+    from star_tl.steering.condition import Condition
     from star_tl.vectors import extract_vector
 
     if hook_point is not None:
-        locus = Locus(hook_point, _numbers(positions))
+        locus = Locus(hook_point, _numbers(positions or "-1"))
+        Condition(vector=_Nothing(locus))  # refuses what generate would refuse
         loaded = _load(model, dtype, device, backend, first_n_layers)
     elif attribution is not None:
         locus = AttributionMap.load(attribution).top_locus()
@@ -248,8 +264,8 @@ def extract(
 def generate(
     prompt: Annotated[list[str] | None, typer.Option("--prompt", help="A user message; may be repeated.")] = None,
     prompts: PromptsOption = None,
-    mode: ModeOption = "single",
-    limit: LimitOption = 64,
+    mode: ModeOption = None,
+    limit: LimitOption = None,
     vector: Annotated[Path | None, typer.Option("--vector", help="Steer with this vector.")] = None,
     strength: StrengthOption = 1.0,
     positions: PositionsOption = None,
@@ -287,8 +303,8 @@ def sweep(
     trait: TraitOption = "emotional_support",
     model: ModelOption = "demo",
     prompts: PromptsOption = None,
-    mode: ModeOption = "single",
-    limit: LimitOption = 64,
+    mode: ModeOption = None,
+    limit: LimitOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder; default runs/sweep-TRAIT.")] = None,
     layers: Annotated[str, typer.Option("--layers", help="e.g. 3,5,6; default all.")] = "",
     strengths: Annotated[
@@ -325,7 +341,6 @@ def sweep(
     pairs = load_pairs(trait)
     questions = _prompts(prompts, mode, limit)
     from star_tl.evaluation.sweep import compare
-    from star_tl.locus import Locus
 
     loaded = _load(model, dtype, device, backend, first_n_layers)
     chosen = _numbers(layers) if layers else range(loaded.cfg.n_layers)
@@ -361,8 +376,8 @@ def evaluate(
     trait: TraitOption = "emotional_support",
     model: ModelOption = "demo",
     prompts: PromptsOption = None,
-    mode: ModeOption = "single",
-    limit: LimitOption = 64,
+    mode: ModeOption = None,
+    limit: LimitOption = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="JSONL file of the samples; goes on where it stopped.")
     ] = None,
@@ -423,6 +438,18 @@ def _load(name: str, dtype: str | None, device: str | None, backend: str | None,
     return load_model(name, dtype, device, first_n_layers, backend)
 
 
+@dataclass(frozen=True)
+class _Nothing:
+    """A vector that adds nothing, to ask whether anything can be added at its locus."""
+
+    locus: Locus
+
+    def scaled(self, strength: float) -> Any:
+        import torch
+
+        return torch.zeros(len(self.locus.positions), 1)
+
+
 def _check_seeds(seeds: int) -> None:
     if seeds < 1:
         raise StarError(f"--seeds is {seeds}: use at least 1.")
@@ -434,20 +461,28 @@ def _positions(text: str | None) -> str | tuple[int, ...] | None:
     return read_positions(text) if text else None
 
 
-def _prompts(path: Path | None, mode: str, limit: int) -> list[Any] | None:
+def _prompts(path: Path | None, mode: str | None, limit: int | None) -> list[Any] | None:
     """What the file holds to reply to; None where none is given."""
     if path is None:
+        for name, value in (("--mode", mode), ("--limit", limit)):
+            if value is not None:
+                raise StarError(f"{name} {value} is about the prompts of a file: give --prompts FILE, or leave it out.")
         return None
+    if limit is not None and limit < 1:
+        raise StarError(f"--limit is {limit}: use at least 1.")
     from star_tl.data.prompts import load_prompts
 
-    return [item.messages for item in load_prompts(path, mode=mode, limit=limit)]
+    return [item.messages for item in load_prompts(path, mode=mode or "single", limit=limit or 64)]
 
 
 def _check_file(path: Path, overwrite: bool) -> None:
-    if path.exists() and not overwrite:
+    from star_tl.files import check_writable, output_path
+
+    if output_path(path).exists() and not overwrite:
         raise StarError(f"{path} exists: name another file or pass --overwrite.")
     if not path.parent.is_dir():
         raise StarError(f"{path.parent} is not a folder: create it first.")
+    check_writable(path)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -472,15 +507,17 @@ _COLUMNS = {
 
 def _show(result: RunResult) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else 150)
     choice = result.attribution.choose_layer()
+    trait, model, locus = (escape(str(x)) for x in (result.trait, result.model, result.vector.locus))
     console.print(
-        f"\n[bold]{result.trait}[/] on {result.model}: drift buys most at layer [bold]{choice.layer}[/] "
-        f"(chosen in {choice.frequency[choice.layer]:.0%} of bootstrap resamples); locus {result.vector.locus}"
+        f"\n[bold]{trait}[/] on {model}: drift buys most at layer [bold]{choice.layer}[/] "
+        f"(chosen in {choice.frequency[choice.layer]:.0%} of bootstrap resamples); locus {locus}"
     )
-    table = Table(title=result.settings["replies"], title_justify="left")
+    table = Table(title=escape(result.settings["replies"]), title_justify="left")
     table.add_column("arm", no_wrap=True)
     for heading, _, _ in _COLUMNS.values():
         table.add_column(heading, justify="right")
@@ -510,11 +547,12 @@ def _show(result: RunResult) -> None:
 
 def _print_frame(frame: Any, title: str) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     for column in frame.columns:
-        table.add_column(str(column), justify="right")
+        table.add_column(str(column), justify="right", overflow="fold")
     for row in frame.itertuples(index=False):
-        table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row))
+        table.add_row(*(f"{v:.3f}" if isinstance(v, float) else escape(str(v)) for v in row))
     Console(width=None if sys.stdout.isatty() else 200).print(table)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -121,6 +123,19 @@ BAD = {
         "hook_resid_post",
     ),
     "missing vector": (["generate", "--prompt", "Hi", "--vector", "nowhere.safetensors"], "nowhere.safetensors"),
+    "a limit below one": (["run", "--prompts", "p.txt", "--limit", "-5"], "--limit"),
+    "a mode of no file": (["run", "--mode", "both"], "--prompts"),
+    "a limit of no file": (["sweep", "--limit", "3"], "--prompts"),
+    "positions of no hook point": (["extract", "--out", "v.safetensors", "--positions", "junk"], "--hook-point"),
+    "unknown positions": (["generate", "--prompt", "Hi", "--positions", "junk"], "Unknown positions"),
+    "a place where generate adds nothing": (
+        ["extract", "--out", "v.safetensors", "--hook-point", "blocks.0.hook_resid_pre"],
+        "cannot be injected at",
+    ),
+    "a strength twice": (["sweep", "--strengths", "1,1"], "strengths names one twice"),
+    "a layer twice": (["sweep", "--layers", "3,3"], "loci names one twice"),
+    "unknown estimator": (["run", "--method", "apt"], "atp"),
+    "unknown vector method": (["run", "--vector-method", "locatd"], "located"),
     "long prompt": (["generate", "--prompt", "word " * 3000], "context"),
 }
 
@@ -175,3 +190,61 @@ def test_import_is_instant() -> None:
     code = "import time; t = time.perf_counter(); import star_tl.cli; import sys; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False", "importing star_tl.cli must not import torch"
+
+
+def command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    code = "from star_tl.cli import app; app()"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, **options)
+
+
+def test_a_name_in_brackets_is_text_and_no_markup(tiny_folder: Path, tmp_path: Path) -> None:
+    lines = (Path(star.__file__).parent / "data" / "traits" / "agreement.jsonl").read_text().splitlines()
+    header = json.loads(lines[0]) | {"trait": "a[/b]c"}
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join([json.dumps(header), *lines[1:5]]) + "\n")
+    out = str(tmp_path / "map.safetensors")
+    result = runner.invoke(app, ["attribute", "--model", str(tiny_folder), "--trait", str(path), "--out", out])
+    assert result.exit_code == 0, result.output
+    assert "a[/b]c" in result.output
+
+
+def test_a_terminal_without_the_letters_gets_marks_in_their_place(tiny_folder: Path, tmp_path: Path) -> None:
+    arguments = ["generate", "--model", str(tiny_folder), "--prompt", "Hello", "--max-new-tokens", "8"]
+    found = command(*arguments, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert found.returncode == 0, found.stderr
+
+
+def test_who_reads_along_may_leave(tiny_folder: Path) -> None:
+    code = "from star_tl.cli import app; app()"
+    many = [x for i in range(300) for x in ("--prompt", f"Hello {i}")]
+    arguments = ["generate", "--model", str(tiny_folder), "--max-new-tokens", "40", *many]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        _, errors = process.communicate(timeout=120)
+    assert "Traceback" not in errors
+    assert "Exception ignored" not in errors
+
+
+def test_no_pipe_or_device_is_replaced_by_a_file(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for out in (pipe, Path("/dev/null")):
+        result = runner.invoke(app, ["attribute", "--overwrite", "--out", str(out)])
+        assert result.exit_code == 2
+        assert "not a plain file" in result.output
+    assert pipe.is_fifo()
+    assert Path("/dev/null").is_char_device()
+
+
+def test_a_link_is_followed_and_stays(tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    link = tmp_path / "map.safetensors"
+    link.symlink_to(tmp_path / "far" / "real.safetensors")
+    arguments = ["attribute", "--model", str(tiny_folder), "--trait", "agreement", "--out", str(link)]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert link.is_symlink()
+    assert star.AttributionMap.load(tmp_path / "far" / "real.safetensors").trait == "agreement"
