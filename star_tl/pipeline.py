@@ -35,6 +35,7 @@ from star_tl.view.report import write_report
 Saved = TypeVar("Saved", AttributionMap, SteeringVector)
 TESTED_ON_ITS_OWN = "no pair is held out, so that steering is tested on the contexts that the vector was made from"
 ARMS = (UNSTEERED, "steered", "random", "last_ranked_layer", "reply_mean_everywhere", "primed")
+RANDOM = 10  # random vectors, a reply to each prompt: one alone may happen to lie well
 EVERYWHERE = tuple(x / 4 for x in STRENGTHS)  # added at every token, a vector does more, and more harm
 CALL = "run.json"
 FILES = ("vector.safetensors", "attribution.safetensors", "samples.jsonl", "scores.csv", "report.html")
@@ -83,7 +84,7 @@ def run(
 ) -> RunResult:
     """Walk the whole road and compare steering with its baselines.
 
-    Arms: unsteered; the located vector at its locus; a random vector of the same norm there; the same
+    Arms: unsteered; the located vector at its locus; ten random vectors of the same norm there; the same
     vector at the layer that attribution ranks last; the mean reply difference added everywhere at the chosen
     layer; and priming by the trait's positive instruction.
 
@@ -180,12 +181,14 @@ def _walk(
     ways = (
         Condition(),
         Condition("steered", vector, dose, positions),
-        Condition("random", vector.random_like(), dose, positions),
         Condition("last_ranked_layer", vector.at_layer(last), dose, positions),
         Condition("reply_mean_everywhere", everywhere, flooded.strength, "all"),
         Condition("primed", instruction=pairs.trait.positive_instruction),
     )
     conditions = [replace(way, seed=seed) for way in ways for seed in seeds]
+    conditions[2 * len(seeds) : 2 * len(seeds)] = [
+        Condition("random", vector.random_like(k), dose, positions, seed=seeds[k % len(seeds)]) for k in range(RANDOM)
+    ]
     file = folder and folder / REPLIES / "arms.jsonl"
     samples = mark_coherent(sample_conditions(model, pairs.trait, prompts, conditions, sampling, file, progress))
     result = RunResult(

@@ -53,12 +53,14 @@ def test_samples_hold_every_arm_prompt_and_score(finished: tuple[Path, str]) -> 
     rows = pd.DataFrame(json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines())
     arms = rows[rows.part == "arms"]
     assert set(arms.arm) == set(ARMS)
-    assert len(arms) == 3 * len(ARMS)
+    assert arms.arm.value_counts().to_dict() == {arm: 3 * (10 if arm == "random" else 1) for arm in ARMS}
+    assert arms[arms.arm == "random"].text.nunique() > 1
+    assert arms.coherent.isin([True, False]).all()
     assert arms[arms.arm == "unsteered"].drift.eq(0).all()
     assert arms[arms.arm == "steered"].drift.gt(0).all()
     scores = pd.read_csv(out / "scores.csv").set_index("arm")
     assert list(scores.index) == list(ARMS)
-    assert scores.n.eq(3).all()
+    assert scores.n.tolist() == [3 * (10 if arm == "random" else 1) for arm in ARMS]
 
 
 def test_vector_describes_itself(finished: tuple[Path, str], demo) -> None:

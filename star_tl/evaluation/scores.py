@@ -45,7 +45,8 @@ def score(
     ``first_person`` (pronouns per 100 words), ``length`` (words), ``repetition`` (share of word
     trigrams that occurred before), ``logprob`` (mean per token under the unsteered model, nats),
     ``perplexity`` (its exponential), ``drift`` (mean over reply tokens of KL(the model that
-    wrote the reply ‖ unsteered model), nats per token) and ``drift_max``. An empty reply has no
+    wrote the reply ‖ unsteered model), nats per token), ``drift_total`` (their sum: a mean thins out with length, and half
+    of it may fall on the first token) and ``drift_max``. An empty reply has no
     ``logprob``; its drift is that of the token which ended it.
 
     Args:
@@ -102,11 +103,13 @@ def _fluency(
         hooks = condition.hooks(model.tokenizer, prompts, batch.prompt_end)
         kl = kl_per_token(reply_logits(model, batch, hooks), base)
     kl = kl.masked_fill(~plain.reply_mask, 0.0)
-    drift = kl.sum(-1) / plain.reply_lengths
+    total, most = kl.sum(-1), kl.amax(-1)
+    measured = (logprob, total / plain.reply_lengths, total, most)
     results = []
-    for reply, lp, mean, most in zip(replies, logprob.tolist(), drift.tolist(), kl.amax(-1).tolist(), strict=True):
+    for reply, lp, *drift in zip(replies, *(values.tolist() for values in measured), strict=True):
         lp = lp if reply.tokens else float("nan")
-        results.append({"logprob": lp, "perplexity": float(np.exp(-lp)), "drift": mean, "drift_max": most})
+        row = {"logprob": lp, "perplexity": float(np.exp(-lp))}
+        results.append(row | dict(zip(("drift", "drift_total", "drift_max"), drift, strict=True)))
     return results
 
 
@@ -141,6 +144,7 @@ def summarise(samples: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd
             "coherent_rate": group.coherent.mean(),
             "drift": group.drift.mean(),
             "drift_p95": group.drift.quantile(0.95),
+            "drift_total": group.drift_total.mean(),
             "perplexity": float(np.exp(-group.logprob.mean())),
             "length": group.length.mean(),
             "first_person": group.first_person.mean(),

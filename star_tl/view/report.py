@@ -54,6 +54,7 @@ RESULTS: Columns = (
 FLUENCY: Columns = (
     ("marker_rate", "with a marker", percent),
     ("drift_p95", "drift, 95th percentile", _number(2)),
+    ("drift_total", "drift of the whole reply (nats)", _number(2)),
     ("perplexity", "perplexity", _number(2)),
     ("length", "words", _number(1)),
     ("first_person", "first person per 100 words", _number(1)),
@@ -73,8 +74,8 @@ order: effect per root of drift. The layer is chosen by it.</dd>
 <dt>Drift</dt><dd>How far the model that wrote the reply is from the unsteered model: the KL divergence of their
 next-token distributions, averaged over the reply, in nats per token. It is the cost of steering; 0 is no change.</dd>
 <dt>Strength</dt><dd>1 is the mean clean − corrupted difference itself.</dd>
-<dt>Arms</dt><dd>Random: a random direction of the same norm at the same place. Last ranked layer: the same vector at
-the layer with the lowest gain. Reply mean everywhere: the mean difference over reply tokens, added at every
+<dt>Arms</dt><dd>Random: ten random directions of the same norm at the same place, a reply to each
+prompt from each. Last ranked layer: the same vector at the layer with the lowest gain. Reply mean everywhere: the mean difference over reply tokens, added at every
 position. Primed: no vector, but an instruction that asks for the trait.</dd>
 <dt>Prompts that fell</dt><dd>Share of prompts whose rate is lower than unsteered.</dd>
 <dt>Perplexity, repetition</dt><dd>Perplexity of the reply under the unsteered model; share of its word trigrams that
@@ -120,7 +121,7 @@ def finding(result: RunResult) -> str:
         text += ", which may be chance" if known else ", on too few prompts to tell from chance"
     text += "."
     if "random" in rows.index:
-        text += f" A random vector of the same norm gives {percent(rows.trait_rate['random'])}."
+        text += f" Random vectors of the same norm give {percent(rows.trait_rate['random'])}."
     if "primed" in rows.index:
         text += f" Asking for the trait in an instruction gives {percent(rows.trait_rate['primed'])}."
     return text

@@ -98,6 +98,7 @@ def test_drift_is_the_kl_from_the_steered_to_the_plain_model(tiny, hf, tokenizer
         rows = {p: strength * vector.vector[0] for p in places if p >= -len(ids)}
         kl = kl_divergence(distributions(hf, ids, reply, vector, rows), distributions(hf, ids, reply))
         assert row.drift == pytest.approx(float(kl.mean()), abs=TOLERANCE)
+        assert row.drift_total == pytest.approx(float(kl.sum()), abs=len(kl) * TOLERANCE)
         assert row.drift_max == pytest.approx(float(kl.max()), abs=TOLERANCE)
     assert table.drift.max() > 0.01, "so weak a vector shows nothing"
 
@@ -202,7 +203,7 @@ def samples(arm: str, shows: str, coherent: str | None = None, **columns) -> pd.
     """A reply per prompt from strings of 0 and 1; figures that do not matter are constant."""
     hits = np.array([c == "1" for c in shows])
     fine = np.array([c == "1" for c in coherent]) if coherent else np.ones(len(hits), bool)
-    constant = {"logprob": -0.5, "drift": 0.0, "length": 10, "first_person": 1.0, "repetition": 0.0}
+    constant = {"logprob": -0.5, "drift": 0.0, "drift_total": 0.0, "length": 10, "first_person": 1.0, "repetition": 0.0}
     ids = [f"p{i}" for i in range(len(hits))]
     return pd.DataFrame({"prompt_id": ids, "arm": arm, "shows": hits, "coherent": fine, **(constant | columns)})
 
