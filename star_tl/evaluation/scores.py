@@ -45,9 +45,9 @@ def score(
     ``first_person`` (pronouns per 100 words), ``length`` (words), ``repetition`` (share of word
     trigrams that occurred before), ``logprob`` (mean per token under the unsteered model, nats),
     ``perplexity`` (its exponential), ``drift`` (mean over reply tokens of KL(the model that
-    wrote the reply ‖ unsteered model), nats per token), ``drift_total`` (their sum: a mean thins out with length, and half
-    of it may fall on the first token) and ``drift_max``. An empty reply has no
-    ``logprob``; its drift is that of the token which ended it.
+    wrote the reply ‖ unsteered model), nats per token), ``drift_total`` (their sum: a mean thins out with length,
+    and half of it may fall on the first token) and ``drift_max``. An empty reply has no ``logprob``; its drift is that
+    of the token which ended it.
 
     Args:
         model: the model that wrote the replies.

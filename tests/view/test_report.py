@@ -53,7 +53,7 @@ def test_the_finding_is_said_in_plain_words():
     assert said == (
         "At layer 5 drift buys most of the trait (100 % of resamples agree); adding the vector there, on the last "
         "prompt token, raises coherent replies that show it from 36 % to 89 % (+53 points, 95 % interval +44 to +62). "
-        "A random vector of the same norm gives 38 %. Asking for the trait in an instruction gives 93 %."
+        "Random vectors of the same norm give 38 %. Asking for the trait in an instruction gives 93 %."
     )
 
 
