@@ -242,7 +242,7 @@ def test_held_out_auc(train_judges, label, source, features):
         label, features, (label,), (1.0,), coefficients[[names.index(label)]], intercepts[[names.index(label)]]
     )
     auc = rank_auc(judge.score([data.texts[i] for i in rows]).numpy(), labels[rows])
-    slack = 0.04 if features == "embedding" else 0.0  # 300 texts of them: twice the standard error
+    slack = 0.06 if features == "embedding" else 0.0  # 300 texts of them: three standard errors
     assert auc >= HELD_OUT[label, source][judges.FEATURES.index(features)] - slack
 
 
