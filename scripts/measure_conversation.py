@@ -102,7 +102,7 @@ def main() -> None:
         turns = random.Random(number).sample(said, args.turns)
         for (positions, mode), (way, carry) in ways.items():
             chat = star.converse(model, turns, replace(way, seed=number), carry=carry, max_new_tokens=40)
-            shows = [bool(pairs.trait.pattern.search(reply)) for reply in chat.reply]
+            shows = [pairs.trait.shown_in(reply) for reply in chat.reply]
             tables.append(chat.assign(positions=positions, mode=mode, arm=mode, chat=number, shows=shows))
     frame = mark_coherent(pd.concat(tables, ignore_index=True))
     frame["trait_rate"] = (frame.shows & frame.coherent).astype(float)

@@ -11,9 +11,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import star_tl as star
-from star_tl.data.pairs import TRAITS
 from star_tl.models.lens import HAS_HOOKED_TRANSFORMER
 
+# Not every built-in trait, so that another one changes no test's tokens.
+TOKENIZED = ("emotional_support", "self_disclosure", "politeness", "gratitude", "agreement")
 SPECIAL = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|pad|>")
 TEMPLATE = (
     "{{ '<|begin_of_text|>' }}{% for m in messages %}"
@@ -49,7 +50,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator((p.positive for t in TRAITS for p in star.load_pairs(t)), trainer)
+    bpe.train_from_iterator((p.positive for t in TOKENIZED for p in star.load_pairs(t)), trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         bos_token=SPECIAL[0],

@@ -62,8 +62,8 @@ def test_the_readmes_trait_is_read(tmp_path: Path) -> None:
     (lines,) = blocks(README, "json")
     (tmp_path / "hope.jsonl").write_text(lines)
     pairs = star.load_pairs(tmp_path / "hope.jsonl")
-    assert pairs.trait.pattern.search(pairs.pairs[0].positive)
-    assert not pairs.trait.pattern.search(pairs.pairs[0].negative)
+    assert pairs.trait.shown_in(pairs.pairs[0].positive)
+    assert not pairs.trait.shown_in(pairs.pairs[0].negative)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ A trait is one JSONL file. Its first line is the header::
      "positive_instruction": "Be very polite ...", "negative_instruction": "Be blunt ...",
      "markers": ["please", "(?:could|would) you", ...]}
 
-``markers`` are regular expressions, matched case-insensitively at word boundaries. Every other
-line is a pair::
+``markers`` are regular expressions, matched as :mod:`star_tl.data.markers` says: case-insensitively, at the edges of
+words where a script has them. Every other line is a pair::
 
     {"id": "po-001", "split": "extraction",
      "context": [{"role": "user", "content": "..."}],
@@ -22,18 +22,20 @@ one token, scored by their logit difference instead of mean log-probabilities.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import regex
+
 from star_tl.data.chat import Message, as_messages, with_instruction
+from star_tl.data.markers import compile_markers, find_markers
 from star_tl.errors import StarError, nearest
 
 FOLDER = Path(__file__).parent / "traits"
-TRAITS = ("emotional_support", "self_disclosure", "politeness", "gratitude", "agreement")
+TRAITS = tuple(sorted(path.stem for path in FOLDER.glob("*.jsonl")))
 SPLITS = ("extraction", "heldout")
 METRICS = ("logprob", "logit")
 
@@ -52,14 +54,21 @@ class Trait:
         if not self.name or not self.positive_instruction or not self.negative_instruction:
             raise StarError("A trait needs a name, a positive_instruction and a negative_instruction.")
         try:
-            self.pattern  # noqa: B018 - compiles
-        except re.error as error:
-            raise StarError(f"A marker of trait {self.name!r} is not a regular expression: {error}.") from None
+            self._pattern  # noqa: B018 - compiles
+        except StarError as error:
+            raise StarError(f"Trait {self.name!r}: {error}") from None
 
     @cached_property
-    def pattern(self) -> re.Pattern[str]:
-        """One pattern that finds any marker."""
-        return re.compile(rf"\b(?:{'|'.join(self.markers) or '(?!)'})\b", re.IGNORECASE)
+    def _pattern(self) -> regex.Pattern[str]:
+        return compile_markers(self.markers)
+
+    def find(self, text: str) -> list[tuple[int, int]]:
+        """Start and end of every marker in the text. Raises StarError where a marker takes longer than a second."""
+        return find_markers(self._pattern, text)
+
+    def shown_in(self, text: str) -> bool:
+        """Whether the text holds a marker. Raises StarError as :meth:`find`."""
+        return bool(self.find(text))
 
 
 @dataclass(frozen=True)

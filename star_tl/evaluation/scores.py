@@ -17,6 +17,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from star_tl.data.chat import Prompt, render
+from star_tl.data.markers import plain
 from star_tl.data.pairs import Trait
 from star_tl.errors import StarError
 from star_tl.evaluation.stats import compare_paired
@@ -26,8 +27,8 @@ from star_tl.models.backend import Model
 from star_tl.models.batch import make_batch, pad_id
 from star_tl.steering.condition import UNSTEERED, Condition
 
-FIRST_PERSON = re.compile(r"\b(?:i|me|my|mine|myself|i'm|i've|i'd|i'll)\b", re.IGNORECASE)
-WORD = re.compile(r"\w+(?:['’]\w+)*")
+FIRST_PERSON = re.compile(r"\b(?:i|me|my|mine|myself)\b", re.IGNORECASE)
+WORD = re.compile(r"\w+(?:'\w+)*")
 COHERENT_QUANTILE = 0.02
 
 
@@ -71,16 +72,17 @@ def score(
 
 
 def _words(trait: Trait, reply: Reply) -> dict[str, Any]:
-    words = WORD.findall(reply.text)
+    text = plain(reply.text)
+    words = WORD.findall(text)
     trigrams = list(zip(words, words[1:], words[2:], strict=False))
-    found = [m.group(0).lower() for m in trait.pattern.finditer(reply.text)]
+    found = [reply.text[start:end].lower() for start, end in trait.find(reply.text)]
     return {
         "text": reply.text,
         "n_tokens": len(reply.tokens),
         "stopped": reply.stopped,
         "markers": ", ".join(dict.fromkeys(found)),
         "shows": bool(found),
-        "first_person": 100 * len(FIRST_PERSON.findall(reply.text)) / max(1, len(words)),
+        "first_person": 100 * len(FIRST_PERSON.findall(text)) / max(1, len(words)),
         "length": len(words),
         "repetition": 1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0,
     }

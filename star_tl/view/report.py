@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import html
 import math
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import regex
+
 from star_tl.data.chat import as_messages
+from star_tl.data.markers import at_edges
 from star_tl.files import replacing
 from star_tl.view.page import figure, page, scroll
 from star_tl.view.plots import (
@@ -254,5 +256,5 @@ def _highlight(text: str, markers: str) -> str:
     words = sorted(filter(None, markers.split(", ")), key=len, reverse=True)
     if not words:
         return html.escape(text)
-    pieces = re.split(rf"(?<!\w)({'|'.join(map(re.escape, words))})(?!\w)", text, flags=re.IGNORECASE)
+    pieces = regex.split(at_edges(f"({'|'.join(map(regex.escape, words))})"), text, flags=regex.IGNORECASE)
     return "".join(f"<mark>{html.escape(p)}</mark>" if i % 2 else html.escape(p) for i, p in enumerate(pieces))

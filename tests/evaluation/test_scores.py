@@ -151,6 +151,7 @@ def test_a_trait_without_markers_is_never_shown(scored):
         ("I told my sister that I'm fine", 100 * 3 / 7, 7),
         ("I’ve hurt myself", 100 * 2 / 3, 3),  # a typographic apostrophe
         ("In Miami, mice mine tin. It's 'me'!", 100 * 2 / 7, 7),
+        ("Iʼm sure I＇ve seen ｍｅ", 100 * 3 / 5, 5),  # the apostrophe that is a letter, and full width
         ("They left.", 0, 2),
         ("?!", 0, 0),
     ],

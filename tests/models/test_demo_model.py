@@ -12,12 +12,14 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 import star_tl as star
-from star_tl.data.pairs import TRAITS, Pairs
+from star_tl.data.pairs import Pairs
 from star_tl.evaluation.samples import sample_conditions
 from star_tl.evaluation.scores import mark_coherent
 from star_tl.evaluation.strength import DRIFT_LIMIT, STRENGTHS, dose_table
 from star_tl.models.load import DEMO
 from star_tl.steering.condition import Condition
+
+TRAITS = ("emotional_support", "self_disclosure", "politeness", "gratitude", "agreement")  # what its chats show
 
 
 @pytest.fixture(scope="module", params=TRAITS)

@@ -140,6 +140,7 @@ def test_markers_are_marked_as_whole_words_longest_first():
     marked = _highlight("Thank you, thank YOU very much; thankyou <b>", "thank you, thank")
     assert marked == "<mark>Thank you</mark>, <mark>thank YOU</mark> very much; thankyou &lt;b&gt;"
     assert _highlight("a < b", "") == "a &lt; b"
+    assert _highlight("我谢谢你 <🙏>", "谢谢, 🙏") == "我<mark>谢谢</mark>你 &lt;<mark>🙏</mark>&gt;"
 
 
 def test_arms_and_strengths_may_be_missing(tmp_path):

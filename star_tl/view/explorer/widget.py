@@ -65,7 +65,6 @@ POSITIONS = {
 DOSES = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)  # shares of the slider's end
 DOSE_PROMPTS = 12
 SAMPLING = Sampling()
-NO_WORD = " .,;:!?—–-\n"  # before a marker that must begin a sentence
 FRAME = 0.08  # seconds between two updates of a streamed reply
 ESTIMATORS = {"atp": "attribution patching", "ig": "integrated gradients", "relp": "RelP"}
 
@@ -304,7 +303,7 @@ class Explorer(anywidget.AnyWidget):
                 pieces = token_pieces(self._model.tokenizer, reply, kl.tolist())
                 measures = {"drift": float(kl.mean()), "logprob": logprob}
             parts = segments(self._pairs.trait, pieces)
-            found = len(list(self._pairs.trait.pattern.finditer(reply.text)))
+            found = len(self._pairs.trait.find(reply.text))
             going = writing and not reply.stopped
             shown.append({"name": str(locus or ""), "segments": parts, "markers": found, "writing": going, **measures})
         self.replies = shown
@@ -450,7 +449,7 @@ def _token_columns(
 def segments(trait: Trait, pieces: Sequence[tuple[str, float | None]]) -> list[dict[str, Any]]:
     """The text cut where a token or a trait marker begins or ends, each part with its token's drift."""
     text = "".join(piece for piece, _ in pieces)
-    marks = [(m.end() - len(m[0].lstrip(NO_WORD)), m.end()) for m in trait.pattern.finditer(text)]
+    marks = trait.find(text)
     cuts, drift_at, at = {0, len(text), *(c for m in marks for c in m)}, {}, 0
     for piece, drift in pieces:
         drift_at |= dict.fromkeys(range(at, at + len(piece)), drift)
