@@ -78,7 +78,8 @@ next-token distributions, averaged over the reply, in nats per token. It is the 
 <dt>Strength</dt><dd>1 is the mean clean − corrupted difference itself.</dd>
 <dt>Arms</dt><dd>Random: ten random directions of the same norm at the same place, a reply to each
 prompt from each. Last ranked layer: the same vector at the layer with the lowest gain. Reply mean
-everywhere: the mean difference over reply tokens, added at every position. Primed: no vector, but an instruction that asks for the trait.</dd>
+everywhere: the mean difference over reply tokens, added at every position. Primed: no vector, but an instruction that
+asks for the trait.</dd>
 <dt>Prompts that fell</dt><dd>Share of prompts whose rate is lower than unsteered.</dd>
 <dt>Perplexity, repetition</dt><dd>Perplexity of the reply under the unsteered model; share of its word trigrams that
 had occurred in it before.</dd>
