@@ -23,7 +23,7 @@ from transformer_lens.loading_from_pretrained import (
 
 from star_tl.errors import StarError, nearest
 from star_tl.models.bridge import knows
-from star_tl.models.layout import relay
+from star_tl.models.layout import copy_free_layout
 from star_tl.models.transformers_folder import CLOSE, difference, probe, read_transformers
 from star_tl.models.weights import read_json
 
@@ -71,7 +71,7 @@ def load_other(
             + ("load it with backend='bridge'." if knows(architecture) else remedy)
         ) from None
     _check_equal(model, hf.eval(), architecture)
-    return relay(model).to(device, print_details=False)
+    return copy_free_layout(model).to(device, print_details=False)
 
 
 def _by_transformer_lens(hf: Any) -> HookedTransformerConfig:

@@ -87,7 +87,7 @@ def load_model(
         raise StarError(f"first_n_layers is {first_n_layers}: use 1 to {size.layers}.")
     size = size.first(first_n_layers)
     if backend == "bridge":  # which never moves the residual stream
-        size = replace(size, ends=0)
+        size = replace(size, outside_when_spread=0)
     _check_spread(device, size)
     chosen = DTYPES[dtype] if dtype else torch.bfloat16 if size.parameters > 1e9 else torch.float32
     check_memory(name, size, chosen, device, copies=1 if llama or backend == "bridge" else 2)
@@ -146,7 +146,7 @@ def _usable(device: str) -> str:
 
 def _check_spread(device: str, size: Size) -> None:
     devices = device.count(",") + 1
-    if devices > 1 and not size.ends:
+    if devices > 1 and not size.outside_when_spread:
         raise StarError("Only Llamas with backend='hooked' can be spread over several devices: name one device.")
     if devices > size.layers:
         raise StarError(f"{device} are more devices than the model's {size.layers} layers: name {size.layers} at most.")
