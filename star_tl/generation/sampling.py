@@ -1,8 +1,10 @@
-"""Sampling with hooks: batched, cached, and the same text for a row whatever it shares a batch with.
+"""Sampling with hooks: batched, cached, and in float32 the same text for a row whatever it shares a batch with.
 
 Randomness belongs to the row: one uniform number per step, drawn from a generator seeded by the
-seed and the prompt's tokens, picks the token by inverse transform. A row's text therefore depends
-on its prompt, its hooks and the seed, not on the batch, its order or its size.
+seed and the prompt's tokens, picks the token by inverse transform. In float32 and float64 a row's text
+therefore depends on its prompt, its hooks and the seed, not on the batch, its order or its size. In
+bfloat16 and float16 products round otherwise in a batch of another size, which is enough to change a token
+now and then, greedy ones too: there only the same batches give the same texts.
 """
 
 from __future__ import annotations
@@ -123,9 +125,10 @@ def generate(
         max_new_tokens: most tokens of a reply; it ends earlier at the end of the turn.
         temperature: 0 is greedy.
         top_p: sample from the smallest set of tokens that holds this probability.
-        seed: the same seed gives the same text for the same prompt and hooks.
-        batch_size: prompts per batch; the texts do not depend on it. A batch whose cache would take more
-            than CACHE_SHARE of the free memory is cut smaller.
+        seed: the same seed gives the same text for the same prompt and hooks; in bfloat16 and float16 in the same
+            batch.
+        batch_size: prompts per batch; in float32 and float64 the texts do not depend on it. A batch whose cache would
+            take more than CACHE_SHARE of the free memory is cut smaller.
         progress: show a progress bar.
         min_p: leave out tokens whose probability is below this share of the likeliest one's (arXiv 2407.01082).
         repetition_penalty: divide the positive logits of tokens that the prompt or the reply holds by this, and
@@ -134,8 +137,8 @@ def generate(
         log_probs: keep the tokens' log-probabilities.
 
     Raises:
-        StarError: no prompts, an empty one, one that leaves no room for a reply, or an argument
-            out of range.
+        StarError: no prompts, an empty one, one that leaves no room for a reply, an argument out of
+            range, or logits that are NaN or infinite where nothing was steered.
     """
     options = Sampling(
         max_new_tokens, temperature, top_p, min_p, repetition_penalty, _texts(stop), batch_size, log_probs
@@ -228,6 +231,7 @@ def render_prompts(model: Model, prompts: Sequence[Prompt], max_new_tokens: int)
     return rendered
 
 
+@torch.inference_mode(False)  # the text may be gone on with outside of where it was begun
 @torch.no_grad()
 def _written(
     model: Model,

@@ -36,9 +36,23 @@ def turn(model: Model) -> RLock:
 @contextmanager
 def attached(model: Model, hooks: Sequence[NamedHook]) -> Iterator[None]:
     """Forward hooks for the time of the context, during which other threads wait for their turn."""
-    own = bridge.attached(model, hooks) if isinstance(model, TransformerBridge) else model.hooks(fwd_hooks=list(hooks))
-    with turn(model), own:
-        yield
+    with turn(model):
+        if isinstance(model, TransformerBridge):
+            own = bridge.attached(model, hooks)
+        else:
+            _name_replaced(model)
+            own = model.hooks(fwd_hooks=list(hooks))
+        with own:
+            yield
+
+
+def _name_replaced(model: HookedTransformer) -> None:
+    """TransformerLens finds hook points by a list made once: a block that was put in later is not on it."""
+    for i, block in enumerate(model.blocks):
+        names = {"": block, ".attn": block.attn, ".mlp": getattr(block, "mlp", None)}
+        if any(model.mod_dict.get(f"blocks.{i}{name}") is not module for name, module in names.items()):
+            model.setup()
+            return
 
 
 def empty_cache(model: Model, rows: int) -> Cache:

@@ -36,6 +36,7 @@ Listeners = dict[tuple[int, str], list[tuple[Any, Any]]]
 _MADE: WeakKeyDictionary[HookedTransformer, tuple[Any, LlamaForward | None]] = WeakKeyDictionary()
 
 
+@torch.inference_mode(False)  # what is made here is used with a gradient, too
 def llama_forward(model: object) -> LlamaForward | None:
     """The written-out forward of a model; None where it would not compute what the model does.
 
@@ -98,7 +99,7 @@ def _layers(model: HookedTransformer) -> list[_Layer] | None:
         return None
     layers: list[_Layer] = []
     for block in model.blocks:
-        if type(block).__name__ != "TransformerBlock" or _altered(block) or not _plain(block, _BLOCK):
+        if not _is(block, ("TransformerBlock",)) or not _plain(block, _BLOCK):
             return None
         if len({(p.dtype, p.device) for p in block.parameters()}) > 1:
             return None
@@ -111,12 +112,13 @@ def _layers(model: HookedTransformer) -> list[_Layer] | None:
 
 def _plain(owner: Any, kinds: dict[str, tuple[str, ...]]) -> bool:
     """Whether the parts are of these classes, and do what their class does."""
-    parts = {name: getattr(owner, name, None) for name in kinds}
-    return all(type(part).__name__ in kinds[name] and not _altered(part) for name, part in parts.items())
+    return all(_is(getattr(owner, name, None), names) for name, names in kinds.items())
 
 
-def _altered(module: Any) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+def _is(module: Any, names: tuple[str, ...]) -> bool:
+    kind = type(module)
+    named = kind.__name__ in names and kind.__module__.startswith("transformer_lens.")
+    return named and not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def resolve(model: HookedTransformer, hooks: Sequence[NamedHook]) -> dict[str, list[Any]]:
