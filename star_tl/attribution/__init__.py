@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from star_tl.attribution.align import ALIGNMENTS
 from star_tl.attribution.atp import attribute_atp
 from star_tl.attribution.exact import attribute_exact
@@ -22,6 +24,7 @@ METHODS = {"atp": attribute_atp, "ig": attribute_ig, "relp": attribute_relp, "ex
 __all__ = ["COMPONENTS", "METHODS", "POINTS", "AttributionMap", "attribute"]
 
 
+@torch.inference_mode(False)  # a gradient is wanted wherever this is called
 def attribute(
     model: Model,
     pairs: Pairs,
@@ -60,9 +63,15 @@ def attribute(
         progress: show a progress bar.
 
     Raises:
-        StarError: unknown or conflicting options, ``relp`` on a model with parts that it has no rules for (a mixture
-            of experts, say), a pair longer than the model's context, or too little memory for a single pair.
+        StarError: a model that was loaded under ``torch.inference_mode()``, unknown or conflicting options, ``relp`` on
+            a model with parts that it has no rules for (a mixture of experts, say), a pair longer than the model's
+            context, or too little memory for a single pair.
     """
+    if any(t.is_inference() and t.is_floating_point() for t in (*model.parameters(), *model.buffers())):
+        raise StarError(
+            "The model was loaded, or lengthened its tables, under torch.inference_mode(), where nothing has a "
+            "gradient: load it again outside."
+        )
     if method not in METHODS:
         raise StarError(f"Unknown attribution method {method!r}.{nearest(method, METHODS)}")
     there = tuple(p for p in POINTS if p == "z" or f"blocks.0.hook_{p}" in model.hook_dict)

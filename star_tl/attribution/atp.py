@@ -27,7 +27,8 @@ from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError
 from star_tl.locus import COMPONENTS, POINTS, NamedHook
 from star_tl.models.backend import Model
-from star_tl.models.fast.forward import is_llama
+from star_tl.models.fast.forward import llama_forward
+from star_tl.models.lens import HookedTransformer
 
 # Below this many token positions in a micro-batch a pass is bound by its number of operators, not by
 # arithmetic, and one batch takes fewer. Above it the two take like times in scripts/bench_attribution.py, and two
@@ -55,7 +56,7 @@ def one_gradient(mode: str, rules: Sequence[NamedHook] = ()) -> Backward:
     """The pass of ``mode`` over a micro-batch, with ``rules`` (forward hooks) shaping its gradient."""
 
     def automatic(model: Model, rows: PairBatch, points: Sequence[str], receive: Receive) -> Tensor:
-        if not rules and is_llama(model):
+        if not rules and isinstance(model, HookedTransformer) and llama_forward(model) is not None:
             return by_hand(model, rows, points, receive)
         few = rows.prompts.numel() + 2 * rows.replies.numel() < FEW_POSITIONS
         return MODES["one_batch" if few else "two_passes"](model, rows, points, receive, rules)

@@ -30,8 +30,8 @@ from star_tl.attribution.objective import drift_probe, metrics_of, run_metrics
 from star_tl.attribution.rows import PairBatch, Part
 from star_tl.locus import NamedHook, hook_name
 from star_tl.models.backend import Model, attached, unembed
-from star_tl.models.fast.backward import LeanGradient
-from star_tl.models.fast.forward import LeanForward
+from star_tl.models.fast.backward import LlamaGradient
+from star_tl.models.fast.forward import llama_forward
 from star_tl.models.lens import HookedTransformer
 
 Objective = Literal["drift", "metric"]
@@ -113,11 +113,12 @@ def by_hand(
 ) -> Float[Tensor, "run pair"]:
     """See the module's docstring."""
     half, (tokens, positions, seen) = rows.size, rows.whole(BOTH)
-    lean = LeanForward(model)
-    cos, sin = (t[positions][:, :, None] for t in lean.rotation(int(positions.max()) + 1, tokens.device))
+    llama = llama_forward(model)
+    assert llama is not None
+    cos, sin = (t[positions][:, :, None] for t in llama.rotation(int(positions.max()) + 1, tokens.device))
     # No gradient reaches the last layer before the columns that predict replies, but they may have counterparts there.
     first = int(rows.gather[:, rows.prompts.shape[1] - 1 :].min())
-    layers = LeanGradient(lean, (cos, sin), seen, half, first)
+    layers = LlamaGradient(llama, (cos, sin), seen, half, first)
     differences: dict[tuple[str, int], Tensor] = {}
 
     def whole(late: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from star_tl.data.chat import render, template_hash
 from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError
 from star_tl.locus import Locus
-from star_tl.models.backend import Model, attached, read
+from star_tl.models.backend import Model, attached, residual_stream
 from star_tl.models.batch import make_batch
 from star_tl.vectors.vector import SteeringVector
 
@@ -78,5 +78,5 @@ def _activations(model: Model, prompts: list[Any], locus: Locus) -> Activations:
         kept.append(value[:, columns].double().cpu())
 
     with attached(model, [(locus.hook_point, keep)]):
-        read(model, batch.tokens, batch.mask, layers=locus.layer + 1)
+        residual_stream(model, batch.tokens, batch.mask, layers=locus.layer + 1)
     return kept[0]

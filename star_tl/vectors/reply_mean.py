@@ -15,7 +15,7 @@ from torch import Tensor
 from star_tl.data.chat import render, reply_ids
 from star_tl.data.pairs import Pairs
 from star_tl.locus import Locus
-from star_tl.models.backend import Model, attached, read
+from star_tl.models.backend import Model, attached, residual_stream
 from star_tl.models.batch import make_batch
 from star_tl.vectors.activations import make_vector
 from star_tl.vectors.vector import SteeringVector
@@ -39,7 +39,7 @@ def reply_mean(model: Model, pairs: Pairs, locus: Locus, batch_size: int) -> Ste
             kept.append(value[:, end:].double().cpu())
 
         with attached(model, [(locus.hook_point, keep)]):
-            read(model, batch.tokens, batch.mask, layers=locus.layer + 1)
+            residual_stream(model, batch.tokens, batch.mask, layers=locus.layer + 1)
         weights = batch.reply_mask.double().cpu()
         means = (kept[0] * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
         total += (means[: len(chunk)] - means[len(chunk) :]).sum(0)

@@ -19,7 +19,8 @@ from star_tl.attribution.align import ALIGNMENTS, prepare
 from star_tl.attribution.map import AttributionMap
 from star_tl.errors import StarError
 from star_tl.locus import COMPONENTS
-from star_tl.models.fast.forward import LeanForward
+from star_tl.models.fast.backward import LlamaGradient
+from star_tl.models.fast.forward import LlamaForward
 from star_tl.models.lens import HookedTransformer
 
 
@@ -245,21 +246,22 @@ def test_shuffled_labels_do_not_reach_a_real_choice_and_do_reach_noise() -> None
     assert by_chance.null > float(by_chance.gain.max())
 
 
-# The two forward passes: lean, of whole rows, and the model's own, of prompts and then replies.
+# The two forward passes: the fast one, of whole rows, and the model's own, of prompts and then replies.
 
 
 @pytest.mark.hooked
 @pytest.mark.parametrize("options", [{}, {"mode": "one_batch"}, {"mode": "two_passes"}, {"method": "ig"}])
-def test_models_and_hooks_that_the_lean_forward_does_not_know_score_the_same(
+def test_models_and_hooks_that_the_fast_forward_does_not_know_score_the_same(
     model: HookedTransformer, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lean = attribute(model, unequal_pairs(), **options, batch_size=3)
+    fast = attribute(model, unequal_pairs(), **options, batch_size=3)
 
-    def refuse(self: object, model: object) -> None:
-        raise AssertionError("the lean forward ran")
+    def refuse(*_: object) -> None:
+        raise AssertionError("the fast forward ran")
 
-    monkeypatch.setattr(LeanForward, "__init__", refuse)
-    with pytest.raises(AssertionError, match="lean"):
+    monkeypatch.setattr(LlamaForward, "__call__", refuse)
+    monkeypatch.setattr(LlamaGradient, "forward", refuse)
+    with pytest.raises(AssertionError, match="fast"):
         attribute(model, unequal_pairs(), **options)
     with model.hooks(fwd_hooks=[("blocks.1.mlp.hook_pre", lambda activation, hook: activation)]):
         own = attribute(model, unequal_pairs(), **options, batch_size=3)
@@ -273,4 +275,4 @@ def test_models_and_hooks_that_the_lean_forward_does_not_know_score_the_same(
         "metric_clean",
         "metric_corrupted",
     ):
-        torch.testing.assert_close(getattr(lean, name), getattr(own, name), rtol=1e-5, atol=1e-9)
+        torch.testing.assert_close(getattr(fast, name), getattr(own, name), rtol=1e-5, atol=1e-9)

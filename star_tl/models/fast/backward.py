@@ -7,7 +7,7 @@ Attention alone is left to autograd, whose fused backward pass depends on the de
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from star_tl.models.fast.forward import LeanForward, rotate
+from star_tl.errors import StarError
+from star_tl.models.fast.attention import attend_masked
+from star_tl.models.fast.forward import LlamaForward, rotate
+
+TRUSTED_DEVICES = ("cpu",)  # elsewhere what attention's backward pass gives is checked
+# What rounding may leave, as a share; a kernel at fault leaves NaN, or a share near 1.
+BALANCED = {torch.float32: 1e-2, torch.float64: 1e-2, torch.bfloat16: 0.1, torch.float16: 0.1}
 
 See = Callable[[str, int, Tensor], None]
 Rotation = tuple[Float[Tensor, "row column 1 d_head"], Float[Tensor, "row column 1 d_head"]]
@@ -32,7 +38,7 @@ class _Kept:
     slopes: Float[Tensor, "mine late 2 d_mlp"]
 
 
-class LeanGradient:
+class LlamaGradient:
     """A forward pass over rows, and a backward pass through the first ``mine`` of them.
 
     Of the last layer only columns from ``first`` on are wanted: what a function ``see`` gets at its hook points, those
@@ -41,13 +47,13 @@ class LeanGradient:
 
     def __init__(
         self,
-        lean: LeanForward,
+        llama: LlamaForward,
         rotation: Rotation,
         seen: Bool[Tensor, "row 1 column column"],
         mine: int,
         first: int,
     ) -> None:
-        self.lean = lean
+        self.llama = llama
         self.rotation = rotation
         self.seen = seen
         self.mine = mine
@@ -57,8 +63,8 @@ class LeanGradient:
     @torch.no_grad()
     def forward(self, residual: Float[Tensor, "row column d_model"], see: See) -> Float[Tensor, "row late d_model"]:
         """The residual stream that leaves the last layer; ``see`` gets the activations of every hook point."""
-        last = len(self.lean.layers) - 1
-        for i, layer in enumerate(self.lean.layers):
+        last = len(self.llama.layers) - 1
+        for i, layer in enumerate(self.llama.layers):
             see("resid_pre", i, residual)
             first = self.first if i == last else 0
             z, leaves, attended = self._attention(i, residual, first)
@@ -89,7 +95,7 @@ class LeanGradient:
         With ``second`` also from another objective's, through its columns alone, the last: nothing that they hold
         depends on the gradient of the columns before. ``see_second`` gets what that is at ``resid_post``.
         """
-        lean, own = self.lean, 0 if second is None else second.shape[1]
+        llama, own = self.llama, 0 if second is None else second.shape[1]
         cos, sin = (t[: self.mine] for t in self.rotation)
         both = gradient if second is None else torch.cat([gradient, second], 1)
 
@@ -99,7 +105,8 @@ class LeanGradient:
         def first(both: Tensor) -> Tensor:
             return both[:, : both.shape[1] - own]
 
-        for i, layer in reversed(list(enumerate(lean.layers))):
+        imbalance: list[Tensor] = []
+        for i, layer in reversed(list(enumerate(llama.layers))):
             kept = self.kept.pop()
             if see_second is not None:
                 see_second(i, both[:, -own:])
@@ -107,14 +114,16 @@ class LeanGradient:
             see("resid_post", i, mine)
             see("mlp_out", i, mine)
             inner = (twice(kept.slopes) * (both @ layer.down)[:, :, None]).flatten(2) @ layer.gate_up
-            both = both + _through_norm(inner, twice(kept.between), layer.norm_mlp, lean.eps)
+            both = both + _through_norm(inner, twice(kept.between), layer.norm_mlp, llama.eps)
             mine = first(both)
             see("resid_mid", i, mine)
             see("attn_out", i, mine)
-            z = (both @ layer.out).unflatten(-1, (-1, lean.d_head))
+            z = (both @ layer.out).unflatten(-1, (-1, llama.d_head))
             see("z", i, first(z))
             late, columns = kept.z.shape[1], kept.entering.shape[1]
             turned = list(torch.autograd.grad(kept.z, kept.query_key_value, first(z), retain_graph=bool(own)))
+            if kept.z.device.type not in TRUSTED_DEVICES:
+                imbalance.append(_imbalance(kept.z, first(z), kept.query_key_value, turned))
             turned[0] = F.pad(turned[0], (0, 0, 0, 0, columns - late, 0))
             both = torch.cat([F.pad(mine, (0, 0, columns - late, 0)), both[:, late:]], 1)
             if own:
@@ -124,16 +133,21 @@ class LeanGradient:
             q, k, v = turned
             turning = rotate(torch.cat([q, k], 2), twice(cos), -twice(sin))  # turned back: the rotation's transpose
             inner = torch.cat([turning, v], 2).flatten(2) @ layer.query_key_value
-            both = both + _through_norm(inner, twice(kept.entering), layer.norm_attention, lean.eps)
+            both = both + _through_norm(inner, twice(kept.entering), layer.norm_attention, llama.eps)
             see("resid_pre", i, first(both))
+        if imbalance and not float(torch.stack(imbalance).amax()) < BALANCED[gradient.dtype]:
+            raise StarError(
+                "Attention's gradient is not one on this device (a fault of its kernel): use mode='layer_by_layer', "
+                "device='cpu', or another version of PyTorch."
+            )
 
     def _attention(self, i: int, residual: Tensor, first: int) -> tuple[Tensor, list[Tensor], Tensor]:
         """z of all rows; queries, keys and values of the first, and z as autograd makes it of these."""
-        lean, layer = self.lean, self.lean.layers[i]
-        x = F.rms_norm(residual, residual.shape[-1:], layer.norm_attention, lean.eps)
-        heads = F.linear(x, layer.query_key_value, layer.bias).unflatten(-1, (-1, lean.d_head))
-        turning, v = heads.split([lean.heads + lean.kv_heads, lean.kv_heads], 2)
-        q, k = rotate(turning, *self.rotation).split([lean.heads, lean.kv_heads], 2)
+        llama, layer = self.llama, self.llama.layers[i]
+        x = F.rms_norm(residual, residual.shape[-1:], layer.norm_attention, llama.eps)
+        heads = F.linear(x, layer.query_key_value, layer.bias).unflatten(-1, (-1, llama.d_head))
+        turning, v = heads.split([llama.heads + llama.kv_heads, llama.kv_heads], 2)
+        q, k = rotate(turning, *self.rotation).split([llama.heads, llama.kv_heads], 2)
         q, seen = q[:, first:], self.seen[:, :, first:]
         others = _attend(q[self.mine :], k[self.mine :], v[self.mine :], seen[self.mine :])
         q, k, v = (t[: self.mine].clone().requires_grad_() for t in (q, k, v))
@@ -143,8 +157,8 @@ class LeanGradient:
 
     def _mlp(self, i: int, residual: Tensor) -> tuple[Tensor, Tensor]:
         """What is written for all rows, and the slopes of the first."""
-        layer, mine = self.lean.layers[i], slice(self.mine)
-        x = F.rms_norm(residual, residual.shape[-1:], layer.norm_mlp, self.lean.eps)
+        layer, mine = self.llama.layers[i], slice(self.mine)
+        x = F.rms_norm(residual, residual.shape[-1:], layer.norm_mlp, self.llama.eps)
         gate, up = F.linear(x, layer.gate_up).chunk(2, -1)
         post = F.silu(gate)
         slopes = torch.stack([torch.ops.aten.silu_backward(up[mine], gate[mine]), post[mine]], 2)
@@ -159,9 +173,26 @@ def _attend(
     v: Float[Tensor, "row column kv_head d_head"],
     seen: Bool[Tensor, "row 1 late column"],
 ) -> Float[Tensor, "row late head d_head"]:
-    grouped = q.shape[2] != k.shape[2]
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=grouped).transpose(1, 2)
+    return attend_masked(q, k, v, seen).transpose(1, 2)
+
+
+def _imbalance(z: Tensor, given: Tensor, leaves: Sequence[Tensor], found: Sequence[Tensor]) -> Tensor:
+    """How far a kernel's gradient is from what every gradient of attention obeys, as shares; NaN where it is NaN.
+
+    z is linear in the values, so that z · ∂z adds up to v · ∂v (Euler's theorem). Scores are linear in the queries and
+    in the keys alike, so that q · ∂q and k · ∂k both add up to scores · ∂scores.
+    """
+    (q, k, v), (dq, dk, dv) = leaves, found
+
+    def total(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        product = a.detach().float() * b.float()
+        return product.sum(), product.abs().sum()
+
+    shares = []
+    for (one, size), (other, other_size) in ((total(z, given), total(v, dv)), (total(q, dq), total(k, dk))):
+        shares.append((one - other).abs() / (size + other_size).clamp(min=torch.finfo(torch.float32).tiny))
+    return torch.stack(shares).amax()
 
 
 def _through_norm(
