@@ -37,15 +37,15 @@ def no_hooks(part: Part) -> Sequence[NamedHook]:
 def last_residual(
     model: Model, rows: PairBatch, prompts: slice, hooks: HooksOf = no_hooks, copies: int = 1
 ) -> Float[Tensor, "row reply d"]:
-    """The first result of :func:`forward`, of whole rows where the lean forward does what the model's own does."""
+    """The first result of :func:`forward`, of whole rows where the fast forward does what the model's own does."""
     if is_llama(model):
         listeners = listeners_of(model, resolve(model, hooks("whole")))
         if listeners is not None:
-            return _lean(model, rows, prompts, listeners, copies)
+            return _whole_rows(model, rows, prompts, listeners, copies)
     return forward(model, rows, prompts, hooks, copies)[0]
 
 
-def _lean(
+def _whole_rows(
     model: HookedTransformer, rows: PairBatch, prompts: slice, listeners: Listeners, copies: int
 ) -> Float[Tensor, "row reply d"]:
     tokens, positions, seen = (t.repeat(copies, *[1] * (t.ndim - 1)) for t in rows.whole(prompts))
@@ -75,7 +75,7 @@ def forward(
     """The last residual stream where it predicts reply tokens, and the prompts' keys and values.
 
     ``prompts`` selects corrupted or clean prompts or both. Rows of the result are
-    ``[run, positive | negative, pair]``, as :func:`run_metrics` takes them.
+    ``[run, positive | negative, pair]``, as :meth:`PairBatch.metrics` takes them.
     """
     tokens, mask = rows.prompts[prompts].repeat(copies, 1), rows.prompt_mask[prompts].repeat(copies, 1)
     cache = empty_cache(model, len(tokens))
