@@ -31,8 +31,8 @@ class PreparedPair:
     @property
     def unaligned(self) -> float:
         """Share of the two prompts' tokens that have no counterpart."""
-        # The first token is left out of the differences, but where it is the same its difference is 0.
-        matched = sum(c >= 0 for c in self.counterpart) + (self.clean.ids[0] == self.corrupted.ids[0])
+        # The first token may be left out of the differences, but where it is the same its difference is 0.
+        matched = sum(c >= 0 for c in self.counterpart[1:]) + (self.clean.ids[0] == self.corrupted.ids[0])
         return 1 - 2 * matched / (len(self.clean) + len(self.corrupted))
 
     @property

@@ -30,7 +30,7 @@ from star_tl.models.fast.forward import LeanForward, is_llama
 
 
 def drift_gradients(model: Model, rows: PairBatch, draws: int, seed: int) -> Float[Tensor, "pair draw layer d"]:
-    """Gradients of so many draws of random signs, over :math:`\sqrt{2 T}`: a cost is the mean of (g · v)²."""
+    """Gradients of so many draws of random signs, over √(2T): a cost is the mean of (g · v)²."""
     gradients = _by_formulas(model, rows, draws, seed) if is_llama(model) else _by_autograd(model, rows, draws, seed)
     tokens = rows.reply_mask.sum(1).view(2, -1).sum(0)
     return gradients / (2 * tokens[:, None, None, None]).sqrt().to(gradients)

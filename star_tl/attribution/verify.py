@@ -208,9 +208,9 @@ def measure_layers(
     """What the proposed strength really does at the few best layers: gain and drift are leading-order figures.
 
     A row per layer. ``strength`` times the pairs' mean difference, added to ``resid_post`` of the last prompt token,
-    should drift GAIN_DRIFT nats a token; ``drift`` is the measured KL divergence of the steered from the unsteered next-token
-    distributions over both replies (nats a token, mean over pairs), and ``moved`` by how much the metric rises, both
-    where no instruction stands. ``gain`` is what was foretold.
+    should drift GAIN_DRIFT nats a token; ``drift`` is the measured KL divergence of the steered from the unsteered
+    next-token distributions over both replies (nats a token, mean over pairs), and ``moved`` by how much the metric
+    rises, both where no instruction stands. ``gain`` is what was foretold.
 
     Args:
         model: that of the map.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 
 import star_tl as star
-from star_tl.attribution.align import PreparedPair, prepare
+from star_tl.attribution.align import PreparedPair, corresponding, prepare
 from star_tl.attribution.map import STRETCHES, AttributionMap
 from star_tl.data.chat import span_positions
 from star_tl.errors import StarError
@@ -154,7 +155,7 @@ def freeze(model: HookedTransformer, reference: Callable[[int], int]) -> list[tu
     """Hooks that give all rows the norm scales, attention patterns and gates of the first ``reference(rows)``."""
 
     def hold(activation: Tensor, hook: object) -> Tensor:
-        n = reference(len(activation))
+        n = max(1, reference(len(activation)))
         return activation[:n].detach().repeat(len(activation) // n, *[1] * (activation.ndim - 1))
 
     points = ("ln1.hook_scale", "ln2.hook_scale", "attn.hook_pattern", "mlp.hook_pre")
@@ -170,7 +171,7 @@ def test_in_a_linear_model_scores_equal_exact_patching_and_are_complete(grouped:
     length, end_scores = len(corrupted), []
 
     with grouped.hooks(fwd_hooks=freeze(grouped, lambda rows: rows // 2)):  # all corrupted rows come first
-        attr = attribute(grouped, pairs)
+        attr = attribute(grouped, pairs, alignment="strict")
 
     clean_acts: dict[str, Tensor] = {}
     names = [f"blocks.{layer}.{kind}" for layer in range(3) for kind in KINDS]
@@ -395,7 +396,7 @@ def test_effect_and_cost_are_slope_and_curvature_of_adding_a_vector_to_the_last_
     own = [("blocks.1.mlp.hook_pre", lambda activation, hook: activation)] if mode == "own forward" else []
     with model.hooks(fwd_hooks=own):
         attr = attribute(model, pairs, hook_points=["resid_post"], draws=draws)
-    other = torch.randn(32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    other = torch.randn(32, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / 10
     for layer in range(model.cfg.n_layers):
         mine = extract_vector(model, pairs, Locus(f"blocks.{layer}.hook_resid_post")).vector[0].double()
         torch.testing.assert_close(attr.differences[layer].double(), mine, rtol=1e-5, atol=1e-6)
@@ -448,12 +449,14 @@ def test_after_system_parts_of_any_length_every_token_pairs_with_itself(tokenize
     assert seen == set(range(1, 41))
 
 
-def test_user_turns_of_unequal_length_pair_from_the_right(tokenizer: Any) -> None:
+def test_user_turns_of_unequal_length_pair_what_they_begin_and_end_with(tokenizer: Any) -> None:
     p = prepared(tokenizer, make_pairs(pair("a", "x", "Yes", "No", clean="x x x x x", corrupted="x x x")))
     surplus = len(p.clean) - len(p.corrupted)
     assert surplus >= 2
     # Without a system part the turn holds the beginning of text, which is never another token's counterpart.
-    assert p.counterpart == (-1, *(i + surplus for i in range(1, len(p.corrupted))))
+    end = p.corrupted.ids.index(by_hand.EOT)
+    assert p.counterpart == (-1, *range(1, end), *(i + surplus for i in range(end, len(p.corrupted))))
+    assert p.equal_tokens == 1
     assert p.unaligned == pytest.approx(surplus / (len(p.clean) + len(p.corrupted)))
 
 
@@ -463,7 +466,48 @@ def test_turns_before_an_unequal_one_still_pair_with_themselves(tokenizer: Any) 
     surplus = len(p.clean) - len(p.corrupted)
     turn = next(s for s in p.corrupted.spans if s.name == "user 2")
     assert surplus >= 2
-    assert p.counterpart == (-1, *range(1, turn.start), *(i + surplus for i in range(turn.start, len(p.corrupted))))
+    end = turn.end - 1  # the end of turn
+    assert p.counterpart == (-1, *range(1, end), *(i + surplus for i in range(end, len(p.corrupted))))
+
+
+def test_common_words_of_two_instructions_correspond_and_words_without_a_like_do_not(tokenizer: Any) -> None:
+    positive, negative = "Be a warm friend, and say it.", "Be a very, very cold clerk, and say it now."
+    p = prepared(tokenizer, make_pairs(pair("a", "x", "Yes", "No"), positive=positive, negative=negative))
+    clean, corrupted = p.clean.ids, p.corrupted.ids
+    matched = [(i, j) for i, j in enumerate(p.counterpart) if j >= 0]
+    assert all(j < j_next for (_, j), (_, j_next) in itertools.pairwise(matched))
+    begin = next(i for i, (a, b) in enumerate(zip(clean, corrupted, strict=False)) if a != b)
+    assert p.counterpart[1:begin] == tuple(range(1, begin))
+    words = [tokenizer.decode([i]) for i in corrupted]
+    assert p.equal_tokens > 0.9  # counted from the end of the turn, half of the instruction would differ
+    for i, word in enumerate(words):
+        if word.strip() in ("and", "say"):
+            assert clean[p.counterpart[i]] == corrupted[i], word
+    assert p.unaligned > 0
+    right = dataclasses.replace(
+        p,
+        counterpart=prepare(
+            SimpleNamespace(tokenizer=tokenizer),
+            make_pairs(pair("a", "x", "Yes", "No"), positive=positive, negative=negative),
+            "right",
+        )[0].counterpart,
+    )
+    assert right.equal_tokens < p.equal_tokens
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_corresponding_positions_are_in_order_and_equal_but_for_replacements(seed: int) -> None:
+    chance = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 14, (2,), generator=chance).tolist()
+    ours, theirs = (torch.randint(4, (n,), generator=chance).tolist() for n in lengths)
+    found = corresponding(ours, theirs)
+    assert all(i < k and j < m for (i, j), (k, m) in itertools.pairwise(found))
+    ends = [(-1, -1), *((i, j) for i, j in found if ours[i] == theirs[j]), (len(ours), len(theirs))]
+    for (i, j), (k, m) in itertools.pairwise(ends):
+        between = [x for x in found if i < x[0] < k]
+        # A gap between equal tokens is paired as a whole, where it is equally long, or not at all.
+        assert between == (list(zip(range(i + 1, k), range(j + 1, m), strict=True)) if k - i == m - j else [])
+    assert corresponding(ours, ours) == [(i, i) for i in range(len(ours))]
 
 
 def test_a_system_part_on_one_side_only_stays_unaligned(tokenizer: Any) -> None:
@@ -649,7 +693,6 @@ def test_the_bootstrap_frequency_is_that_of_drawing_pairs_with_replacement() -> 
     torch.testing.assert_close(choice.low, torch.tensor([1.0, 1.1]) / 8, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(choice.high, torch.tensor([7.0, 7 * 1.1]) / 8, rtol=1e-3, atol=1e-3)
     assert choice.layer == 1
-    assert not choice.singled_out
 
 
 def with_steering(*scores: float, layer: int = 5) -> AttributionMap:
@@ -749,7 +792,7 @@ def test_the_table_has_a_row_per_layer() -> None:
     assert frame.layer.tolist() == [0, 1, 2]
     assert frame.writes.tolist() == pytest.approx([0.15, 0.8, 0.4])
     assert frame.attn_out.tolist() == pytest.approx([0.75 * w for w in (0.15, 0.8, 0.4)])
-    assert frame.resamples.tolist() == attr.choose_layer().frequency.tolist()
+    assert frame.resamples.isna().all()  # of two pairs
     assert frame.gain.tolist() == attr.choose_layer().gain.tolist()
     assert frame.resid_post.tolist() == pytest.approx([k * attr.scores.shape[-1] for k in (0.0, 1.0, 2.0)])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +39,10 @@ def attribute(model: HookedTransformer, pairs: star.Pairs, **more: Any) -> Attri
 def test_integrated_gradients_account_for_the_whole_change_of_the_metric(model: HookedTransformer, metric: str) -> None:
     pairs = equal_length_pair(metric)  # every token has a counterpart: the path ends in the clean run
     change = {
-        steps: attribute(model, pairs, method="ig", steps=steps).component("resid_pre")[0, 0].sum() for steps in (1, 48)
+        steps: attribute(model, pairs, method="ig", steps=steps, alignment="strict").component("resid_pre")[0, 0].sum()
+        for steps in (1, 48)
     }
-    attr = attribute(model, pairs, method="ig")
+    attr = attribute(model, pairs, method="ig", alignment="strict")
     wanted = attr.metric_clean - attr.metric_corrupted
     assert abs(float(wanted)) > 1e-2
     torch.testing.assert_close(change[48][None], wanted, rtol=1e-4, atol=1e-6)
@@ -52,7 +52,7 @@ def test_integrated_gradients_account_for_the_whole_change_of_the_metric(model: 
 def test_integrated_gradients_equal_a_loop_over_the_path(model: HookedTransformer) -> None:
     pairs, steps = equal_length_pair("logprob"), 3
     (one,) = pairs
-    attr = attribute(model, pairs, method="ig", steps=steps)
+    attr = attribute(model, pairs, method="ig", steps=steps, alignment="strict")
     clean, corrupted = (torch.tensor([x]) for x in by_hand.prompts(model, pairs, one))
     replies = [by_hand.reply(model, text) for text in (one.positive, one.negative)]
     place = "blocks.1.hook_mlp_out"
@@ -150,9 +150,17 @@ def test_right_alignment_counts_from_the_prompts_end(model: HookedTransformer, l
 
 
 def test_all_alignments_agree_where_prompts_have_equal_length(model: HookedTransformer) -> None:
-    spans, right, strict = (attribute(model, equal_length_pair(), alignment=a).scores for a in ALIGNMENTS)
-    torch.testing.assert_close(right, spans)
-    torch.testing.assert_close(strict, spans)
+    # Of equal tokens, too, but for one word, which stands in the place of another.
+    pairs = by_hand.make_pairs(
+        by_hand.pair("a", "I lost.", "Yes", "No", clean="Is it so good", corrupted="Is it so bad")
+    )
+    prompts = by_hand.prompts(model, pairs, pairs[0])
+    assert len(prompts[0]) == len(prompts[1])
+    spans, right, strict = (attribute(model, pairs, alignment=a) for a in ALIGNMENTS)
+    torch.testing.assert_close(right.scores, spans.scores)
+    torch.testing.assert_close(strict.scores, spans.scores)
+    assert float(spans.unaligned) == 0
+    assert 0 < float(spans.equal_tokens) < 1
 
 
 # Memory.
