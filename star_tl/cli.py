@@ -8,10 +8,10 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 from star_tl.errors import StarError
@@ -36,6 +36,19 @@ class _OneLineErrors(TyperGroup):
         except typer.Abort:
             sys.exit(130)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+class _ListsMethods(TyperCommand):
+    """A command whose help lists the records behind ``--method``, which are imported only when it is asked for."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        if self.name == "attribute":
+            from star_tl.attribution import ESTIMATORS as records
+        else:
+            from star_tl.vectors import METHODS as records
+        (option,) = (p for p in self.params if p.name == "method")
+        cast("Any", option).help = "; ".join(map(str, records.values())) + "."
+        super().format_help(ctx, formatter)
 
 
 app = typer.Typer(
@@ -152,13 +165,13 @@ def run(
     typer.echo(f"\nWrote {folder}/: vector, attribution map, samples, scores, and report.html to open in a browser.")
 
 
-@app.command()
+@app.command(cls=_ListsMethods)
 @one_line_errors
 def attribute(
     out: Annotated[Path, typer.Option("--out", help="Where to write the attribution map (safetensors).")],
     trait: TraitOption = "emotional_support",
     model: ModelOption = "demo",
-    method: Annotated[str, typer.Option("--method", help="atp, ig, relp or exact.")] = "atp",
+    method: Annotated[str, typer.Option("--method", help="The estimator.")] = "atp",
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Pairs in a micro-batch.")] = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
@@ -173,20 +186,29 @@ def attribute(
     _check_file(out, overwrite)
     from star_tl.attribution import attribute as compute
 
-    attr = compute(_load(model, dtype, device, backend, first_n_layers), pairs, method, batch_size=batch_size)
+    loaded = _load(model, dtype, device, backend, first_n_layers)
+    attr = compute(loaded, pairs, method, batch_size=batch_size)
     attr.save(out)
     _print_frame(attr.to_frame(), f"{attr.trait}: scores in nats, summed over positions, mean over pairs")
-    typer.echo(f"{attr!r}\ntop locus: {attr.top_locus()}\nWrote {out}.")
+    if attr.prices_layers:
+        from star_tl.attribution.verify import measure_layers
+
+        table = measure_layers(loaded, pairs, attr)
+        _print_frame(
+            table, "the strength that should drift 0.1 nat per token at the best layers, and what it really does"
+        )
+        typer.echo(f"top locus: {attr.top_locus()}")
+    typer.echo(f"{attr!r}\nWrote {out}.")
 
 
-@app.command()
+@app.command(cls=_ListsMethods)
 @one_line_errors
 def extract(
     out: Annotated[Path, typer.Option("--out", help="Where to write the vector (safetensors).")],
     attribution: Annotated[Path | None, typer.Option("--attribution", help="Take the locus from this map.")] = None,
     hook_point: Annotated[str | None, typer.Option("--hook-point", help="e.g. blocks.5.hook_resid_post.")] = None,
     positions: Annotated[str, typer.Option("--positions", help="Of --hook-point, e.g. -2,-1.")] = "-1",
-    method: Annotated[str, typer.Option("--method", help="located, principal, probe or reply_mean.")] = "located",
+    method: Annotated[str, typer.Option("--method", help="The vector method.")] = "located",
     trait: TraitOption = "emotional_support",
     model: ModelOption = "demo",
     dtype: DtypeOption = None,
@@ -445,7 +467,7 @@ def _show(result: RunResult) -> None:
     choice = result.attribution.choose_layer()
     console.print(
         f"\n[bold]{result.trait}[/] on {result.model}: drift buys most at layer [bold]{choice.layer}[/] "
-        f"(chosen in {choice.frequency[choice.layer]:.0%} of bootstrap resamples); locus {result.vector.locus}"
+        f"({choice.describe()}); locus {result.vector.locus}"
     )
     table = Table(title=result.settings["replies"], title_justify="left")
     table.add_column("arm", no_wrap=True)

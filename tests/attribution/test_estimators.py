@@ -15,6 +15,7 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 
 import star_tl as star
+from star_tl.attribution import ESTIMATORS, Replies
 from star_tl.attribution.align import ALIGNMENTS, prepare
 from star_tl.attribution.map import AttributionMap
 from star_tl.errors import StarError
@@ -161,6 +162,78 @@ def test_all_alignments_agree_where_prompts_have_equal_length(model: HookedTrans
     torch.testing.assert_close(strict.scores, spans.scores)
     assert float(spans.unaligned) == 0
     assert 0 < float(spans.equal_tokens) < 1
+
+
+# The metric.
+
+
+def largest_logit_gap(logits: Tensor, replies: Replies) -> Tensor:
+    """Squares, so that it is neither of the named metrics: each reply's log-probability of its first token, squared."""
+    first = logits[:, 0].log_softmax(-1).gather(-1, replies.tokens[:, :1])[:, 0]
+    spread = (logits.std(-1) * replies.mask).sum(-1) / replies.mask.sum(-1)
+    positive, negative = (first.square() + spread).chunk(2)
+    return positive - 0.5 * negative
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "two_passes"}, {"mode": "layer_by_layer"}])
+def test_a_metric_of_ones_own_is_differentiated(model: HookedTransformer, options: dict[str, Any]) -> None:
+    pairs, step, layer = unequal_pairs(), 1e-4, 1
+    attr = attribute(model, pairs, metric=largest_logit_gap, batch_size=3, **options)
+    assert attr.metric == "largest_logit_gap"
+    for i, one in enumerate(pairs):
+        _, prompt = by_hand.prompts(model, pairs, one)
+        answers = [by_hand.reply(model, text) for text in (one.positive, one.negative)]
+        width = max(map(len, answers))
+        replies = Replies(
+            torch.tensor([a + [0] * (width - len(a)) for a in answers]),
+            torch.tensor([[k < len(a) for k in range(width)] for a in answers]),
+            torch.tensor([False]),
+        )
+
+        def value(
+            by: float, prompt: Any = prompt, answers: Any = answers, width: int = width, r: Any = replies
+        ) -> float:
+            def add(activation: Tensor, hook: object) -> Tensor:
+                activation[0, len(prompt) - 1] += by * attr.differences[layer]
+                return activation
+
+            rows = torch.zeros(2, width, model.cfg.d_vocab, dtype=torch.float64)
+            for row, answer in zip(rows, answers, strict=True):
+                logits = model.run_with_hooks(
+                    torch.tensor([prompt + answer]), fwd_hooks=[(f"blocks.{layer}.hook_resid_post", add)]
+                )
+                row[: len(answer)] = logits[0, len(prompt) - 1 : -1]
+            return float(largest_logit_gap(rows, r))
+
+        assert float(attr.metric_corrupted[i]) == pytest.approx(value(0.0), rel=1e-5)
+        slope = (value(step) - value(-step)) / (2 * step)
+        assert float(attr.effect(attr.differences)[i, layer]) == pytest.approx(slope, rel=1e-3, abs=1e-6)
+        assert abs(slope) > 1e-4
+
+
+def test_one_metric_for_all_pairs_replaces_what_they_name(model: HookedTransformer) -> None:
+    # Of one token the two are the same, for both logits have one normaliser.
+    named, own = (attribute(model, equal_length_pair("logit"), metric=m) for m in ("logprob", None))
+    torch.testing.assert_close(named.scores, own.scores)
+    assert named.metric_clean.abs().min() > 1e-3
+    with pytest.raises(StarError, match="use one token each"):
+        attribute(model, unequal_pairs(), metric="logit")
+
+
+def test_exact_patching_and_verification_take_the_same_metric(model: HookedTransformer) -> None:
+    pairs = equal_length_pair("logprob")
+    attr = attribute(model, pairs, metric=largest_logit_gap, alignment="strict")
+    options: dict[str, Any] = {"metric": largest_logit_gap, "alignment": "strict", "progress": False}
+    found = star.verify(model, pairs, attr, top_k=6, sample=12, **options)
+    assert found.pearson > 0.7
+    with pytest.raises(StarError, match="give verify the same function"):
+        star.verify(model, pairs, attr, progress=False)
+
+
+def test_every_estimator_is_known_by_its_record() -> None:
+    for key, estimator in ESTIMATORS.items():
+        assert key == estimator.key
+        assert str(estimator) in (star.attribute.__doc__ or "")
 
 
 # Memory.
