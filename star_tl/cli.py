@@ -180,14 +180,15 @@ def attribute(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Score every hook point and print each layer's scores and gain."""
-    from star_tl.data.pairs import load_pairs
+    from star_tl.data.pairs import TRAITS, load_pairs
 
     pairs = load_pairs(trait)
     _check_file(out, overwrite)
     from star_tl.attribution import attribute as compute
 
     loaded = _load(model, dtype, device, backend, first_n_layers)
-    attr = compute(loaded, pairs, method, batch_size=batch_size)
+    others = [load_pairs(name) for name in TRAITS if name != pairs.trait.name]
+    attr = compute(loaded, pairs, method, controls=others, batch_size=batch_size)
     attr.save(out)
     _print_frame(attr.to_frame(), f"{attr.trait}: scores in nats, summed over positions, mean over pairs")
     if attr.prices_layers:

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from star_tl.attribution import attribute
 from star_tl.data.chat import Prompt, as_messages, with_instruction
-from star_tl.data.pairs import Pairs
+from star_tl.data.pairs import TRAITS, Pairs, load_pairs
 from star_tl.errors import StarError
 from star_tl.evaluation.result import RunResult
 from star_tl.evaluation.scores import REFERENCE, mark_coherent, score, summarise
@@ -122,7 +122,8 @@ def run(
     render_prompts(model, chosen, max_new_tokens)
     folder = prepare_folder(out, overwrite) if out is not None else None
 
-    attr = attribute(model, pairs, progress=progress)
+    others = [load_pairs(name) for name in TRAITS if name != pairs.trait.name]
+    attr = attribute(model, pairs, controls=others, progress=progress)
     locus = attr.top_locus()
     vector = extract_vector(model, pairs, locus)
     everywhere = extract_vector(model, pairs, locus, method="reply_mean")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -23,7 +25,7 @@ def mean_differences(model: Model, pairs: Pairs, batch_size: int | None = None) 
     return ((clean - corrupted) / len(pairs)).float()
 
 
-def _sums(model: Model, prompts: list[Prompt], batch_size: int) -> Float[Tensor, "layer d"]:
+def _sums(model: Model, prompts: Sequence[Prompt], batch_size: int) -> Float[Tensor, "layer d"]:
     total = torch.zeros(model.cfg.n_layers, model.cfg.d_model, dtype=torch.float64)
 
     def add(layer: int) -> NamedHook:

@@ -115,10 +115,10 @@ class LeanGradient:
         q, seen, mine = q[:, first:], self.seen[:, :, first:], slice(self.mine)
         leaves = [t[mine].clone().requires_grad_() for t in (q, k, v)]
         with torch.enable_grad():
-            own = leaves
+            keys, values = leaves[1:]
             if self.before is not None:
-                own = [leaves[0], *(torch.cat(b, 1) for b in zip(self.before[i], leaves[1:], strict=True))]
-            attended = _attend(*own, seen[mine])
+                keys, values = (torch.cat(both, 1) for both in zip(self.before[i], leaves[1:], strict=True))
+            attended = _attend(leaves[0], keys, values, seen[mine])
         if len(q) == self.mine:
             return attended.detach(), leaves, attended
         others = _attend(q[self.mine :], k[self.mine :], v[self.mine :], seen[self.mine :])
