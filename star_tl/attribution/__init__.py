@@ -57,8 +57,8 @@ def attribute(
         method: a key of ESTIMATORS: {estimators}. The default is right where a locus is looked for: at the last prompt
             tokens AtP agrees with exact patching at every hook point as well as the others do (Pearson .97 and more on
             the demo model), and its gradient is that of the injection itself. In the system turn, where the
-            instruction stands, it is as good at ``attn_out`` and ``z`` but not on the residual stream (Pearson −.4 to .6):
-            there ``"ig"`` comes nearer, at several times the cost. :func:`star_tl.verify` says it for your pairs.
+            instruction stands, it is as good at ``attn_out`` and ``z`` but not on the residual stream (Pearson −.4 to
+            .6): there ``"ig"`` comes nearer, at several times the cost. :func:`star_tl.verify` says it for your pairs.
         hook_points: some of POINTS; default all that the model has. ``"z"`` is every head's ``attn.hook_z``.
             Choosing a layer needs ``resid_post``.
         mode: for atp and relp, how to run a micro-batch: ``"one_batch"`` (clean and corrupted rows in
