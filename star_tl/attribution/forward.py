@@ -46,11 +46,11 @@ def last_residual(
         assert isinstance(model, HookedTransformer)
         listeners = listeners_of(model, resolve(model, hooks("whole")))
         if listeners is not None:
-            return _fast(model, fast, rows, prompts, listeners, copies)
+            return _whole_rows(model, fast, rows, prompts, listeners, copies)
     return forward(model, rows, prompts, hooks, copies)[0]
 
 
-def _fast(
+def _whole_rows(
     model: HookedTransformer, fast: LlamaForward, rows: PairBatch, prompts: slice, listeners: Listeners, copies: int
 ) -> Float[Tensor, "row reply d"]:
     tokens, positions, seen = (t.repeat(copies, *[1] * (t.ndim - 1)) for t in rows.whole(prompts))
@@ -78,7 +78,7 @@ def forward(
     """The last residual stream where it predicts reply tokens, and the prompts' keys and values.
 
     ``prompts`` selects corrupted or clean prompts or both. Rows of the result are
-    ``[run, positive | negative, pair]``, as :func:`run_metrics` takes them.
+    ``[run, positive | negative, pair]``, as :meth:`PairBatch.metrics` takes them.
     """
     tokens, mask = rows.prompts[prompts].repeat(copies, 1), rows.prompt_mask[prompts].repeat(copies, 1)
     cache = empty_cache(model, len(tokens))

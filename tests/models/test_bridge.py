@@ -44,7 +44,8 @@ runner = CliRunner()
 Both = tuple[HookedTransformer, TransformerBridge]
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 2e-5}
 TENSORS = (
-    *("scores", "head_scores", "steering", "head_steering", "span_steering", "head_span_steering", "effects", "costs"),
+    *("scores", "head_scores", "steering", "head_steering", "span_steering", "head_span_steering"),
+    *("gradients", "differences", "position_effects"),
     *("metric_corrupted", "metric_clean"),
 )
 # Of different lengths, some longer than the sliding windows of Gemma-2 (8) and Mistral (32) here.

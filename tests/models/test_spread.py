@@ -200,7 +200,7 @@ def test_attribution_is_that_of_one_device(
 ) -> None:
     found, expected = (star.attribute(m, few(), progress=False, **how) for m in (spread, whole))
     forms = ("scores", "head_scores", "steering", "head_steering", "span_steering", "head_span_steering")
-    forms += ("effects", "costs")
+    forms += ("gradients", "differences", "position_effects")
     for name in (*forms, "metric_clean", "metric_corrupted"):
         a, b = getattr(found, name), getattr(expected, name)
         assert a.device.type == "cpu"
