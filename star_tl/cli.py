@@ -559,7 +559,7 @@ def _show(result: RunResult) -> None:
     shown = ("unsteered", "steered", "primed")
     for heading in ("prompt", *shown):
         replies.add_column(heading, ratio=1, overflow="fold")
-    first = result.samples[result.samples.seed == result.samples.seed.iloc[0]]
+    first = result.samples[(result.samples.seed == result.samples.seed.iloc[0]) & result.samples.arm.isin(shown)]
     texts = first.pivot(index="prompt_id", columns="arm", values="text")
     from rich.text import Text
 
