@@ -14,7 +14,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from star_tl.attribution import attribute
-from star_tl.data.chat import Prompt, as_messages, with_instruction
+from star_tl.data.chat import Prompt, as_prompts, with_instruction
 from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError
 from star_tl.evaluation.result import RunResult
@@ -116,9 +116,7 @@ def run(
     """
     if not seeds:
         raise StarError("There are no seeds: give at least one.")
-    chosen = [as_messages(p) for p in (prompts if prompts is not None else pairs.heldout.prompts)]
-    if not chosen:
-        raise StarError("There are no prompts: give at least one.")
+    chosen = as_prompts(prompts if prompts is not None else pairs.heldout.prompts)
     render_prompts(model, chosen, max_new_tokens)
     folder = prepare_folder(out, overwrite) if out is not None else None
 

@@ -18,7 +18,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 from torch import Tensor
 
-from star_tl.data.chat import SPANS, Prompt, render, span_positions
+from star_tl.data.chat import SPANS, Prompt, as_prompts, render, span_positions
 from star_tl.data.pairs import Trait
 from star_tl.errors import StarError
 from star_tl.evaluation.stats import compare_paired
@@ -67,6 +67,8 @@ def score(
             (priming).
         batch_size: replies per forward pass.
     """
+    prompts = as_prompts(prompts)
+    steered_prompts = as_prompts(steered_prompts) if steered_prompts is not None else None
     if not len(prompts) == len(replies) == len(steered_prompts if steered_prompts is not None else prompts):
         raise StarError("score needs as many replies as prompts.")
     rows = []

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from star_tl.data.chat import SPANS, Prompt, as_messages
+from star_tl.data.chat import SPANS, Prompt, as_prompts
 from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError
 from star_tl.evaluation.samples import Way, check_samples_file, sample_ways
 from star_tl.evaluation.scores import REFERENCE, mark_coherent
-from star_tl.generation.sampling import Sampling, check_arguments
+from star_tl.generation.sampling import Sampling
 from star_tl.locus import Locus
 from star_tl.models.backend import Model
 from star_tl.vectors import extract_vector
@@ -117,9 +117,8 @@ def compare(
     Raises:
         StarError: bad arguments, or ``out`` cannot be written to or holds the samples of another sweep.
     """
-    chosen = [as_messages(p) for p in (prompts if prompts is not None else pairs.heldout.prompts)]
+    chosen = as_prompts(prompts if prompts is not None else pairs.heldout.prompts)
     options = Sampling(max_new_tokens, temperature, top_p, batch_size=batch_size)
-    check_arguments(chosen, 0)
     places = loci or [Locus(f"blocks.{i}.hook_resid_post", (-1,)) for i in range(model.cfg.n_layers)]
     for name, values in (("strengths", strengths), ("positions", positions), ("seeds", seeds)):
         if isinstance(values, str) or not len(values):

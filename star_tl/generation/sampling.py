@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.utilities.multi_gpu import get_device_for_block_index
 
-from star_tl.data.chat import Prompt, render, stop_ids
+from star_tl.data.chat import Prompt, as_prompts, render, stop_ids
 from star_tl.errors import StarError
 from star_tl.generation.decoding import LlamaPass, Pass, begin
 from star_tl.locus import NamedHook
@@ -117,7 +117,7 @@ def generate(
 
     Args:
         model: from :func:`star_tl.load_model`, of either backend.
-        prompts: texts or chats.
+        prompts: texts or chats, in any of the forms that :func:`star_tl.data.chat.as_prompts` reads.
         hooks: ``[(name, fn)]``, e.g. ``vector.hooks(strength=1.0)``; active during prompt and reply.
         max_new_tokens: most tokens of a reply; it ends earlier at the end of the turn.
         temperature: 0 is greedy.
@@ -139,7 +139,7 @@ def generate(
     options = Sampling(
         max_new_tokens, temperature, top_p, min_p, repetition_penalty, _texts(stop), batch_size, log_probs
     )
-    check_arguments(prompts, seed)
+    check_seed(seed)
     _check_hooks(model, hooks)
     rendered = render_prompts(model, prompts, max_new_tokens)
     replies: list[Reply | None] = [None] * len(rendered)
@@ -167,8 +167,9 @@ def stream(
         StarError: as :func:`generate`.
     """
     stop = _texts(more.pop("stop", ()))
-    options = Sampling(max_new_tokens, temperature, top_p, stop=stop, batch_size=max(1, len(prompts)), **more)
-    check_arguments(prompts, seed)
+    prompts = as_prompts(prompts)
+    options = Sampling(max_new_tokens, temperature, top_p, stop=stop, batch_size=len(prompts), **more)
+    check_seed(seed)
     _check_hooks(model, hooks)
     rendered = render_prompts(model, prompts, max_new_tokens)
     return _written(model, rendered, [seed] * len(rendered), hooks, options)
@@ -216,7 +217,7 @@ def _next_batch(
 
 def render_prompts(model: Model, prompts: Sequence[Prompt], max_new_tokens: int) -> list[tuple[int, ...]]:
     """Token ids of every prompt. Raises StarError where one leaves no room for a reply."""
-    rendered = [render(model.tokenizer, p).ids for p in prompts]
+    rendered = [render(model.tokenizer, p).ids for p in as_prompts(prompts)]
     room = model.cfg.n_ctx - max_new_tokens
     for i, ids in enumerate(rendered):
         if len(ids) > room:
@@ -394,12 +395,8 @@ def _check_hooks(model: Model, hooks: Sequence[NamedHook]) -> None:
             raise StarError(f"The model has no hook point {name!r}: model.hook_dict has {close!r}, say.")
 
 
-def check_arguments(prompts: Sequence[Prompt], seed: int) -> None:
-    """Raises StarError where these arguments of :func:`generate` cannot be used."""
-    if isinstance(prompts, str):
-        raise StarError("prompts is one text: give a list of prompts.")
-    if len(prompts) == 0:  # also of a pandas column, whose truth value is undefined
-        raise StarError("There are no prompts: give at least one.")
+def check_seed(seed: int) -> None:
+    """Raises StarError where this cannot be the ``seed`` of :func:`generate`."""
     if not isinstance(seed, Integral):
         raise StarError(f"seed is {seed!r}: use a whole number.")
 
