@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from star_tl.errors import StarError, nearest
-from star_tl.models.llama import read_config
+from star_tl.models.config import read_config
 from star_tl.models.load import DEMO
 from star_tl.models.size import SHAPES, Size, free_memory, llama_size, transformers_size
 from star_tl.models.weights import stored_tensors

@@ -14,8 +14,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import islice
 from os import PathLike
 from typing import Any
@@ -319,6 +322,64 @@ def _template(tokenizer: Any) -> str | None:
     if wanted is not None:
         raise StarError(f"There is no chat template {wanted!r}: this tokenizer has {'one' if held else 'none'}.")
     return held if isinstance(held, str) and held else None
+
+
+# Renders small chats with little memory and time. What is no fault of size or time is said where the template is used.
+_TRIAL = """
+import datetime, json, sys
+import jinja2, jinja2.sandbox
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+    resource.setrlimit(resource.RLIMIT_CPU, (5, 5))
+except (ImportError, ValueError, OSError):
+    pass
+text, chats = json.load(sys.stdin)
+def refuse(message):
+    raise jinja2.TemplateError(message)
+env = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+)
+env.filters["tojson"] = json.dumps
+env.globals.update(raise_exception=refuse, strftime_now=lambda form: datetime.datetime.now().strftime(form))
+for chat in chats:
+    try:
+        made = env.from_string(text).render(messages=chat, add_generation_prompt=True, bos_token="", eos_token="")
+    except MemoryError:
+        sys.exit(3)
+    except Exception:
+        continue
+    if len(made) > 1_000_000:
+        sys.exit(3)
+"""
+
+
+def check_template(tokenizer: Any) -> None:
+    """Raises StarError where a template makes gigabytes of a few words, or does not come to an end.
+
+    It is tried in a process of its own, once: a template is a program from outside, and nothing else can stop one.
+    """
+    held = tokenizer.chat_template
+    named = held.values() if isinstance(held, Mapping) else [held]
+    for template in named:
+        if isinstance(template, str) and not _comes_to_an_end(template):
+            raise StarError(
+                "The chat template does not end, or fills the memory, on a chat of a few words: correct chat_template in "
+                "the tokenizer's folder, or name another checkpoint."
+            )
+
+
+@lru_cache(maxsize=64)
+def _comes_to_an_end(template: str) -> bool:
+    user, reply = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    chats = [[user], [{"role": "system", "content": "c"}, user], [user, reply, user]]
+    try:
+        tried = subprocess.run(
+            [sys.executable, "-I", "-c", _TRIAL], input=json.dumps([template, chats]).encode(), timeout=120, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return tried.returncode in (0, 1)  # 1 where the trial itself failed, which says nothing
 
 
 def _arguments(tokenizer: Any) -> dict[str, Any]:

@@ -20,21 +20,8 @@ from transformer_lens.utilities.activation_functions import SUPPORTED_ACTIVATION
 from transformer_lens.utilities.multi_gpu import get_device_for_block_index
 
 from star_tl.errors import StarError
-from star_tl.models.weights import StoredTensor, read_into, read_json, stored_tensors
-
-_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of the folder. Raises StarError where there is none or it cannot be read."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise StarError(f"{folder} holds no config.json: give a folder that save_pretrained wrote.")
-    config = read_json(path)
-    absent = [key for key in _SIZES if key not in config]
-    if "LlamaForCausalLM" in (config.get("architectures") or ()) and absent:
-        raise StarError(f"{path} lacks {', '.join(absent)}: download or save the model again.")
-    return config
+from star_tl.models.config import read_config
+from star_tl.models.weights import StoredTensor, read_into, stored_tensors
 
 
 def hooked_config(hf: dict[str, Any], dtype: torch.dtype, device: str) -> HookedTransformerConfig:

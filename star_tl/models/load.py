@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,16 @@ import torch
 from transformer_lens import HookedTransformer
 from transformer_lens.model_bridge import TransformerBridge
 
-from star_tl.errors import StarError, nearest
+from star_tl.data.chat import check_template, set_chat_format
+from star_tl.errors import StarError, nearest, shown
+from star_tl.files import is_folder, reading
 from star_tl.models.bridge import corners, load_bridge
+from star_tl.models.config import read_config
 from star_tl.models.hooked import load_other
-from star_tl.models.llama import load_llama, read_config
+from star_tl.models.hub import download
+from star_tl.models.llama import load_llama
 from star_tl.models.size import SHAPES, Size, check_memory, llama_size, transformers_size
+from star_tl.models.weights import read_json
 
 DEMO = Path(__file__).parent / "demo"
 KNOWN = ("demo", *SHAPES)
@@ -45,6 +49,7 @@ def load_model(
     device: str | None = None,
     first_n_layers: int | None = None,
     backend: str = "hooked",
+    template_args: Mapping[str, Any] | None = None,
 ) -> HookedTransformer | TransformerBridge:
     """A model with TransformerLens's hook points, parameters frozen, in evaluation mode, without processed weights.
 
@@ -63,6 +68,8 @@ def load_model(
             Llamas are fastest as HookedTransformers. In a bridge's own ``hooks`` and ``generate`` what is added at
             ``hook_resid_mid`` reaches the MLP only, and a sliding window shorter than the prompt misleads positions:
             sample with star_tl.
+        template_args: passed to the chat template by name wherever it is used, such as ``{"enable_thinking": False}``;
+            ``{"chat_template": "rag"}`` chooses among several templates.
 
     Raises:
         StarError: the model is unknown, gated, not downloaded, damaged, quantized, or larger than memory, the
@@ -76,7 +83,7 @@ def load_model(
     device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     local = DEMO if name == "demo" else Path(name)
     # The config first: what does not fit shall not be downloaded.
-    folder = local if local.is_dir() else _download(name, ("config.json",))
+    folder = local if is_folder(local) else download(name, ("config.json",), KNOWN)
     config = read_config(folder)
     architecture = (config.get("architectures") or ["unknown"])[0]
     if config.get("quantization_config"):
@@ -91,8 +98,9 @@ def load_model(
     _check_spread(device, size)
     chosen = DTYPES[dtype] if dtype else torch.bfloat16 if size.parameters > 1e9 else torch.float32
     check_memory(name, size, chosen, device, copies=1 if llama or backend == "bridge" else 2)
-    folder = folder if local.is_dir() else _download(name, FILES)
+    folder = folder if local.is_dir() else download(name, FILES, KNOWN)
     tokenizer = _tokenizer(folder)
+    set_chat_format(tokenizer, _end_tokens(folder), template_args)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         if backend == "bridge":
@@ -152,14 +160,29 @@ def _check_spread(device: str, size: Size) -> None:
         raise StarError(f"{device} are more devices than the model's {size.layers} layers: name {size.layers} at most.")
 
 
+def _end_tokens(folder: Path) -> Any:
+    """What the folder's generation config ends a reply with, beside what its tokenizer says."""
+    path = folder / "generation_config.json"
+    if not path.exists():
+        return None
+    with reading(path):
+        return read_json(path).get("eos_token_id")
+
+
 def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        try:  # which the tokenizer's class is looked up in
+            AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        except Exception as fault:
+            reason = shown(str(fault), 200)
+            raise StarError(f"{folder / 'config.json'} cannot be used ({reason}): download the model again.") from None
+        reason = shown(str(error), 200)
         raise StarError(f"No tokenizer could be read from {folder} ({reason}): save one beside the weights.") from None
+    check_template(tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if not tokenizer.chat_template:
@@ -167,32 +190,3 @@ def _tokenizer(folder: Path) -> Any:
             "This tokenizer has no chat template: prompts are written as plain 'User: … Assistant:' text.", stacklevel=3
         )
     return tokenizer
-
-
-def _download(name: str, files: Sequence[str]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    if "/" not in name and "\\" not in name and name not in ("gpt2",):
-        raise StarError(f"Unknown model {name!r}: give a folder or a Hub name.{nearest(name, KNOWN)}")
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(files)))
-    except GatedRepoError:
-        raise StarError(
-            f"{name} is gated: accept its licence on huggingface.co and set HF_TOKEN, or run `hf auth login`."
-        ) from None
-    except (RepositoryNotFoundError, HFValidationError):
-        raise StarError(f"{name} is neither a folder nor a model on the Hub.{nearest(name, KNOWN)}") from None
-    except (LocalEntryNotFoundError, OSError, ConnectionError) as error:
-        if getattr(error, "errno", None) == errno.ENOSPC:
-            raise StarError(
-                f"The disk is full: {name} needs more room; free some, or set HF_HOME to another."
-            ) from None
-        raise StarError(
-            f"{name} is not downloaded and the Hub cannot be reached: connect once, or name a local folder or 'demo'."
-        ) from None
