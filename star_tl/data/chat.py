@@ -364,8 +364,8 @@ def check_template(tokenizer: Any) -> None:
     for template in named:
         if isinstance(template, str) and not _comes_to_an_end(template):
             raise StarError(
-                "The chat template does not end, or fills the memory, on a chat of a few words: correct chat_template in "
-                "the tokenizer's folder, or name another checkpoint."
+                "The chat template does not end, or fills the memory, on a chat of a few words: correct chat_template "
+                "in the tokenizer's folder, or name another checkpoint."
             )
 
 

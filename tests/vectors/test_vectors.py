@@ -418,7 +418,7 @@ def test_a_damaged_or_edited_file_is_refused_in_one_line(tmp_path: Path, case: s
 def test_a_vector_of_another_width_is_refused_with_and_without_its_model(tiny: HookedTransformer) -> None:
     vector = extract_vector(tiny, unequal_pairs(), LOCI[2])
     wide = dataclasses.replace(vector, vector=torch.ones(2, 2 * tiny.cfg.d_model))
-    with pytest.raises(StarError, match="is of width 64 .* extract it again"):
+    with pytest.raises(StarError, match=r"is of width 64 .* extract it again"):
         wide.check(tiny)
     with pytest.raises(StarError, match="has width 64 and the model 32"):
         star.sample(tiny, ["hi there"], hooks=wide.hooks(), max_new_tokens=2)
