@@ -284,7 +284,7 @@ def test_json_beyond_measure_is_refused_with_its_line(tmp_path: Path, text: str)
 def test_half_characters_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "half.jsonl"
     path.write_text(f"{GOOD}\n{changed(PAIR, positive=chr(0xD83D))}")
-    with pytest.raises(StarError, match="line 2: .* half a character"):
+    with pytest.raises(StarError, match=r"line 2: .* half a character"):
         load_pairs(path)
 
 

@@ -121,9 +121,9 @@ def test_a_name_that_no_model_can_have_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     "template",
     [
-        "{% for a in range(90000) %}{% for b in range(90000) %}{% for c in range(90000) %}{% endfor %}{% endfor %}{% endfor %}",
+        "{% for a in range(90000) %}{% for b in range(90000) %}{% for c in 'aaa' %}{% endfor %}{% endfor %}{% endfor %}",
         "{{ 'a' * 10000000000 }}",
-        "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(40) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
+        "{% set ns = namespace(x='aaaa') %}{% for i in range(40) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x }}",
     ],
     ids=["endless", "gigabytes", "doubling"],
 )
@@ -134,7 +134,7 @@ def test_a_template_without_end_is_refused(folder: Path, template: str) -> None:
 
 def test_a_template_that_is_broken_is_not_blamed_on_the_turns(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text("{% for m in messages %}")
-    with pytest.raises(StarError, match="template is broken .* correct chat_template") as failure:
+    with pytest.raises(StarError, match=r"template is broken .* correct chat_template") as failure:
         star.sample(star.load_model(folder, device="cpu"), ["hi"], max_new_tokens=1)
     assert "turns" not in str(failure.value)
 
