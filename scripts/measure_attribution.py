@@ -1,4 +1,4 @@
-"""Regenerate the README's table of how far attribution can be trusted, trait by trait.
+"""Print RESULTS.md's table of how far attribution can be trusted, trait by trait.
 
     python scripts/measure_attribution.py [--model demo] [--pairs 8] [--top 20] [--sample 60] [--json FILE]
 

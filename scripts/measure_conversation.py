@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,10 @@ from transformer_lens import HookedTransformer
 
 import star_tl as star
 from star_tl.data.pairs import Pairs
-from star_tl.evaluation.scores import REFERENCE, mark_coherent
+from star_tl.evaluation.scores import mark_coherent
 from star_tl.evaluation.strength import STRENGTHS, StrengthChoice
 from star_tl.pipeline import EVERYWHERE
+from star_tl.steering.condition import UNSTEERED, Condition
 
 MODES = {"read again": False, "carried on": True}
 ONCE = ("locus", "last_prompt")
@@ -89,19 +91,18 @@ def main() -> None:
     attr = star.attribute(model, pairs, progress=False)
     vector = star.extract_vector(model, pairs, attr.top_locus())
     said = [m["content"] for p in pairs.extraction.prompts for m in p if m["role"] == "user"]
-    ways: dict[tuple[str, str], dict] = {("none", REFERENCE): {}}
+    ways = {("none", UNSTEERED): (Condition(), False)}
     for positions in args.positions:
         found = strength_for(model, pairs, vector, positions)
         print(f"{args.trait}, {positions}: {found} at {vector.locus}", flush=True)
         for mode, carry in MODES.items():
-            options = {"vector": vector, "strength": found.strength, "positions": positions, "carry": carry}
-            ways[positions, mode] = options
+            ways[positions, mode] = Condition("steered", vector, found.strength, positions), carry
     tables = []
     for number in tqdm(range(args.chats), desc="chats"):
         turns = random.Random(number).sample(said, args.turns)
-        for (positions, mode), options in ways.items():
-            chat = star.converse(model, turns, **options, seed=number, temperature=0.8, max_new_tokens=40)
-            shows = [bool(pairs.trait.pattern.search(reply)) for reply in chat.reply]
+        for (positions, mode), (way, carry) in ways.items():
+            chat = star.converse(model, turns, replace(way, seed=number), carry=carry, max_new_tokens=40)
+            shows = [pairs.trait.shown_in(reply) for reply in chat.reply]
             tables.append(chat.assign(positions=positions, mode=mode, arm=mode, chat=number, shows=shows))
     frame = mark_coherent(pd.concat(tables, ignore_index=True))
     frame["trait_rate"] = (frame.shows & frame.coherent).astype(float)

@@ -1,4 +1,4 @@
-"""Regenerate the README's steering table: every trait, on held-out and on real prompts.
+"""Print the steering tables of RESULTS.md again: every trait, on held-out and on real prompts.
 
     python scripts/measure_steering.py [--data FOLDER] [--seeds 2] [--model demo] [--json FILE]
 
@@ -37,12 +37,13 @@ from transformer_lens import HookedTransformer
 import star_tl as star
 from star_tl.data.chat import Message
 from star_tl.data.pairs import TRAITS
-from star_tl.evaluation.samples import Way, sample_ways
+from star_tl.evaluation.samples import sample_conditions
 from star_tl.evaluation.scores import mark_coherent
 from star_tl.evaluation.strength import DRIFT_LIMIT, STRENGTHS
-from star_tl.generation.sampling import Sampling
+from star_tl.generation.settings import Sampling
 from star_tl.locus import Locus
 from star_tl.pipeline import run
+from star_tl.steering.condition import Condition
 from star_tl.view.plots import VERMILION
 
 REAL = {
@@ -79,7 +80,7 @@ def sweep_places(
     pairs = star.load_pairs(trait)
     attr = star.attribute(model, pairs, progress=False)
     chosen = attr.top_locus()
-    options = Sampling(temperature=0.8, batch_size=128)
+    options = Sampling(batch_size=128)
 
     def vectors(positions: tuple[int, ...]) -> list[star.SteeringVector]:
         points = (f"blocks.{i}.hook_resid_post" for i in range(model.cfg.n_layers))
@@ -91,17 +92,17 @@ def sweep_places(
     ]
     if chosen.positions != (-1,):  # attribution chose more than the last prompt token: extract and add there, too
         places += [(v, None) for v in vectors(chosen.positions) if v.locus.layer < last]
-    practice = [Way(v, x, at) for v, at in places for x in PLACES[at or "last_prompt"]]
-    tried = sample_ways(model, pairs.trait, pairs.extraction.prompts[:24], practice, options, progress=False)
-    ways = [Way(seed=seed) for seed in range(seeds)]
+    practice = [Condition("steered", v, x, at) for v, at in places for x in PLACES[at or "last_prompt"]]
+    tried = sample_conditions(model, pairs.trait, pairs.extraction.prompts[:24], practice, options, progress=False)
+    ways = [Condition(seed=seed) for seed in range(seeds)]
     for v, at in places:
         mine = tried[(tried.layer == v.locus.layer) & (tried.positions == (at or "locus"))]
         drift = mine.groupby("strength").drift.mean().cummax()
         strength = float(np.interp(MATCHED_DRIFT, [0, *drift], [0, *drift.index]))
-        ways += [Way(v, strength, at, seed) for seed in range(seeds)]
+        ways += [Condition("steered", v, strength, at, seed=seed) for seed in range(seeds)]
     tables = []
     for source, prompts in sources.items():
-        fresh = mark_coherent(sample_ways(model, pairs.trait, prompts, ways, options, progress=False))
+        fresh = mark_coherent(sample_conditions(model, pairs.trait, prompts, ways, options, progress=False))
         tables.append(ranked(fresh, chosen).assign(trait=trait, prompts=source))
         mine = tables[-1][tables[-1].chosen].iloc[0]
         print(
@@ -147,11 +148,13 @@ def measure_strengths(
     vector = star.extract_vector(model, pairs, star.attribute(model, pairs, progress=False).top_locus())
     grid = tuple(-x if down else x for x in STRENGTHS)
     choice = star.choose_strength(model, vector, pairs.trait, pairs.extraction.prompts, grid, progress=False)
-    ways = [Way(seed=seed) for seed in range(seeds)] + [Way(vector, x, None, s) for x in grid for s in range(seeds)]
-    options = Sampling(temperature=0.8, batch_size=128)
+    ways = [Condition(seed=seed) for seed in range(seeds)] + [
+        Condition("steered", vector, x, seed=s) for x in grid for s in range(seeds)
+    ]
+    options = Sampling(batch_size=128)
     rows = []
     for source, prompts in sources.items():
-        fresh = mark_coherent(sample_ways(model, pairs.trait, prompts, ways, options, progress=False))
+        fresh = mark_coherent(sample_conditions(model, pairs.trait, prompts, ways, options, progress=False))
         fresh["rate"] = (fresh.coherent & (fresh.shows != down)).astype(float)
         found = {"trait": trait, "prompts": source, "n": len(prompts) * seeds, "chosen": choice.strength}
         rows.append(found | share_of_best(fresh, choice.strength))

@@ -36,10 +36,12 @@ if TYPE_CHECKING:
     from star_tl.generation.sampling import generate as generate
     from star_tl.generation.sampling import sample as sample
     from star_tl.generation.sampling import stream as stream
+    from star_tl.generation.settings import Sampling as Sampling
     from star_tl.locus import Locus as Locus
     from star_tl.models import load_model as load_model
     from star_tl.models.layout import relay as relay
     from star_tl.pipeline import run as run
+    from star_tl.steering.condition import Condition as Condition
     from star_tl.vectors import SteeringVector as SteeringVector
     from star_tl.vectors import combine as combine
     from star_tl.vectors import extract_vector as extract_vector
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "AttributionMap": "attribution",
     "Comparison": "evaluation.sweep",
+    "Condition": "steering.condition",
+    "Sampling": "generation.settings",
     "ContrastivePair": "data.pairs",
     "Locus": "locus",
     "Pairs": "data.pairs",

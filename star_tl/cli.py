@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import functools
+import io
 import math
+import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +18,8 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from star_tl.errors import StarError
+from star_tl.generation.settings import Sampling
+from star_tl.locus import Locus
 
 if TYPE_CHECKING:
     from star_tl.evaluation.result import RunResult
@@ -25,6 +30,9 @@ class _OneLineErrors(TyperGroup):
     """Options that cannot be read are refused in one line too."""
 
     def main(self, *args: Any, standalone_mode: bool = True, **more: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):  # a terminal that cannot write a letter shows a mark in its place
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
         if not standalone_mode:
             return super().main(*args, standalone_mode=False, **more)
         try:
@@ -46,13 +54,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ModelOption = Annotated[str, typer.Option("--model", help="'demo', a HuggingFace folder, or a Hub name.")]
+ModelOption = Annotated[str, typer.Option("--model", help="'demo', 'smollm2', a folder, a GGUF file, or a Hub name.")]
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16; default by size.")]
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, cuda:1, or cuda:0,cuda:1 to spread a Llama; default cuda.")
 ]
 BackendOption = Annotated[
-    str, typer.Option("--backend", help="hooked (HookedTransformer), or bridge, which knows more architectures.")
+    str | None,
+    typer.Option(
+        "--backend",
+        help="hooked (HookedTransformer; default before TransformerLens 4), or bridge, which knows more architectures.",
+    ),
 ]
 FirstLayersOption = Annotated[
     int | None, typer.Option("--first-n-layers", help="Leave out all later layers; default all are loaded.")
@@ -62,16 +74,24 @@ PromptsOption = Annotated[
     Path | None, typer.Option("--prompts", help="Prompts: ESConv, CaSiNo, CraigslistBargain, JSONL or text.")
 ]
 ModeOption = Annotated[
-    str, typer.Option("--mode", help="single (first user message) or multi (history up to a reply).")
+    str | None,
+    typer.Option("--mode", help="How to read --prompts: single (first user message; default) or multi (with history)."),
 ]
-LimitOption = Annotated[int, typer.Option("--limit", help="Most prompts to take from the file.")]
+LimitOption = Annotated[int | None, typer.Option("--limit", help="Most prompts to take from --prompts; default 64.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 StrengthOption = Annotated[float, typer.Option("--strength", help="1 is the natural difference.")]
-TokensOption = Annotated[int, typer.Option("--max-new-tokens")]
+TokensOption = Annotated[int, typer.Option("--max-new-tokens", help="Most tokens of a reply.")]
 TemperatureOption = Annotated[float, typer.Option("--temperature", help="0 is greedy.")]
-TopPOption = Annotated[float, typer.Option("--top-p")]
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+TopPOption = Annotated[float, typer.Option("--top-p", help="Sample from the likeliest tokens of this share.")]
+SeedsOption = Annotated[int, typer.Option("--seeds", help="Replies per prompt and condition.")]
+PositionsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--positions",
+        help="locus, prompt, last_prompt, generated, all, first N, every N, decay N, a span of the chat (system, "
+        "user turn, header), or numbers: -2,-1.",
+    ),
+]
 
 
 def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -84,10 +104,16 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
         except StarError as error:
             typer.echo(f"star-tl: {error}", err=True)
             raise typer.Exit(2) from None
+        except BrokenPipeError:  # who read along has gone; what was to be written to files is written
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
         except OSError as error:
-            if error.errno not in FULL:
-                raise
-            typer.echo(f"star-tl: {error.strerror}: make room and call again; what was finished is on disk.", err=True)
+            place = f"{error.filename}: " if error.filename else ""
+            remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else "see to it"
+            typer.echo(
+                f"star-tl: {place}{error.strerror or error}: {remedy} and call again; what was finished is on disk.",
+                err=True,
+            )
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             typer.echo("star-tl: stopped; what was finished is on disk.", err=True)
@@ -102,36 +128,42 @@ def run(
     trait: TraitOption = "emotional_support",
     model: ModelOption = "demo",
     prompts: PromptsOption = None,
-    mode: ModeOption = "single",
-    limit: LimitOption = 64,
+    mode: ModeOption = None,
+    limit: LimitOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/TRAIT.")] = None,
     strength: Annotated[
         float | None,
         typer.Option("--strength", help="1 is the natural difference; default: chosen within a drift limit."),
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", help="Replies per prompt and arm.")] = 2,
-    max_new_tokens: TokensOption = 60,
-    temperature: TemperatureOption = 0.8,
-    top_p: TopPOption = 1.0,
+    seeds: SeedsOption = 2,
+    method: Annotated[str, typer.Option("--method", help="Attribution: atp, ig or relp.")] = "atp",
+    vector_method: Annotated[
+        str, typer.Option("--vector-method", help="located, principal, probe or reply_mean.")
+    ] = "located",
+    positions: PositionsOption = None,
+    max_new_tokens: TokensOption = Sampling.max_new_tokens,
+    temperature: TemperatureOption = Sampling.temperature,
+    top_p: TopPOption = Sampling.top_p,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
-    backend: BackendOption = "hooked",
+    backend: BackendOption = None,
     first_n_layers: FirstLayersOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Attribute, locate, extract, steer, compare with the baselines, and write report.html."""
-    _check_strength(strength)
-    if seeds < 1:
-        raise StarError(f"--seeds is {seeds}: use at least 1.")
+    """Attribute, locate, extract, steer, compare with the baselines, and write report.html.
+
+    A run that was stopped goes on where it was when the same command is given again.
+    """
+    from star_tl.steering.condition import Condition
+
+    sampling = Sampling(max_new_tokens, temperature, top_p)
+    given = Condition(strength=1.0 if strength is None else strength, positions=_positions(positions))
+    _check_seeds(seeds)
     folder = out or Path("runs") / Path(trait).stem
     from star_tl.data.pairs import load_pairs
 
     pairs = load_pairs(trait)
-    chosen = None
-    if prompts is not None:
-        from star_tl.data.prompts import load_prompts
-
-        chosen = [item.messages for item in load_prompts(prompts, mode=mode, limit=limit)]
+    chosen = _prompts(prompts, mode, limit)
     from star_tl.pipeline import check_folder
     from star_tl.pipeline import run as walk
 
@@ -143,9 +175,10 @@ def run(
         out=folder,
         strength=strength,
         seeds=tuple(range(seeds)),
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
+        estimator=method,
+        method=vector_method,
+        positions=given.positions,
+        sampling=sampling,
         overwrite=overwrite,
     )
     _show(result)
@@ -162,7 +195,7 @@ def attribute(
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Pairs in a micro-batch.")] = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
-    backend: BackendOption = "hooked",
+    backend: BackendOption = None,
     first_n_layers: FirstLayersOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -185,30 +218,35 @@ def extract(
     out: Annotated[Path, typer.Option("--out", help="Where to write the vector (safetensors).")],
     attribution: Annotated[Path | None, typer.Option("--attribution", help="Take the locus from this map.")] = None,
     hook_point: Annotated[str | None, typer.Option("--hook-point", help="e.g. blocks.5.hook_resid_post.")] = None,
-    positions: Annotated[str, typer.Option("--positions", help="Of --hook-point, e.g. -2,-1.")] = "-1",
+    positions: Annotated[
+        str | None, typer.Option("--positions", help="Of --hook-point, e.g. -2,-1; default -1.")
+    ] = None,
     method: Annotated[str, typer.Option("--method", help="located, principal, probe or reply_mean.")] = "located",
     trait: TraitOption = "emotional_support",
     model: ModelOption = "demo",
     dtype: DtypeOption = None,
     device: DeviceOption = None,
-    backend: BackendOption = "hooked",
+    backend: BackendOption = None,
     first_n_layers: FirstLayersOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Extract the steering vector at a locus: from a map, named, or found by attribution now."""
     if attribution is not None and hook_point is not None:
         raise StarError("--attribution and --hook-point both name the locus: give one of them.")
+    if positions is not None and hook_point is None:
+        raise StarError("--positions belongs to --hook-point: name that too, or leave it out.")
     from star_tl.data.pairs import load_pairs
 
     pairs = load_pairs(trait)
     _check_file(out, overwrite)
     from star_tl.attribution import AttributionMap
     from star_tl.attribution import attribute as compute
-    from star_tl.locus import Locus
+    from star_tl.steering.condition import Condition
     from star_tl.vectors import extract_vector
 
     if hook_point is not None:
-        locus = Locus(hook_point, _numbers(positions))
+        locus = Locus(hook_point, _numbers(positions or "-1"))
+        Condition(vector=_Nothing(locus))  # refuses what generate would refuse
         loaded = _load(model, dtype, device, backend, first_n_layers)
     elif attribution is not None:
         locus = AttributionMap.load(attribution).top_locus()
@@ -226,46 +264,36 @@ def extract(
 def generate(
     prompt: Annotated[list[str] | None, typer.Option("--prompt", help="A user message; may be repeated.")] = None,
     prompts: PromptsOption = None,
-    mode: ModeOption = "single",
-    limit: LimitOption = 64,
+    mode: ModeOption = None,
+    limit: LimitOption = None,
     vector: Annotated[Path | None, typer.Option("--vector", help="Steer with this vector.")] = None,
     strength: StrengthOption = 1.0,
-    positions: Annotated[
-        str | None,
-        typer.Option(
-            "--positions",
-            help="locus, prompt, last_prompt, generated, all, first N, every N, decay N, or numbers: -2,-1.",
-        ),
-    ] = None,
+    positions: PositionsOption = None,
     model: ModelOption = "demo",
-    max_new_tokens: TokensOption = 60,
-    temperature: TemperatureOption = 0.8,
-    top_p: TopPOption = 1.0,
+    max_new_tokens: TokensOption = Sampling.max_new_tokens,
+    temperature: TemperatureOption = Sampling.temperature,
+    top_p: TopPOption = Sampling.top_p,
     seed: Annotated[int, typer.Option("--seed")] = 0,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
-    backend: BackendOption = "hooked",
+    backend: BackendOption = None,
     first_n_layers: FirstLayersOption = None,
 ) -> None:
     """Write replies, steered or not."""
-    _check_strength(strength)
-    questions: list[Any] = list(prompt or [])
-    if prompts is not None:
-        from star_tl.data.prompts import load_prompts
+    from star_tl.steering.condition import Condition
 
-        questions += [item.messages for item in load_prompts(prompts, mode=mode, limit=limit)]
+    sampling = Sampling(max_new_tokens, temperature, top_p)
+    way = Condition("steered", strength=strength, positions=_positions(positions), seed=seed)
+    questions: list[Any] = [*(prompt or []), *(_prompts(prompts, mode, limit) or [])]
     if not questions:
         raise StarError("There are no prompts: give --prompt TEXT or --prompts FILE.")
     from star_tl.generation.sampling import sample
-    from star_tl.steering.positions import read_positions
     from star_tl.vectors import SteeringVector
 
     loaded = _load(model, dtype, device, backend, first_n_layers)
-    hooks = []
     if vector is not None:
-        at = read_positions(positions) if positions else None
-        hooks = SteeringVector.load(vector, loaded).hooks(strength, at)
-    for text in sample(loaded, questions, hooks, max_new_tokens, temperature, top_p, seed):
+        way = replace(way, vector=SteeringVector.load(vector, loaded))
+    for text in sample(loaded, questions, condition=way, sampling=sampling):
         typer.echo(text)
 
 
@@ -275,8 +303,8 @@ def sweep(
     trait: TraitOption = "emotional_support",
     model: ModelOption = "demo",
     prompts: PromptsOption = None,
-    mode: ModeOption = "single",
-    limit: LimitOption = 64,
+    mode: ModeOption = None,
+    limit: LimitOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder; default runs/sweep-TRAIT.")] = None,
     layers: Annotated[str, typer.Option("--layers", help="e.g. 3,5,6; default all.")] = "",
     strengths: Annotated[
@@ -288,13 +316,13 @@ def sweep(
             "--positions", help="Schedules, comma-separated: locus, generated, all, first 8, user turn, header."
         ),
     ] = "locus",
-    seeds: Annotated[int, typer.Option("--seeds", help="Replies per prompt and way to steer.")] = 1,
-    max_new_tokens: TokensOption = 60,
-    temperature: TemperatureOption = 0.8,
-    top_p: TopPOption = 1.0,
+    seeds: SeedsOption = 1,
+    max_new_tokens: TokensOption = Sampling.max_new_tokens,
+    temperature: TemperatureOption = Sampling.temperature,
+    top_p: TopPOption = Sampling.top_p,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
-    backend: BackendOption = "hooked",
+    backend: BackendOption = None,
     first_n_layers: FirstLayersOption = None,
 ) -> None:
     """Sample a grid of layers, strengths and schedules in large batches; goes on where it was stopped."""
@@ -302,20 +330,17 @@ def sweep(
         grid = [float(x) for x in strengths.split(",")]
     except ValueError:
         raise StarError(f"--strengths {strengths!r}: give numbers, e.g. 1,2,3.") from None
+    from star_tl.steering.condition import Condition
+
     for strength in grid:
-        _check_strength(strength)
-    if seeds < 1:
-        raise StarError(f"--seeds is {seeds}: use at least 1.")
+        Condition(strength=strength)
+    sampling = Sampling(max_new_tokens, temperature, top_p)
+    _check_seeds(seeds)
     from star_tl.data.pairs import load_pairs
 
     pairs = load_pairs(trait)
-    questions = None
-    if prompts is not None:
-        from star_tl.data.prompts import load_prompts
-
-        questions = [item.messages for item in load_prompts(prompts, mode=mode, limit=limit)]
+    questions = _prompts(prompts, mode, limit)
     from star_tl.evaluation.sweep import compare
-    from star_tl.locus import Locus
 
     loaded = _load(model, dtype, device, backend, first_n_layers)
     chosen = _numbers(layers) if layers else range(loaded.cfg.n_layers)
@@ -328,15 +353,18 @@ def sweep(
         strengths=grid,
         positions=positions.split(","),
         seeds=range(seeds),
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
+        sampling=sampling,
         out=folder / "samples.jsonl",
     )
-    found.to_frame().to_csv(folder / "samples.csv", index=False)
+    from star_tl.files import replacing
+
     summary = found.summary()
-    summary.to_csv(folder / "summary.csv", index=False)
-    found.plot().write_html(folder / "sweep.html", include_plotlyjs=True)
+    with replacing(folder / "samples.csv") as partial:
+        found.to_frame().to_csv(partial, index=False)
+    with replacing(folder / "summary.csv") as partial:
+        summary.to_csv(partial, index=False)
+    with replacing(folder / "sweep.html") as partial:
+        found.plot().write_html(partial, include_plotlyjs=True)
     _print_frame(summary, f"{pairs.trait.name}: coherent replies with the trait")
     typer.echo(f"Wrote {folder}/samples.jsonl, samples.csv, summary.csv and sweep.html.")
 
@@ -348,42 +376,47 @@ def evaluate(
     trait: TraitOption = "emotional_support",
     model: ModelOption = "demo",
     prompts: PromptsOption = None,
-    mode: ModeOption = "single",
-    limit: LimitOption = 64,
-    strength: StrengthOption = 2.0,
-    seeds: Annotated[int, typer.Option("--seeds", help="Replies per prompt and arm.")] = 2,
+    mode: ModeOption = None,
+    limit: LimitOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="JSONL file of the samples; goes on where it stopped.")
+    ] = None,
+    strength: StrengthOption = 1.0,
+    positions: PositionsOption = None,
+    seeds: SeedsOption = 2,
+    max_new_tokens: TokensOption = Sampling.max_new_tokens,
+    temperature: TemperatureOption = Sampling.temperature,
+    top_p: TopPOption = Sampling.top_p,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
-    backend: BackendOption = "hooked",
+    backend: BackendOption = None,
     first_n_layers: FirstLayersOption = None,
 ) -> None:
     """Compare a saved vector with unsteered, random-vector and primed replies."""
-    _check_strength(strength)
-    import pandas as pd
+    from star_tl.steering.condition import Condition
 
+    way = Condition("steered", strength=strength, positions=_positions(positions))
+    sampling = Sampling(max_new_tokens, temperature, top_p)
+    _check_seeds(seeds)
     from star_tl.data.pairs import load_pairs
 
     pairs = load_pairs(trait)
-    questions: list[Any] = list(pairs.heldout.prompts)
-    if prompts is not None:
-        from star_tl.data.prompts import load_prompts
-
-        questions = [item.messages for item in load_prompts(prompts, mode=mode, limit=limit)]
-    from star_tl.evaluation.scores import REFERENCE, mark_coherent, summarise
-    from star_tl.pipeline import Arm, sample_arm
+    questions = _prompts(prompts, mode, limit) or pairs.heldout.prompts
+    from star_tl.evaluation.samples import sample_conditions
+    from star_tl.evaluation.scores import mark_coherent, summarise
     from star_tl.vectors import SteeringVector
 
     loaded = _load(model, dtype, device, backend, first_n_layers)
     steering = SteeringVector.load(vector, loaded)
-    arms = (
-        Arm(REFERENCE),
-        Arm("steered", steering, strength),
-        Arm("random", steering.random_like(), strength),
-        Arm("primed", instruction=pairs.trait.positive_instruction),
+    ways = (
+        Condition(),
+        replace(way, vector=steering),
+        replace(way, name="random", vector=steering.random_like()),
+        Condition("primed", instruction=pairs.trait.positive_instruction),
     )
-    options = {"max_new_tokens": 60, "temperature": 0.8, "top_p": 1.0, "batch_size": 64}
-    frames = [sample_arm(loaded, pairs, questions, arm, seed, options) for arm in arms for seed in range(seeds)]
-    _print_frame(summarise(mark_coherent(pd.concat(frames, ignore_index=True))), repr(steering))
+    conditions = [replace(w, seed=seed) for w in ways for seed in range(seeds)]
+    samples = sample_conditions(loaded, pairs.trait, questions, conditions, sampling, out)
+    _print_frame(summarise(mark_coherent(samples)), repr(steering))
 
 
 @app.command()
@@ -399,22 +432,57 @@ def doctor(
     Console(width=None if sys.stdout.isatty() else 120).print(*tables(examine(model)), sep="\n")
 
 
-def _load(name: str, dtype: str | None, device: str | None, backend: str, first_n_layers: int | None) -> Model:
+def _load(name: str, dtype: str | None, device: str | None, backend: str | None, first_n_layers: int | None) -> Model:
     from star_tl.models import load_model
 
     return load_model(name, dtype, device, first_n_layers, backend)
 
 
-def _check_strength(strength: float | None) -> None:
-    if strength is not None and not math.isfinite(strength):
-        raise StarError(f"--strength is {strength}: give a finite number, 1 is the natural difference.")
+@dataclass(frozen=True)
+class _Nothing:
+    """A vector that adds nothing, to ask whether anything can be added at its locus."""
+
+    locus: Locus
+
+    def scaled(self, strength: float) -> Any:
+        import torch
+
+        return torch.zeros(len(self.locus.positions), 1)
+
+
+def _check_seeds(seeds: int) -> None:
+    if seeds < 1:
+        raise StarError(f"--seeds is {seeds}: use at least 1.")
+
+
+def _positions(text: str | None) -> str | tuple[int, ...] | None:
+    from star_tl.steering.positions import read_positions
+
+    return read_positions(text) if text else None
+
+
+def _prompts(path: Path | None, mode: str | None, limit: int | None) -> list[Any] | None:
+    """What the file holds to reply to; None where none is given."""
+    if path is None:
+        for name, value in (("--mode", mode), ("--limit", limit)):
+            if value is not None:
+                raise StarError(f"{name} {value} is about the prompts of a file: give --prompts FILE, or leave it out.")
+        return None
+    if limit is not None and limit < 1:
+        raise StarError(f"--limit is {limit}: use at least 1.")
+    from star_tl.data.prompts import load_prompts
+
+    return [item.messages for item in load_prompts(path, mode=mode or "single", limit=limit or 64)]
 
 
 def _check_file(path: Path, overwrite: bool) -> None:
-    if path.exists() and not overwrite:
+    from star_tl.files import check_writable, output_path
+
+    if output_path(path).exists() and not overwrite:
         raise StarError(f"{path} exists: name another file or pass --overwrite.")
     if not path.parent.is_dir():
         raise StarError(f"{path.parent} is not a folder: create it first.")
+    check_writable(path)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -439,15 +507,17 @@ _COLUMNS = {
 
 def _show(result: RunResult) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else 150)
     choice = result.attribution.choose_layer()
+    trait, model, locus = (escape(str(x)) for x in (result.trait, result.model, result.vector.locus))
     console.print(
-        f"\n[bold]{result.trait}[/] on {result.model}: drift buys most at layer [bold]{choice.layer}[/] "
-        f"(chosen in {choice.frequency[choice.layer]:.0%} of bootstrap resamples); locus {result.vector.locus}"
+        f"\n[bold]{trait}[/] on {model}: drift buys most at layer [bold]{choice.layer}[/] "
+        f"(chosen in {choice.frequency[choice.layer]:.0%} of bootstrap resamples); locus {locus}"
     )
-    table = Table(title=result.settings["replies"], title_justify="left")
+    table = Table(title=escape(result.settings["replies"]), title_justify="left")
     table.add_column("arm", no_wrap=True)
     for heading, _, _ in _COLUMNS.values():
         table.add_column(heading, justify="right")
@@ -467,7 +537,7 @@ def _show(result: RunResult) -> None:
     for heading in ("prompt", *shown):
         replies.add_column(heading, ratio=1, overflow="fold")
     first = result.samples[result.samples.seed == result.samples.seed.iloc[0]]
-    texts = first.pivot(index="prompt_id", columns="arm", values="text")
+    texts = first[first.arm.isin(shown)].pivot(index="prompt_id", columns="arm", values="text")
     from rich.text import Text
 
     for prompt_id, messages in result.prompts[:3]:
@@ -477,11 +547,12 @@ def _show(result: RunResult) -> None:
 
 def _print_frame(frame: Any, title: str) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     for column in frame.columns:
-        table.add_column(str(column), justify="right")
+        table.add_column(str(column), justify="right", overflow="fold")
     for row in frame.itertuples(index=False):
-        table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row))
+        table.add_row(*(f"{v:.3f}" if isinstance(v, float) else escape(str(v)) for v in row))
     Console(width=None if sys.stdout.isatty() else 200).print(table)

@@ -7,16 +7,15 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from star_tl.errors import StarError, nearest
-from star_tl.models.config import read_config
-from star_tl.models.load import DEMO
-from star_tl.models.size import SHAPES, Size, free_memory, llama_size, transformers_size
-from star_tl.models.weights import stored_tensors
+from star_tl.errors import StarError, nearest, shown
+from star_tl.models.checkpoint import Checkpoint, Folder
+from star_tl.models.hub import KNOWN, HubModel, cached, smollm2
+from star_tl.models.load import find_checkpoint
+from star_tl.models.size import SHAPES, Size, free_memory, llama_size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -125,29 +124,22 @@ def _describe(device: str) -> str:
 def _size(name: str) -> Size:
     if name in SHAPES:
         return llama_size(SHAPES[name])
-    folder = _folder(name)
-    if folder is None:
-        known = nearest(name, ("demo", *SHAPES))
-        raise StarError(f"Nothing is known here of {name!r}: give a folder, or download it once.{known}")
-    config = read_config(folder)
-    llama = "LlamaForCausalLM" in (config.get("architectures") or ())
-    return llama_size(config) if llama else transformers_size(folder)
+    checkpoint = _here(name)
+    if checkpoint is None:
+        known = nearest(name[:99], KNOWN)
+        raise StarError(f"Nothing is known here of {shown(repr(name))}: give a folder, or download it once.{known}")
+    return checkpoint.size()
 
 
-def _folder(name: str) -> Path | None:
-    """Where the model lies: embedded, a folder, or in Hugging Face's cache; None where it does not."""
-    if name == "demo":
-        return DEMO
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        config = try_to_load_from_cache(name, "config.json")
-    except HFValidationError:
-        return None
-    return Path(config).parent if isinstance(config, str) else None
+def _here(name: str) -> Checkpoint | None:
+    """The model without any download: embedded, a folder, a file, or in Hugging Face's cache; None where it is not."""
+    if name == "smollm2":
+        return smollm2()
+    checkpoint = find_checkpoint(name)
+    if not isinstance(checkpoint, HubModel):
+        return checkpoint
+    folder = cached(name)
+    return Folder(folder) if folder else None
 
 
 def _fit(name: str, size: Size, free: Sequence[int]) -> Fit:
@@ -166,11 +158,11 @@ def _fit(name: str, size: Size, free: Sequence[int]) -> Fit:
 
 
 def _cached(name: str) -> str:
-    folder = _folder(name)
-    if folder is None:
+    checkpoint = _here(name)
+    if checkpoint is None:
         return "no"
     try:
-        stored_tensors(folder)
+        checkpoint.tensors()
     except StarError:
         return "partly"
     return "yes"

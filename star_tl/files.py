@@ -1,7 +1,8 @@
-"""Files that a user names: read where they are regular ones, written whole or not at all.
+"""Files that a user names.
 
-A pipe or a device would be read for ever, a folder or a name of thousands of characters ends in an error of the
-operating system's. Here each of these is one line, and says what to do.
+They are read where they are regular ones (a pipe or a device would be read for ever), and written whole or not at all,
+never over something that is no plain file, by one process at a time. What the operating system says to a folder, a full
+disk or a name of thousands of characters is one line here, and says what to do.
 """
 
 from __future__ import annotations
@@ -9,22 +10,20 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from star_tl.errors import StarError, shown
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 MOST_TEXT = 1 << 30  # bytes of a text that is read into memory
-
-
-def is_folder(path: Path) -> bool:
-    """Whether there is a folder of this name; no name is too odd to ask."""
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False
 
 
 def regular_file(path: str | Path, what: str = "file") -> Path:
@@ -82,46 +81,94 @@ def parse_json(text: str, where: str, remedy: str, line: int | None = None) -> A
         raise StarError(f"{place}: not valid JSON ({reason}): {remedy}.") from None
 
 
-def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file beside ``path``, then put it in its place; missing folders are made.
-
-    What was there stays until the new file is complete. A link is followed.
+def output_path(path: str | Path) -> Path:
+    """Where a file of this name is written: links are followed, ``~`` is the home folder.
 
     Raises:
-        StarError: the place is a folder, a pipe or a device, cannot be written to, or the disk is full.
+        StarError: something stands there that is no plain file, or the name cannot be one.
     """
-    target = Path(path)
-    name, partial = shown(str(target), 200), None
     try:
-        if target.exists() and not target.is_file():
-            kind = "a folder" if target.is_dir() else "a pipe or a device"
-            raise StarError(f"{name} is {kind}: name a file to write.")
-        target = target.resolve()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name[:60]}.{os.getpid()}.part")
-        write(partial)
-        partial.replace(target)
-    except StarError:
-        raise
-    except (OSError, ValueError) as error:
-        raise StarError(f"{name} cannot be written ({_reason(error)}): make room there or name another file.") from None
+        real = Path(os.path.realpath(Path(path).expanduser()))
+        other = real.exists() and not stat.S_ISREG(real.stat().st_mode)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise unwritable(path, error) from None
+    if other:
+        raise StarError(f"{shown(str(path), 200)} is not a plain file: name another.")
+    return real
+
+
+def output_folder(path: str | Path) -> Path:
+    """The same for a folder.
+
+    Raises:
+        StarError: something stands there that is no folder, or the name cannot be one.
+    """
+    try:
+        real = Path(os.path.realpath(Path(path).expanduser()))
+        other = real.exists() and not real.is_dir()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise unwritable(path, error) from None
+    if other:
+        raise StarError(f"{shown(str(path), 200)} is not a folder: name another.")
+    return real
+
+
+def check_writable(path: str | Path) -> None:
+    """Leaves nothing behind.
+
+    Raises:
+        StarError: no file can be written there.
+    """
+    real = output_path(path)
+    try:
+        with tempfile.TemporaryFile(dir=next(folder for folder in real.parents if folder.exists())) as probe:
+            probe.write(bytes(4096))  # an empty file can be made on a full disk
+    except OSError as error:
+        raise unwritable(path, error) from None
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A file beside ``path`` to write to, which takes its place at the end; on an error it leaves nothing behind.
+
+    Missing folders are made.
+
+    Raises:
+        StarError: it cannot be written to.
+    """
+    real = output_path(path)
+    partial = real.with_name(f".{real.name}.part")
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        os.replace(partial, real)
+    except OSError as error:
+        raise unwritable(path, error) from None
     finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
-
-
-def save_tensors(path: str | Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file. Raises StarError as :func:`write_whole`."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    def write(partial: Path) -> None:
         try:
-            save_file({name: t.contiguous() for name, t in tensors.items()}, str(partial), metadata=dict(metadata))
-        except SafetensorError as error:
-            raise OSError(str(error)) from None
+            partial.unlink(missing_ok=True)
+        except OSError:  # the folder went away, or the name was never possible
+            pass
 
-    write_whole(path, write)
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file, the same bytes for the same content.
+
+    Raises:
+        StarError: it cannot be written to.
+    """
+    from safetensors.torch import save
+
+    written = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata=dict(metadata))
+    # safetensors puts the metadata in an order of chance.
+    length = int.from_bytes(written[:8], "little")
+    header = json.loads(written[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
+    with replacing(path) as partial, partial.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(memoryview(written)[8 + length :])
 
 
 def load_tensors(path: str | Path, what: str, form: str, names: Sequence[str]) -> tuple[dict[str, str], dict[str, Any]]:
@@ -158,5 +205,34 @@ def reading(path: str | Path) -> Iterator[None]:
         raise StarError(f"{path} is damaged ({shown(str(error))}): make it again.") from None
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """No other process that asks for this path gets it in the meantime; a killed one holds nothing.
+
+    Raises:
+        StarError: another process holds it, or its folder cannot be written to.
+    """
+    place = path.with_name(f".{path.name}.lock")
+    lock = FileLock(place)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise StarError(f"{path} is being written to by another process: wait for it, or name another.") from None
+    except OSError as error:
+        raise unwritable(path, error) from None
+    try:
+        yield
+    finally:
+        place.unlink(missing_ok=True)
+        lock.release()
+
+
+def unwritable(path: str | Path, error: Exception) -> StarError:
+    """The one line that says why nothing could be written."""
+    return StarError(
+        f"{shown(str(path), 200)} cannot be written to ({_reason(error)}): make room there or name another."
+    )
+
+
 def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or shown(str(error))
+    return shown(str(getattr(error, "strerror", None) or error))

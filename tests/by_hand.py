@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from star_tl.attribution.map import AttributionMap
 from star_tl.data.chat import as_messages
 from star_tl.data.pairs import ContrastivePair, Pairs, Trait
 from star_tl.locus import COMPONENTS
+from star_tl.models.lens import HookedTransformer
 
 EOT = 3  # <|eot_id|> of the tests' tokenizer
 KINDS = (*(f"hook_{c}" for c in COMPONENTS), "attn.hook_z")

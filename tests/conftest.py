@@ -11,8 +11,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import star_tl as star
-from star_tl.data.pairs import TRAITS
+from star_tl.models.lens import HAS_HOOKED_TRANSFORMER
 
+# Not every built-in trait, so that another one changes no test's tokens.
+TOKENIZED = ("emotional_support", "self_disclosure", "politeness", "gratitude", "agreement")
 SPECIAL = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|pad|>")
 TEMPLATE = (
     "{{ '<|begin_of_text|>' }}{% for m in messages %}"
@@ -29,6 +31,13 @@ LLAMA3_ROPE = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not HAS_HOOKED_TRANSFORMER:
+        for item in items:
+            if item.get_closest_marker("hooked"):
+                item.add_marker(pytest.mark.skip(reason="TransformerLens 4 has no HookedTransformer"))
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE of 600 tokens in the Llama-3 chat format, trained on the built-in pairs."""
@@ -41,7 +50,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator((p.positive for t in TRAITS for p in star.load_pairs(t)), trainer)
+    bpe.train_from_iterator((p.positive for t in TOKENIZED for p in star.load_pairs(t)), trainer)
     fast = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         bos_token=SPECIAL[0],
@@ -92,7 +101,7 @@ def tiny_folder(write_llama: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tiny_folder: Path):
-    """A random HookedTransformer of three layers, in float32."""
+    """A random model of three layers, in float32, of TransformerLens's line's own kind."""
     return star.load_model(str(tiny_folder))
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from star_tl.locus import Locus
 from star_tl.vectors import SteeringVector
@@ -110,3 +112,64 @@ def forcing(model) -> tuple[int, SteeringVector]:
 
 def hooks_left(model) -> int:
     return sum(len(point.fwd_hooks) + len(point._forward_hooks) for point in model.hook_dict.values())
+
+
+class OnHuggingFace:
+    """HuggingFace's own Llama or OLMo-2, hooks of PyTorch on its modules under TransformerLens's names."""
+
+    def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).requires_grad_(False).eval()
+        own = self.hf.config
+        self.cfg = SimpleNamespace(n_layers=own.num_hidden_layers, n_heads=own.num_attention_heads)
+        self.tokenizer, self.d_head = tokenizer, own.hidden_size // own.num_attention_heads
+
+    def run_with_hooks(self, tokens: Tensor, fwd_hooks: Any) -> Tensor:
+        handles = [self._attach(name, function) for name, function in fwd_hooks]
+        try:
+            return self.hf(tokens).logits
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _attach(self, name: str, function: Callable[..., Any]) -> Any:
+        inner = self.hf.model
+        hook = SimpleNamespace(name=name)
+
+        def after(module: Any, inputs: Any, output: Any) -> Any:
+            if not isinstance(output, tuple):
+                return function(output, hook=hook)
+            changed = function(output[0], hook=hook)
+            return None if changed is None else (changed, *output[1:])
+
+        def before(module: Any, inputs: tuple[Tensor, ...]) -> Tensor | None:
+            return function(inputs[0], hook=hook)
+
+        def heads(module: Any, inputs: tuple[Tensor, ...]) -> Tensor:
+            z = inputs[0].unflatten(-1, (-1, self.d_head))
+            changed = function(z, hook=hook)
+            return (z if changed is None else changed).flatten(-2)
+
+        if name == "hook_embed":
+            return inner.embed_tokens.register_forward_hook(after)
+        block, kind = inner.layers[int(name.split(".")[1])], name.split(".", 2)[2]
+        if hasattr(block, "post_feedforward_layernorm"):  # OLMo-2 normalises what attention and MLP write
+            attention, mlp, middle = block.post_attention_layernorm, block.post_feedforward_layernorm, block.mlp
+        else:
+            attention, mlp, middle = block.self_attn, block.mlp, block.post_attention_layernorm
+        return {
+            "hook_resid_pre": lambda: block.register_forward_pre_hook(before),
+            "hook_resid_mid": lambda: middle.register_forward_pre_hook(before),
+            "hook_resid_post": lambda: block.register_forward_hook(after),
+            "hook_attn_out": lambda: attention.register_forward_hook(after),
+            "hook_mlp_out": lambda: mlp.register_forward_hook(after),
+            "attn.hook_z": lambda: block.self_attn.o_proj.register_forward_pre_hook(heads),
+        }[kind]()
+
+    def greedy(self, ids: list[int], hooks: Any, steps: int) -> list[int]:
+        """The likeliest continuation without a cache; whole rows have no need of a clock."""
+        _, (name, function) = hooks
+        function.clock.tick(0, 0)
+        written = list(ids)
+        for _ in range(steps):
+            written.append(int(self.run_with_hooks(torch.tensor([written]), [(name, function)])[0, -1].argmax()))
+        return written[len(ids) :]

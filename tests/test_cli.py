@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -34,7 +37,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_run_leaves_all_its_files(finished: tuple[Path, str]) -> None:
     out, _ = finished
-    assert sorted(p.name for p in out.iterdir()) == sorted(FILES)
+    assert sorted(p.name for p in out.iterdir()) == sorted([*FILES, "run.json", "replies"])
 
 
 def test_run_prints_layer_table_and_replies(finished: tuple[Path, str]) -> None:
@@ -51,12 +54,14 @@ def test_samples_hold_every_arm_prompt_and_score(finished: tuple[Path, str]) -> 
     rows = pd.DataFrame(json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines())
     arms = rows[rows.part == "arms"]
     assert set(arms.arm) == set(ARMS)
-    assert len(arms) == 3 * len(ARMS)
+    assert arms.arm.value_counts().to_dict() == {arm: 3 * (10 if arm == "random" else 1) for arm in ARMS}
+    assert arms[arms.arm == "random"].text.nunique() > 1
+    assert arms.coherent.isin([True, False]).all()
     assert arms[arms.arm == "unsteered"].drift.eq(0).all()
     assert arms[arms.arm == "steered"].drift.gt(0).all()
     scores = pd.read_csv(out / "scores.csv").set_index("arm")
     assert list(scores.index) == list(ARMS)
-    assert scores.n.eq(3).all()
+    assert scores.n.tolist() == [3 * (10 if arm == "random" else 1) for arm in ARMS]
 
 
 def test_vector_describes_itself(finished: tuple[Path, str], demo) -> None:
@@ -121,6 +126,19 @@ BAD = {
         "hook_resid_post",
     ),
     "missing vector": (["generate", "--prompt", "Hi", "--vector", "nowhere.safetensors"], "nowhere.safetensors"),
+    "a limit below one": (["run", "--prompts", "p.txt", "--limit", "-5"], "--limit"),
+    "a mode of no file": (["run", "--mode", "both"], "--prompts"),
+    "a limit of no file": (["sweep", "--limit", "3"], "--prompts"),
+    "positions of no hook point": (["extract", "--out", "v.safetensors", "--positions", "junk"], "--hook-point"),
+    "unknown positions": (["generate", "--prompt", "Hi", "--positions", "junk"], "Unknown positions"),
+    "a place where generate adds nothing": (
+        ["extract", "--out", "v.safetensors", "--hook-point", "blocks.0.hook_resid_pre"],
+        "cannot be injected at",
+    ),
+    "a strength twice": (["sweep", "--strengths", "1,1"], "strengths names one twice"),
+    "a layer twice": (["sweep", "--layers", "3,3"], "loci names one twice"),
+    "unknown estimator": (["run", "--method", "apt"], "atp"),
+    "unknown vector method": (["run", "--vector-method", "locatd"], "located"),
     "long prompt": (["generate", "--prompt", "word " * 3000], "context"),
 }
 
@@ -164,9 +182,7 @@ def test_a_disk_that_is_full_at_the_end_is_one_line_too(tiny_folder: Path, tmp_p
     monkeypatch.setattr(pd.DataFrame, "to_csv", full)
     result = runner.invoke(app, [*arguments, "--out", str(tmp_path)])
     assert result.exit_code == 2
-    assert (
-        result.output == "star-tl: No space left on device: make room and call again; what was finished is on disk.\n"
-    )
+    assert "cannot be written to (No space left on device): make room" in result.output
     monkeypatch.undo()
     result = runner.invoke(app, [*arguments, "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
@@ -177,3 +193,62 @@ def test_import_is_instant() -> None:
     code = "import time; t = time.perf_counter(); import star_tl.cli; import sys; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False", "importing star_tl.cli must not import torch"
+
+
+def command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    code = "from star_tl.cli import app; app()"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, **options)
+
+
+def test_a_name_in_brackets_is_text_and_no_markup(tiny_folder: Path, tmp_path: Path) -> None:
+    model = str(shutil.copytree(tiny_folder, tmp_path / "a[" / "b]c"))
+    vector, prompts = str(tmp_path / "vector.safetensors"), tmp_path / "prompts.txt"
+    prompts.write_text("Hello\n")
+    made = ["extract", "--model", model, "--hook-point", "blocks.1.hook_resid_post", "--out", vector]
+    assert runner.invoke(app, made).exit_code == 0
+    given = ["--vector", vector, "--prompts", str(prompts), "--seeds", "1", "--max-new-tokens", "2"]
+    result = runner.invoke(app, ["evaluate", "--model", model, *given])
+    assert result.exit_code == 0, result.output
+    assert "a[/b]c" in "".join(result.output.split())  # which wraps
+
+
+def test_a_terminal_without_the_letters_gets_marks_in_their_place(tiny_folder: Path, tmp_path: Path) -> None:
+    arguments = ["generate", "--model", str(tiny_folder), "--prompt", "Hello", "--max-new-tokens", "8"]
+    found = command(*arguments, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert found.returncode == 0, found.stderr
+
+
+def test_who_reads_along_may_leave(tiny_folder: Path) -> None:
+    code = "from star_tl.cli import app; app()"
+    many = [x for i in range(300) for x in ("--prompt", f"Hello {i}")]
+    arguments = ["generate", "--model", str(tiny_folder), "--max-new-tokens", "40", *many]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        _, errors = process.communicate(timeout=120)
+    assert "Traceback" not in errors
+    assert "Exception ignored" not in errors
+
+
+def test_no_pipe_or_device_is_replaced_by_a_file(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for out in (pipe, Path("/dev/null")):
+        result = runner.invoke(app, ["attribute", "--overwrite", "--out", str(out)])
+        assert result.exit_code == 2
+        assert "not a plain file" in result.output
+    assert pipe.is_fifo()
+    assert Path("/dev/null").is_char_device()
+
+
+def test_a_link_is_followed_and_stays(tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    link = tmp_path / "map.safetensors"
+    link.symlink_to(tmp_path / "far" / "real.safetensors")
+    arguments = ["attribute", "--model", str(tiny_folder), "--trait", "agreement", "--out", str(link)]
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert link.is_symlink()
+    assert star.AttributionMap.load(tmp_path / "far" / "real.safetensors").trait == "agreement"

@@ -11,9 +11,8 @@ import random
 import string
 from dataclasses import dataclass
 
-from . import proposals, scenes_daily, scenes_open, scenes_people, scenes_sales, scenes_sharing
-from .instructions import NEUTRAL, UNWANTED, WANTED
 from .scene import PARTS, TRAITS, Scene, price_slots
+from .sentences import as_scene, read, read_domain
 from .spintax import choose_slots, expand
 
 BASE_RATE = {
@@ -57,18 +56,31 @@ class Domain:
     weight: float
 
 
+PROPOSALS, INSTRUCTIONS = read("proposals"), read("instructions")
+TAGS, NEUTRAL = PROPOSALS["tags"]["tags"], INSTRUCTIONS["neutral"]["neutral"]
+
+
 def _domains() -> tuple[Domain, ...]:
-    troubles = {p: scenes_daily.COMMON.get(p, ()) + scenes_people.COMMON.get(p, ()) for p in PARTS}
-    slotless = tuple(p for p in proposals.TROUBLES if "{" not in p)
+    daily, daily_common = read_domain("daily")
+    people, people_common = read_domain("people")
+    sales, sales_common = read_domain("sales")
+    sharing, sharing_common = read_domain("sharing")
+    troubles = {p: daily_common.get(p, ()) + people_common.get(p, ()) for p in PARTS}
+    own = read("open")
+    own["kindness"] = own["sharing"] | own["kindness"]  # what is said to people who share fits a kindness too
+    life = tuple(as_scene("open", own[group], own["life"]) for group in ("daily", "people"))
+    sale, share, kind = (as_scene("open", own[group]) for group in ("sale", "sharing", "kindness"))
+    on_troubles, on_sales, on_sharing = (PROPOSALS[group]["proposals"] for group in ("troubles", "sales", "sharing"))
+    slotless = tuple(p for p in on_troubles if "{" not in p)
     return (
-        Domain(scenes_daily.SCENES, troubles, proposals.TROUBLES, 0.12),
-        Domain(scenes_people.SCENES, troubles, proposals.TROUBLES, 0.12),
-        Domain(scenes_sales.SCENES, scenes_sales.COMMON, proposals.SALES, 0.13),
-        Domain(scenes_sharing.SCENES, scenes_sharing.COMMON, proposals.SHARING, 0.08),
-        Domain((scenes_open.DAILY, scenes_open.PEOPLE), troubles, slotless, 0.30),
-        Domain((scenes_open.SALE,), scenes_sales.COMMON, proposals.SALES, 0.12),
-        Domain((scenes_open.SHARE,), scenes_open.SHARING, proposals.SHARING, 0.08),
-        Domain((scenes_open.KIND,), scenes_open.KINDNESS, proposals.SHARING, 0.05),
+        Domain(daily, troubles, on_troubles, 0.12),
+        Domain(people, troubles, on_troubles, 0.12),
+        Domain(sales, sales_common, on_sales, 0.13),
+        Domain(sharing, sharing_common, on_sharing, 0.08),
+        Domain(life, troubles, slotless, 0.30),
+        Domain((sale,), sales_common, on_sales, 0.12),
+        Domain((share,), {}, on_sharing, 0.08),
+        Domain((kind,), {}, on_sharing, 0.05),
     )
 
 
@@ -114,7 +126,7 @@ def draw_register(rng: random.Random) -> tuple[dict[str, bool], set[str]]:
     kind = rng.random()
     if kind < 0.6:
         told = set(rng.sample(TRAITS, 1 if rng.random() < 0.8 else 2))
-        for trait in told:
+        for trait in sorted(told):  # a set of strings has another order in each process
             register[trait] = rng.random() < 0.5
     return register, told
 
@@ -125,7 +137,7 @@ def system_prompt(register: dict[str, bool], told: set[str], rng: random.Random)
         return expand(rng.choice(NEUTRAL), rng, {}) if rng.random() < 0.18 else ""
     wishes = []
     for trait in sorted(told):
-        wordings = (WANTED if register[trait] else UNWANTED)[trait]
+        wordings = INSTRUCTIONS["wanted" if register[trait] else "unwanted"][trait]
         wishes.append(wordings[0] if rng.random() < 0.4 else rng.choice(wordings))
     rng.shuffle(wishes)
     if rng.random() < 0.15:
@@ -198,7 +210,7 @@ def _user_turn(scene, general, slots, turn, rng, used) -> tuple[str, bool]:
     def propose() -> str:
         own = scene.proposals and (scene.topic == "general" or rng.random() < 0.5)
         text = pick(scene.proposals if own else general)
-        return f"{text} {pick(proposals.TAGS)}" if text[-1] != "?" and rng.random() < 0.35 else text
+        return f"{text} {pick(TAGS)}" if text[-1] != "?" and rng.random() < 0.35 else text
 
     proposal = rng.random() < PROPOSES
     if turn == 0:

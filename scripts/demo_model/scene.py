@@ -11,7 +11,7 @@ from pathlib import Path
 from .spintax import choose_slots, expand
 
 TRAITS = ("emotional_support", "self_disclosure", "politeness", "gratitude", "agreement")
-TRAIT_FOLDER = Path(__file__).resolve().parents[2] / "star_tl" / "traits"
+TRAIT_FOLDER = Path(__file__).resolve().parents[2] / "star_tl" / "data" / "traits"
 
 # Which trait the sentences of a part must show; every other part and trait must not meet.
 SHOWS = {

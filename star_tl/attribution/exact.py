@@ -15,9 +15,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
-from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
-from transformer_lens.model_bridge import TransformerBridge
 
 from star_tl.attribution.align import PreparedPair, prepare
 from star_tl.attribution.forward import forward, through_blocks
@@ -27,6 +24,7 @@ from star_tl.attribution.rows import Axis, PairBatch, Part, empty_map, pair_batc
 from star_tl.data.pairs import Pairs
 from star_tl.locus import COMPONENTS, POINTS, Locus, NamedHook, hook_name
 from star_tl.models.backend import Cache, Model
+from star_tl.models.lens import TransformerBridge, TransformerLensKeyValueCache, TransformerLensKeyValueCacheEntry
 
 ROWS = {"cpu": 16, "elsewhere": 64}  # sequences per forward pass, two replies a patch: on a CPU more are no faster
 

@@ -14,16 +14,18 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens import HookedTransformer
-from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
-from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
-from transformer_lens.model_bridge import TransformerBridge
 
 from star_tl.attribution.rows import PairBatch, Part
 from star_tl.locus import NamedHook
 from star_tl.models import bridge
 from star_tl.models.backend import Cache, Model, attached, empty_cache, entries_taken, read, taken
 from star_tl.models.fast.forward import LeanForward, Listeners, is_llama, listeners_of, resolve
+from star_tl.models.lens import (
+    HookedTransformer,
+    TransformerBridge,
+    TransformerLensKeyValueCache,
+    TransformerLensKeyValueCacheEntry,
+)
 
 HooksOf = Callable[[Part], Sequence[NamedHook]]
 Through = Callable[[Tensor, Tensor, HooksOf], tuple[Tensor, Tensor]]

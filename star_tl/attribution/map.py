@@ -17,11 +17,6 @@ from star_tl.errors import StarError, shown
 from star_tl.files import load_tensors, reading, save_tensors
 from star_tl.locus import COMPONENTS, WRITES, Locus, hook_name
 
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 if TYPE_CHECKING:
     import pandas
     import plotly.graph_objects as go
@@ -45,6 +40,10 @@ _TENSORS = (
 )
 _FORMAT = "star_tl attribution 3"
 _TEXTS = ("trait", "method", "model", "fingerprint", "prompt_end")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from star_tl.attribution.forward import BlockAlone, block_by_block, last_residual, predicting
 from star_tl.attribution.objective import drift_probe, metrics_of, run_metrics
@@ -33,6 +32,7 @@ from star_tl.locus import NamedHook, hook_name
 from star_tl.models.backend import Model, attached, unembed
 from star_tl.models.fast.backward import LeanGradient
 from star_tl.models.fast.forward import LeanForward
+from star_tl.models.lens import HookedTransformer
 
 Objective = Literal["drift", "metric"]
 Receive = Callable[[Objective, str, int, Part, Tensor, Tensor], None]

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components import (
     BlockBridge,
     GatedMLPBridge,
@@ -39,6 +38,7 @@ from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError
 from star_tl.locus import POINTS, NamedHook
 from star_tl.models.backend import Model, attached
+from star_tl.models.lens import TransformerBridge
 
 
 def attribute_relp(

@@ -6,8 +6,8 @@ A trait is one JSONL file. Its first line is the header::
      "positive_instruction": "Be very polite ...", "negative_instruction": "Be blunt ...",
      "markers": ["please", "(?:could|would) you", ...]}
 
-``markers`` are regular expressions, matched case-insensitively at word boundaries. Every other
-line is a pair::
+``markers`` are regular expressions, matched as :mod:`star_tl.data.markers` says: case-insensitively, at the edges of
+words where a script has them. Every other line is a pair::
 
     {"id": "po-001", "split": "extraction",
      "context": [{"role": "user", "content": "..."}],
@@ -22,22 +22,24 @@ one token, scored by their logit difference instead of mean log-probabilities.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import regex
+
 from star_tl.data.chat import Message, as_messages, check_text, with_instruction
+from star_tl.data.markers import compile_markers, find_markers
 from star_tl.errors import StarError, nearest, shown
-from star_tl.files import parse_json, read_text, write_whole
+from star_tl.files import parse_json, read_text, replacing
 
 FOLDER = Path(__file__).parent / "traits"
-TRAITS = ("emotional_support", "self_disclosure", "politeness", "gratitude", "agreement")
+TRAITS = tuple(sorted(path.stem for path in FOLDER.glob("*.jsonl")))
 SPLITS = ("extraction", "heldout")
 METRICS = ("logprob", "logit")
-NAME = re.compile(r"[^\W_][\w .+-]{0,98}\w|[^\W_]")
+NAME = regex.compile(r"[^\W_][\w .+-]{0,98}\w|[^\W_]")
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,21 @@ class Trait:
         for text in (self.positive_instruction, self.negative_instruction, self.description):
             check_text(text, f"Trait {self.name!r}")
         try:
-            self.pattern  # noqa: B018 - compiles
-        except re.error as error:
-            raise StarError(f"A marker of trait {self.name!r} is not a regular expression: {error}.") from None
+            self._pattern  # noqa: B018 - compiles
+        except StarError as error:
+            raise StarError(f"Trait {self.name!r}: {error}") from None
 
     @cached_property
-    def pattern(self) -> re.Pattern[str]:
-        """One pattern that finds any marker."""
-        return re.compile(rf"\b(?:{'|'.join(self.markers) or '(?!)'})\b", re.IGNORECASE)
+    def _pattern(self) -> regex.Pattern[str]:
+        return compile_markers(self.markers)
+
+    def find(self, text: str) -> list[tuple[int, int]]:
+        """Start and end of every marker in the text. Raises StarError where a marker takes longer than a second."""
+        return find_markers(self._pattern, text)
+
+    def shown_in(self, text: str) -> bool:
+        """Whether the text holds a marker. Raises StarError as :meth:`find`."""
+        return bool(self.find(text))
 
 
 @dataclass(frozen=True)
@@ -144,7 +153,7 @@ class Pairs:
         return pair.corrupted or with_instruction(pair.context, self.trait.negative_instruction)
 
     def save(self, path: str | Path) -> None:
-        """Write the JSONL file that :func:`load_pairs` reads."""
+        """Write the JSONL file that :func:`load_pairs` reads. Raises StarError where it cannot be written."""
         header = {
             "trait": self.trait.name,
             "description": self.trait.description,
@@ -154,7 +163,8 @@ class Pairs:
         }
         lines = [header] + [_as_json(pair) for pair in self.pairs]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+        with replacing(path) as partial:
+            partial.write_text(text, encoding="utf-8")
 
     def __repr__(self) -> str:
         held = sum(p.split == "heldout" for p in self.pairs)

@@ -9,33 +9,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import Unpack
 
 from star_tl.data.chat import render, reply_ids
 from star_tl.errors import StarError
 from star_tl.generation.likelihood import kl_per_token, reply_logits, reply_logprobs
 from star_tl.generation.sampling import generate
+from star_tl.generation.settings import Sampling, SamplingOptions, settled
 from star_tl.locus import NamedHook
 from star_tl.models.backend import Model
-from star_tl.models.batch import make_batch
+from star_tl.models.batch import make_batch, pad_id
+from star_tl.steering.condition import Condition
+from star_tl.steering.hooks import injection_hooks
 from star_tl.steering.positions import schedule
-from star_tl.vectors import SteeringVector
 
 
 def converse(
     model: Model,
     turns: Sequence[str],
-    vector: SteeringVector | None = None,
-    strength: float = 1.0,
-    positions: str | None = None,
+    condition: Condition = Condition(),  # noqa: B008 - frozen
+    *,
     carry: bool = False,
-    seed: int = 0,
-    **sampling: Any,
+    sampling: Sampling | None = None,
+    **options: Unpack[SamplingOptions],
 ) -> pd.DataFrame:
     """A chat of user turns and the model's replies: a row per turn.
 
@@ -46,67 +47,60 @@ def converse(
     Args:
         model: the model that replies.
         turns: what the user says, in order.
-        vector: what to steer with, if anything.
-        strength: of the vector.
-        positions: schedule of every turn, counted from the end of the chat so far, see
-            :func:`star_tl.steering.positions.schedule`; default the vector's own positions.
+        condition: how to write; its positions are those of every turn, counted from the end of the chat so far. An
+            instruction stands before the first turn, and drift is then from the chat without it.
         carry: leave what was added in earlier turns in place, as a cache that goes on does. Default: earlier
             turns are read without it.
-        seed: of the replies.
-        sampling: as in :func:`star_tl.generate`.
+        sampling: how to sample, a :class:`star_tl.Sampling`, or its fields by name.
 
     Raises:
         StarError: no turns, a schedule that covers earlier turns, or a chat that no longer fits the context.
     """
+    settings = settled(sampling, options)
     if isinstance(turns, str) or not turns:
         raise StarError("turns is no list of texts: give what the user says, turn by turn.")
-    own = positions in (None, "locus")
-    when = schedule(vector.locus.positions if own else positions) if vector is not None else None
-    if when is not None and when.reach is None:
-        raise StarError(
-            f"positions is {positions!r}, which covers earlier turns too: use 'generated' or 'last_prompt'."
-        )
+    vector = condition.vector
+    own = condition.positions in (None, "locus")
+    when = None
+    if vector is not None:
+        when = schedule(vector.locus.positions if own else condition.positions or "")
+        if when.reach is None:
+            raise StarError(
+                f"positions is {condition.positions!r}, which covers earlier turns too: use 'generated' or "
+                "'last_prompt'."
+            )
     chat: list[dict[str, str]] = []
     steered: dict[int, Tensor] = {}  # columns of the chat where earlier turns added something, and what
     rows = []
     for number, text in enumerate(turns, 1):
         chat.append({"role": "user", "content": text})
-        ids = render(model.tokenizer, chat).ids
-        end = len(ids)
+        (asked,) = condition.prompted([chat])
+        ids, end = render(model.tokenizer, chat).ids, len(render(model.tokenizer, asked))
         past = {column - end: added for column, added in steered.items()} if carry else {}
-        found = generate(
-            model, [chat], _hooks(vector, strength, positions, past), seed=seed, progress=False, **sampling
-        )
-        reply = found[0]
-        written = reply.tokens or (0,)
+        hooks = [_earlier(condition, past, n) + condition.hooks(model.tokenizer, [chat], n) for n in (None, end)]
+        (reply,) = generate(model, [asked], hooks[0], seed=condition.seed, sampling=settings, progress=False)
+        written = reply.tokens or (pad_id(model),)
         with torch.no_grad():
-            batch = make_batch(model, [ids], [written])
-            plain = reply_logits(model, batch)
-            steering = _hooks(vector, strength, positions, past, prompt_length=end)
-            drift = float(kl_per_token(reply_logits(model, batch, steering), plain).mean())
-        logprob = float(reply_logprobs(plain, batch).mean()) if reply.tokens else float("nan")
+            plain_batch = make_batch(model, [ids], [written])
+            batch = make_batch(model, [render(model.tokenizer, asked).ids], [written])
+            plain = reply_logits(model, plain_batch)
+            drift = float(kl_per_token(reply_logits(model, batch, hooks[1]), plain).mean())
+        logprob = float(reply_logprobs(plain, plain_batch).mean()) if reply.tokens else float("nan")
         rows.append((number, text, reply.text, len(reply.tokens), drift, logprob))
         if vector is not None and when is not None:
-            given = vector.vector if own else vector.vector.mean(0, keepdim=True)
+            whole = vector.scaled(1.0)
+            given = whole if own else whole.mean(0, keepdim=True)
             length = end + len(reply_ids(model.tokenizer, reply.text))  # as the next turn reads it
             steered |= {column: factor * given[row] for column, row, factor in when.columns(end, 0, length)}
         chat.append({"role": "assistant", "content": reply.text})
     return pd.DataFrame(rows, columns=["turn", "user", "reply", "n_tokens", "drift", "logprob"])
 
 
-def _hooks(
-    vector: SteeringVector | None,
-    strength: float,
-    positions: str | None,
-    past: Mapping[int, Float[Tensor, " d"]],
-    prompt_length: int | None = None,
+def _earlier(
+    condition: Condition, past: Mapping[int, Float[Tensor, " d"]], prompt_length: int | None
 ) -> list[NamedHook]:
-    if vector is None:
+    """The hooks that add again what earlier turns added."""
+    if condition.vector is None or not past:
         return []
-    earlier: list[NamedHook] = []
-    if past:
-        place = replace(vector.locus, positions=tuple(past))
-        earlier = replace(vector, vector=torch.stack(list(past.values())), locus=place).hooks(
-            strength, prompt_length=prompt_length
-        )
-    return earlier + vector.hooks(strength, positions, prompt_length)
+    place = replace(condition.vector.locus, positions=tuple(past))
+    return injection_hooks(torch.stack(list(past.values())) * condition.strength, place, None, prompt_length)

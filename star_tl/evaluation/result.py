@@ -8,7 +8,7 @@ import pandas as pd
 
 from star_tl.attribution import AttributionMap
 from star_tl.data.chat import Message
-from star_tl.evaluation.scores import REFERENCE
+from star_tl.steering.condition import UNSTEERED
 from star_tl.vectors import SteeringVector
 
 
@@ -31,5 +31,5 @@ class RunResult:
         rate = self.summary.set_index("arm").trait_rate
         return (
             f"RunResult({self.trait} on {self.model}: {self.vector.locus}, coherent replies with the trait "
-            f"{rate[REFERENCE]:.0%} → {rate['steered']:.0%})"
+            f"{rate[UNSTEERED]:.0%} → {rate['steered']:.0%})"
         )

@@ -13,27 +13,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
-from torch import Tensor
 
-from star_tl.data.chat import SPANS, Prompt, as_prompts, render, span_positions
+from star_tl.data.chat import Prompt, as_prompts, render
+from star_tl.data.markers import plain
 from star_tl.data.pairs import Trait
 from star_tl.errors import StarError
 from star_tl.evaluation.stats import compare_paired
 from star_tl.generation.likelihood import kl_per_token, reply_logits, reply_logprobs
 from star_tl.generation.sampling import Reply
-from star_tl.locus import NamedHook
 from star_tl.models.backend import Model
-from star_tl.models.batch import TokenBatch, make_batch, pad_id
-from star_tl.steering.hooks import row_hooks
-from star_tl.vectors import SteeringVector
+from star_tl.models.batch import make_batch, pad_id
+from star_tl.steering.condition import UNSTEERED, Condition
 
-FIRST_PERSON = re.compile(r"\b(?:i|me|my|mine|myself|i'm|i've|i'd|i'll)\b", re.IGNORECASE)
-WORD = re.compile(r"\w+(?:['’]\w+)*")
+FIRST_PERSON = re.compile(r"\b(?:i|me|my|mine|myself)\b", re.IGNORECASE)
+WORD = re.compile(r"\w+(?:'\w+)*")
 COHERENT_QUANTILE = 0.02
-REFERENCE = "unsteered"
 
 
 def score(
@@ -41,10 +37,7 @@ def score(
     trait: Trait,
     prompts: Sequence[Prompt],
     replies: Sequence[Reply],
-    vector: SteeringVector | None = None,
-    strength: float = 1.0,
-    positions: str | Sequence[int] | None = None,
-    steered_prompts: Sequence[Prompt] | None = None,
+    condition: Condition = Condition(),  # noqa: B008 - frozen
     batch_size: int = 32,
 ) -> pd.DataFrame:
     """One row of scores per reply.
@@ -53,44 +46,44 @@ def score(
     ``first_person`` (pronouns per 100 words), ``length`` (words), ``repetition`` (share of word
     trigrams that occurred before), ``logprob`` (mean per token under the unsteered model, nats),
     ``perplexity`` (its exponential), ``drift`` (mean over reply tokens of KL(the model that
-    wrote the reply ‖ unsteered model), nats per token) and ``drift_max``. An empty reply has no
-    ``logprob``; its drift is that of the token which ended it.
+    wrote the reply ‖ unsteered model), nats per token), ``drift_total`` (their sum: a mean thins out with length,
+    and half of it may fall on the first token) and ``drift_max``. An empty reply has no ``logprob``; its drift is that
+    of the token which ended it.
 
     Args:
         model: the model that wrote the replies.
         trait: whose markers to look for.
         prompts: the prompts, as the unsteered model sees them.
         replies: from :func:`star_tl.generate`.
-        vector: the vector that was injected, if any, with its ``strength`` and ``positions`` (a schedule, or a
-            span of the chat as in :func:`star_tl.data.chat.span_positions`).
-        steered_prompts: the prompts that the replies were written under, where they differ
-            (priming).
+        condition: the one that they were written under.
         batch_size: replies per forward pass.
+
+    Raises:
+        StarError: another number of replies than of prompts.
     """
     prompts = as_prompts(prompts)
-    steered_prompts = as_prompts(steered_prompts) if steered_prompts is not None else None
-    if not len(prompts) == len(replies) == len(steered_prompts if steered_prompts is not None else prompts):
+    if len(prompts) != len(replies):
         raise StarError("score needs as many replies as prompts.")
     rows = []
     for first in range(0, len(replies), batch_size):
         part = slice(first, first + batch_size)
-        written_under = steered_prompts[part] if steered_prompts is not None else None
-        measured = _fluency(model, prompts[part], replies[part], vector, strength, positions, written_under)
+        measured = _fluency(model, prompts[part], replies[part], condition)
         rows += [_words(trait, reply) | m for reply, m in zip(replies[part], measured, strict=True)]
     return pd.DataFrame(rows)
 
 
 def _words(trait: Trait, reply: Reply) -> dict[str, Any]:
-    words = WORD.findall(reply.text)
+    text = plain(reply.text)
+    words = WORD.findall(text)
     trigrams = list(zip(words, words[1:], words[2:], strict=False))
-    found = [m.group(0).lower() for m in trait.pattern.finditer(reply.text)]
+    found = [reply.text[start:end].lower() for start, end in trait.find(reply.text)]
     return {
         "text": reply.text,
         "n_tokens": len(reply.tokens),
         "stopped": reply.stopped,
         "markers": ", ".join(dict.fromkeys(found)),
         "shows": bool(found),
-        "first_person": 100 * len(FIRST_PERSON.findall(reply.text)) / max(1, len(words)),
+        "first_person": 100 * len(FIRST_PERSON.findall(text)) / max(1, len(words)),
         "length": len(words),
         "repetition": 1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0,
     }
@@ -98,56 +91,34 @@ def _words(trait: Trait, reply: Reply) -> dict[str, Any]:
 
 @torch.no_grad()
 def _fluency(
-    model: Model,
-    prompts: Sequence[Prompt],
-    replies: Sequence[Reply],
-    vector: SteeringVector | None,
-    strength: float,
-    positions: str | Sequence[int] | None,
-    steered_prompts: Sequence[Prompt] | None,
+    model: Model, prompts: Sequence[Prompt], replies: Sequence[Reply], condition: Condition
 ) -> list[dict[str, float]]:
     tokens = [r.tokens or (pad_id(model),) for r in replies]
     plain = make_batch(model, [render(model.tokenizer, p).ids for p in prompts], tokens)
     base = reply_logits(model, plain)
     logprob = reply_logprobs(base, plain).sum(-1) / plain.reply_lengths
-    if vector is None and steered_prompts is None:
+    if condition.vector is None and condition.instruction is None:
         kl = torch.zeros(plain.reply_mask.shape, device=base.device)
     else:
-        batch, written_under = plain, prompts
-        if steered_prompts is not None:
-            written_under = steered_prompts
-            batch = make_batch(model, [render(model.tokenizer, p).ids for p in steered_prompts], tokens)
-        kl = kl_per_token(_steered_logits(model, batch, written_under, vector, strength, positions), base)
+        batch, asked = plain, condition.prompted(prompts)
+        if condition.instruction is not None:
+            batch = make_batch(model, [render(model.tokenizer, p).ids for p in asked], tokens)
+        hooks = condition.hooks(model.tokenizer, prompts, batch.prompt_end)
+        kl = kl_per_token(reply_logits(model, batch, hooks), base)
     kl = kl.masked_fill(~plain.reply_mask, 0.0)
-    drift = kl.sum(-1) / plain.reply_lengths
+    total, most = kl.sum(-1), kl.amax(-1)
+    measured = (logprob, total / plain.reply_lengths, total, most)
     results = []
-    for reply, lp, mean, most in zip(replies, logprob.tolist(), drift.tolist(), kl.amax(-1).tolist(), strict=True):
+    for reply, lp, *drift in zip(replies, *(values.tolist() for values in measured), strict=True):
         lp = lp if reply.tokens else float("nan")
-        results.append({"logprob": lp, "perplexity": float(np.exp(-lp)), "drift": mean, "drift_max": most})
+        row = {"logprob": lp, "perplexity": float(np.exp(-lp))}
+        results.append(row | dict(zip(("drift", "drift_total", "drift_max"), drift, strict=True)))
     return results
-
-
-def _steered_logits(
-    model: Model,
-    batch: TokenBatch,
-    prompts: Sequence[Prompt],
-    vector: SteeringVector | None,
-    strength: float,
-    positions: str | Sequence[int] | None,
-) -> Float[Tensor, "row reply vocab"]:
-    hooks: list[NamedHook] = []
-    if vector is not None and isinstance(positions, str) and positions in SPANS:
-        added = vector.scaled(strength)
-        rows = [(added, vector.locus, span_positions(model.tokenizer, p, positions)) for p in prompts]
-        hooks = row_hooks(rows, prompt_length=batch.prompt_end)
-    elif vector is not None:
-        hooks = vector.hooks(strength, positions, prompt_length=batch.prompt_end)
-    return reply_logits(model, batch, hooks)
 
 
 def mark_coherent(samples: pd.DataFrame) -> pd.DataFrame:
     """Add ``coherent``: log-probability at or above the unsteered replies' 2 % quantile."""
-    reference = samples.loc[samples.arm == REFERENCE, "logprob"].dropna()
+    reference = samples.loc[samples.arm == UNSTEERED, "logprob"].dropna()
     if reference.empty:
         raise StarError("Coherence is measured against unsteered replies: sample the arm 'unsteered' too.")
     return samples.assign(coherent=samples.logprob >= reference.quantile(COHERENT_QUANTILE))
@@ -162,7 +133,7 @@ def summarise(samples: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd
     over arms; ``wrong_way`` the share of prompts whose rate fell.
     """
     samples = samples.assign(hit=samples.shows & samples.coherent)
-    base = samples[samples.arm == REFERENCE].groupby("prompt_id").hit.mean()
+    base = samples[samples.arm == UNSTEERED].groupby("prompt_id").hit.mean()
     rows = []
     for arm, group in samples.groupby("arm", sort=False):
         low, high = proportion_confint(int(group.hit.sum()), len(group), method="wilson")
@@ -176,13 +147,14 @@ def summarise(samples: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd
             "coherent_rate": group.coherent.mean(),
             "drift": group.drift.mean(),
             "drift_p95": group.drift.quantile(0.95),
+            "drift_total": group.drift_total.mean(),
             "perplexity": float(np.exp(-group.logprob.mean())),
             "length": group.length.mean(),
             "first_person": group.first_person.mean(),
             "repetition": group.repetition.mean(),
         }
         change = (group.groupby("prompt_id").hit.mean() - base).dropna().to_numpy()
-        rows.append(row | compare_paired(change if arm != REFERENCE else np.zeros(0), resamples, seed))
+        rows.append(row | compare_paired(change if arm != UNSTEERED else np.zeros(0), resamples, seed))
     table = pd.DataFrame(rows)
     tested = table.p_value.notna()
     if tested.any():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,10 +15,11 @@ from statsmodels.stats.proportion import proportion_confint
 from star_tl.data.chat import Prompt, as_prompts
 from star_tl.data.pairs import Trait
 from star_tl.errors import StarError
-from star_tl.evaluation.samples import Way, sample_ways
+from star_tl.evaluation.samples import sample_conditions
 from star_tl.evaluation.scores import mark_coherent
-from star_tl.generation.sampling import Sampling, check_seed
+from star_tl.generation.settings import Sampling
 from star_tl.models.backend import Model
+from star_tl.steering.condition import Condition
 from star_tl.vectors import SteeringVector
 
 if TYPE_CHECKING:
@@ -68,7 +70,8 @@ def choose_strength(
     positions: str | None = None,
     limit: float = DRIFT_LIMIT,
     seed: int = 0,
-    sampling: Sampling = Sampling(temperature=0.8),  # noqa: B008 - frozen
+    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+    out: str | Path | None = None,
     progress: bool = True,
 ) -> StrengthChoice:
     """The least strength that reaches nearly (ENOUGH) the best trait rate of any within ``limit`` of drift.
@@ -87,12 +90,12 @@ def choose_strength(
         limit: most drift, nats per token, mean over replies.
         seed: of the first replies; the second have the next.
         sampling: how replies are sampled.
+        out: a folder for the samples, from which an equal call that was stopped goes on.
         progress: show progress bars.
 
     Raises:
         StarError: strengths that are none, zero or of both signs, or no prompts.
     """
-    check_seed(seed)
     for strength in strengths:
         vector.scaled(strength)
     signs = {math.copysign(1, x) for x in strengths if x}
@@ -104,13 +107,17 @@ def choose_strength(
         raise StarError(f"limit is {limit!r}: give the most drift in nats per token, above 0.")
     chats = as_prompts(prompts)
 
-    def write(ways: list[Way]) -> pd.DataFrame:
-        return sample_ways(model, trait, chats, ways, sampling, progress=progress)
+    def at(strengths: Sequence[float], seed: int) -> list[Condition]:
+        return [Condition("steered", vector, float(x), positions, seed=seed) for x in strengths]
 
-    first = write([Way(seed=seed), *(Way(vector, float(x), positions, seed) for x in sorted(strengths, key=abs))])
+    def write(conditions: list[Condition], name: str) -> pd.DataFrame:
+        file = Path(out) / f"{name}.jsonl" if out is not None else None
+        return sample_conditions(model, trait, chats, conditions, sampling, file, progress)
+
+    first = write([Condition(seed=seed), *at(sorted(strengths, key=abs), seed)], "first")
     rates = _rates_within(dose_table(mark_coherent(first)), limit)
     near = [x for x, rate in rates.items() if rate >= NEAR * max(rates.values())]
-    second = [write([Way(vector, x, positions, seed + 1) for x in near])] if len(near) > 1 else []
+    second = [write(at(near, seed + 1), "second")] if len(near) > 1 else []
     samples = mark_coherent(pd.concat([first, *second], ignore_index=True))
     curve = dose_table(samples)
     curve.insert(1, "fraction", curve.strength * vector.fraction)

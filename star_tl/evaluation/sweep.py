@@ -7,22 +7,24 @@ sweep that was stopped goes on where it was.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
+from typing_extensions import Unpack
 
-from star_tl.data.chat import SPANS, Prompt, as_prompts
+from star_tl.data.chat import Prompt, as_prompts
 from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError
-from star_tl.evaluation.samples import Way, check_samples_file, sample_ways
-from star_tl.evaluation.scores import REFERENCE, mark_coherent
-from star_tl.generation.sampling import Sampling
-from star_tl.locus import Locus
+from star_tl.evaluation.samples import sample_conditions
+from star_tl.evaluation.scores import mark_coherent
+from star_tl.files import check_writable
+from star_tl.generation.settings import Sampling, SamplingOptions, settled
+from star_tl.locus import Locus, hook_name
 from star_tl.models.backend import Model
+from star_tl.steering.condition import UNSTEERED, Condition
 from star_tl.vectors import extract_vector
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ class Comparison:
         grouped = frame.groupby(["arm", "locus", "layer", "positions", "strength"], sort=False)
         columns = {"trait_rate": "trait_rate", "coherent_rate": "coherent", "drift": "drift"}
         table = grouped.agg(**{k: (v, "mean") for k, v in columns.items()}, n=("text", "size")).reset_index()
-        unsteered = table.loc[table.arm == REFERENCE, "trait_rate"].iloc[0]
+        unsteered = table.loc[table.arm == UNSTEERED, "trait_rate"].iloc[0]
         return table.assign(difference=table.trait_rate - unsteered)
 
     def best(self, limit: float) -> pd.Series:
@@ -59,7 +61,7 @@ class Comparison:
         Raises:
             StarError: none keeps the limit.
         """
-        steered = self.summary().query("arm != @REFERENCE and drift <= @limit")
+        steered = self.summary().query("arm != @UNSTEERED and drift <= @limit")
         if steered.empty:
             raise StarError(f"No way to steer stays within {limit:g} nat drift: try lower strengths.")
         return steered.sort_values(["trait_rate", "drift"], ascending=[False, True]).iloc[0]
@@ -91,12 +93,11 @@ def compare(
     positions: Sequence[str] = ("locus",),
     seeds: Sequence[int] = (0,),
     method: str = "located",
-    max_new_tokens: int = 60,
-    temperature: float = 0.8,
-    top_p: float = 1.0,
-    batch_size: int = 64,
+    *,
+    sampling: Sampling | None = None,
     out: str | Path | None = None,
     progress: bool = True,
+    **options: Unpack[SamplingOptions],
 ) -> Comparison:
     """Sample every combination of locus, strength, schedule and seed on every prompt, beside unsteered replies.
 
@@ -110,33 +111,31 @@ def compare(
             :func:`star_tl.data.chat.span_positions`.
         seeds: one reply per combination and seed.
         method: how vectors are extracted, see :func:`star_tl.extract_vector`.
-        max_new_tokens, temperature, top_p, batch_size: as in :func:`star_tl.generate`.
+        sampling: how to sample, a :class:`star_tl.Sampling`, or its fields by name.
         out: a JSONL file of samples; one that an equal call began is completed.
         progress: show progress bars.
 
     Raises:
         StarError: bad arguments, or ``out`` cannot be written to or holds the samples of another sweep.
     """
+    settings = settled(sampling, options)
     chosen = as_prompts(prompts if prompts is not None else pairs.heldout.prompts)
-    options = Sampling(max_new_tokens, temperature, top_p, batch_size=batch_size)
-    places = loci or [Locus(f"blocks.{i}.hook_resid_post", (-1,)) for i in range(model.cfg.n_layers)]
-    for name, values in (("strengths", strengths), ("positions", positions), ("seeds", seeds)):
+    places = loci or [Locus(hook_name("resid_post", i)) for i in range(model.cfg.n_layers)]
+    for name, values in (("strengths", strengths), ("positions", positions), ("seeds", seeds), ("loci", places)):
         if isinstance(values, str) or not len(values):
             raise StarError(f"{name} is {values!r}: give a list with at least one.")
+        if len(set(values)) < len(values):
+            raise StarError(f"{name} names one twice: each would count as two samples.")
     if out is not None:
-        check_samples_file(Path(out))  # before vectors are extracted, which takes minutes on a large model
+        check_writable(out)  # before vectors are extracted, which takes minutes on a large model
     vectors = [extract_vector(model, pairs, locus, method=method) for locus in places]
-    for vector in vectors:
-        for strength in strengths:
-            for schedule in positions:
-                vector.hooks(strength, None if schedule in SPANS else schedule)  # raises where they cannot be used
-    ways = [Way(seed=seed) for seed in seeds]
-    ways += [Way(v, float(x), p, s) for v in vectors for p in positions for x in strengths for s in seeds]
-    samples = sample_ways(model, pairs.trait, chosen, ways, options, out, progress, source=_digest(pairs))
+    conditions = [Condition(seed=seed) for seed in seeds]
+    conditions += [
+        Condition("steered", vector, strength, schedule, seed=seed)
+        for vector in vectors
+        for schedule in positions
+        for strength in strengths
+        for seed in seeds
+    ]
+    samples = sample_conditions(model, pairs.trait, chosen, conditions, settings, out, progress)
     return Comparison(pairs.trait.name, mark_coherent(samples))
-
-
-def _digest(pairs: Pairs) -> str:
-    """Tells what vectors of these pairs are extracted from."""
-    instructions = pairs.trait.positive_instruction, pairs.trait.negative_instruction
-    return hashlib.sha256(repr((instructions, pairs.extraction.pairs)).encode()).hexdigest()[:16]

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from star_tl.locus import NamedHook
 from star_tl.models.backend import Model, attached, empty_cache, read, taken, unembed
 from star_tl.models.fast.forward import LeanForward, is_llama, listeners_of, resolve
 from star_tl.models.fast.single_row import DTYPES, OneRow
+from star_tl.models.lens import HookedTransformer
 from star_tl.steering.hooks import Clock, Injection
 
 MANY_ROWS = 8  # from here on two batched products beat fused attention at one query a row

@@ -9,25 +9,26 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from numbers import Integral, Real
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformer_lens.utilities.multi_gpu import get_device_for_block_index
+from typing_extensions import Unpack
 
 from star_tl.data.chat import Prompt, as_prompts, render, stop_ids
 from star_tl.errors import StarError
 from star_tl.generation.decoding import LlamaPass, Pass, begin
+from star_tl.generation.settings import Sampling, SamplingOptions, settled
 from star_tl.locus import NamedHook
 from star_tl.models.backend import Model
 from star_tl.models.batch import make_batch
+from star_tl.models.lens import get_device_for_block_index
 from star_tl.models.size import free_memory
+from star_tl.steering.condition import Condition
 from star_tl.steering.hooks import Clock, Injection
 
 CACHE_SHARE = 0.25  # of the free memory: the most that the KV cache of a batch takes
@@ -49,51 +50,21 @@ class Reply:
     log_probs: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How to sample; see :func:`generate`."""
-
-    max_new_tokens: int = 60
-    temperature: float = 1.0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    stop: tuple[str, ...] = ()
-    batch_size: int = 64
-    log_probs: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "batch_size"):
-            value = getattr(self, name)
-            if not isinstance(value, Integral) or value < 1:
-                raise StarError(f"{name} is {value!r}: use a whole number, at least 1.")
-        if not (isinstance(self.temperature, Real) and math.isfinite(self.temperature) and self.temperature >= 0):
-            raise StarError(f"temperature is {self.temperature!r}: use 0 (greedy) or more.")
-        if not (isinstance(self.top_p, Real) and 0 < self.top_p <= 1):
-            raise StarError(f"top_p is {self.top_p!r}: use a share above 0, at most 1.")
-        if not (isinstance(self.min_p, Real) and 0 <= self.min_p < 1):
-            raise StarError(f"min_p is {self.min_p!r}: use a share of the likeliest token's probability, 0 to below 1.")
-        penalty = self.repetition_penalty
-        if not (isinstance(penalty, Real) and math.isfinite(penalty) and penalty > 0):
-            raise StarError(f"repetition_penalty is {penalty!r}: use 1 (none) or more.")
-        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
-            raise StarError(f"stop is {self.stop!r}: give a list of texts.")
-
-
 def sample(
     model: Model,
     prompts: Sequence[Prompt],
     hooks: Sequence[NamedHook] = (),
-    max_new_tokens: int = 60,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    batch_size: int = 64,
+    *,
+    condition: Condition | None = None,
+    seed: int | None = None,
+    sampling: Sampling | None = None,
     progress: bool = True,
-    **more: Any,
+    **options: Unpack[SamplingOptions],
 ) -> list[str]:
     """One reply to each prompt, as text; arguments as in :func:`generate`."""
-    replies = generate(model, prompts, hooks, max_new_tokens, temperature, top_p, seed, batch_size, progress, **more)
+    replies = generate(
+        model, prompts, hooks, condition=condition, seed=seed, sampling=sampling, progress=progress, **options
+    )
     return [reply.text for reply in replies]
 
 
@@ -101,17 +72,12 @@ def generate(
     model: Model,
     prompts: Sequence[Prompt],
     hooks: Sequence[NamedHook] = (),
-    max_new_tokens: int = 60,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    batch_size: int = 64,
-    progress: bool = True,
     *,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    stop: Sequence[str] = (),
-    log_probs: bool = False,
+    condition: Condition | None = None,
+    seed: int | None = None,
+    sampling: Sampling | None = None,
+    progress: bool = True,
+    **options: Unpack[SamplingOptions],
 ) -> list[Reply]:
     """One reply to each prompt.
 
@@ -119,31 +85,24 @@ def generate(
         model: from :func:`star_tl.load_model`, of either backend.
         prompts: texts or chats, in any of the forms that :func:`star_tl.data.chat.as_prompts` reads.
         hooks: ``[(name, fn)]``, e.g. ``vector.hooks(strength=1.0)``; active during prompt and reply.
-        max_new_tokens: most tokens of a reply; it ends earlier at the end of the turn.
-        temperature: 0 is greedy.
-        top_p: sample from the smallest set of tokens that holds this probability.
-        seed: the same seed gives the same text for the same prompt and hooks.
-        batch_size: prompts per batch; the texts do not depend on it. A batch whose cache would take more
-            than CACHE_SHARE of the free memory is cut smaller.
+        condition: in place of hooks, a :class:`star_tl.Condition`: vector, strength, positions, instruction and seed.
+        seed: the same seed gives the same text for the same prompt and hooks. Default: the condition's, or 0.
+        sampling: how to sample, a :class:`star_tl.Sampling`, or its fields by name (``max_new_tokens=60``).
         progress: show a progress bar.
-        min_p: leave out tokens whose probability is below this share of the likeliest one's (arXiv 2407.01082).
-        repetition_penalty: divide the positive logits of tokens that the prompt or the reply holds by this, and
-            multiply the negative ones (arXiv 1909.05858).
-        stop: texts that end a reply; they are cut off.
-        log_probs: keep the tokens' log-probabilities.
 
     Raises:
-        StarError: no prompts, an empty one, one that leaves no room for a reply, or an argument
-            out of range.
+        StarError: no prompts, an empty one, one that leaves no room for a reply, an argument out of range, or two
+            arguments that say the same.
     """
-    options = Sampling(
-        max_new_tokens, temperature, top_p, min_p, repetition_penalty, _texts(stop), batch_size, log_probs
-    )
-    check_seed(seed)
-    _check_hooks(model, hooks)
-    rendered = render_prompts(model, prompts, max_new_tokens)
+    settings, prompts = settled(sampling, options), as_prompts(prompts)
+    hooks, asked, seed = _meant(model, prompts, hooks, condition, seed)
+    rendered = render_prompts(model, asked, settings.max_new_tokens)
     replies: list[Reply | None] = [None] * len(rendered)
-    for rows, written in in_batches(model, rendered, [seed] * len(rendered), lambda _: hooks, options, progress):
+
+    def hooks_of(rows: list[int]) -> Sequence[NamedHook]:
+        return condition.hooks(model.tokenizer, [prompts[i] for i in rows]) if condition is not None else hooks
+
+    for rows, written in in_batches(model, rendered, [seed] * len(rendered), hooks_of, settings, progress):
         for i, reply in zip(rows, written, strict=True):
             replies[i] = reply
     return [r for r in replies if r is not None]
@@ -153,11 +112,11 @@ def stream(
     model: Model,
     prompts: Sequence[Prompt],
     hooks: Sequence[NamedHook] = (),
-    max_new_tokens: int = 60,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    seed: int = 0,
-    **more: Any,
+    *,
+    condition: Condition | None = None,
+    seed: int | None = None,
+    sampling: Sampling | None = None,
+    **options: Unpack[SamplingOptions],
 ) -> Iterator[list[Reply]]:
     """The replies so far, after every token, of prompts that are written side by side in one batch.
 
@@ -166,13 +125,30 @@ def stream(
     Raises:
         StarError: as :func:`generate`.
     """
-    stop = _texts(more.pop("stop", ()))
     prompts = as_prompts(prompts)
-    options = Sampling(max_new_tokens, temperature, top_p, stop=stop, batch_size=len(prompts), **more)
-    check_seed(seed)
+    settings = replace(settled(sampling, options), batch_size=len(prompts))
+    hooks, asked, seed = _meant(model, prompts, hooks, condition, seed)
+    if condition is not None:
+        hooks = condition.hooks(model.tokenizer, prompts)
+    rendered = render_prompts(model, asked, settings.max_new_tokens)
+    return _written(model, rendered, [seed] * len(rendered), hooks, settings)
+
+
+def _meant(
+    model: Model,
+    prompts: Sequence[Prompt],
+    hooks: Sequence[NamedHook],
+    condition: Condition | None,
+    seed: int | None,
+) -> tuple[Sequence[NamedHook], Sequence[Prompt], int]:
+    """Hooks, prompts and seed, checked."""
     _check_hooks(model, hooks)
-    rendered = render_prompts(model, prompts, max_new_tokens)
-    return _written(model, rendered, [seed] * len(rendered), hooks, options)
+    if condition is None:
+        return hooks, prompts, Condition(seed=0 if seed is None else seed).seed  # which is checked there
+    for name, given in (("hooks", len(hooks) > 0), ("seed", seed is not None)):
+        if given:
+            raise StarError(f"{name} and a condition are both given: the condition says it already.")
+    return (), condition.prompted(prompts), condition.seed
 
 
 @torch.no_grad()
@@ -217,7 +193,7 @@ def _next_batch(
 
 def render_prompts(model: Model, prompts: Sequence[Prompt], max_new_tokens: int) -> list[tuple[int, ...]]:
     """Token ids of every prompt. Raises StarError where one leaves no room for a reply."""
-    rendered = [render(model.tokenizer, p).ids for p in as_prompts(prompts)]
+    rendered = [render(model.tokenizer, p).ids for p in prompts]
     room = model.cfg.n_ctx - max_new_tokens
     for i, ids in enumerate(rendered):
         if len(ids) > room:
@@ -393,15 +369,3 @@ def _check_hooks(model: Model, hooks: Sequence[NamedHook]) -> None:
         if isinstance(name, str) and name not in model.hook_dict:
             close = difflib.get_close_matches(name, model.hook_dict, n=1, cutoff=0.0)[0]
             raise StarError(f"The model has no hook point {name!r}: model.hook_dict has {close!r}, say.")
-
-
-def check_seed(seed: int) -> None:
-    """Raises StarError where this cannot be the ``seed`` of :func:`generate`."""
-    if not isinstance(seed, Integral):
-        raise StarError(f"seed is {seed!r}: use a whole number.")
-
-
-def _texts(stop: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(stop, str):
-        raise StarError(f"stop is {stop!r}: give a list of texts.")
-    return tuple(stop)

@@ -11,13 +11,15 @@ from contextlib import AbstractContextManager
 
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens import HookedTransformer
-from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
-from transformer_lens.cache.key_value_cache_entry import TransformerLensKeyValueCacheEntry
-from transformer_lens.model_bridge import TransformerBridge
 
 from star_tl.locus import NamedHook
 from star_tl.models import bridge
+from star_tl.models.lens import (
+    HookedTransformer,
+    TransformerBridge,
+    TransformerLensKeyValueCache,
+    TransformerLensKeyValueCacheEntry,
+)
 
 Model = HookedTransformer | TransformerBridge
 Cache = TransformerLensKeyValueCache | bridge.Cache

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -26,17 +25,23 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
 from transformer_lens.hook_points import HookPoint
-from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.block import ScaledResidualBlockBridge
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import DynamicCache
 
 from star_tl.errors import StarError, nearest
 from star_tl.locus import NamedHook
-from star_tl.models.transformers_folder import CLOSE, difference, probe, read_transformers
+from star_tl.models.checkpoint import Checkpoint
+from star_tl.models.lens import TransformerBridge
+from star_tl.models.transformers_folder import CLOSE, difference, probe
 
 # What every layer must have, in the order in which it must come: a clock reads the scores before anything is added.
 NEEDED = ("hook_resid_pre", "attn.hook_attn_scores", "attn.hook_z", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
+# Weights in the order in which a fingerprint reads them.
+_KNOWN = {
+    "attn": ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O"),
+    "mlp": ("W_gate", "W_in", "W_out", "b_in", "b_out"),
+}
 _PADDING = 8  # columns, in the check of padded rows
 
 
@@ -46,12 +51,12 @@ def knows(architecture: str) -> bool:
 
 
 def load_bridge(
-    folder: Path, architecture: str, dtype: torch.dtype, device: str, first_n_layers: int | None = None
+    checkpoint: Checkpoint, architecture: str, dtype: torch.dtype, device: str, first_n_layers: int | None = None
 ) -> TransformerBridge:
-    """The TransformerBridge of a HuggingFace folder, without its tokenizer. Weights are held once.
+    """The TransformerBridge of a checkpoint, without its tokenizer. Weights are held once.
 
     Args:
-        folder: where ``config.json`` and the weights are.
+        checkpoint: where settings and weights are read.
         architecture: the config's, such as ``"OlmoForCausalLM"``.
         dtype: of the parameters.
         device: of the parameters.
@@ -66,12 +71,15 @@ def load_bridge(
             f"TransformerBridge does not know the architecture {architecture}: name a model of one that it knows."
             f"{nearest(architecture, SUPPORTED_ARCHITECTURES)}"
         )
-    hf = read_transformers(folder, dtype, first_n_layers).to(device).eval()
+    hf = checkpoint.transformers(dtype, first_n_layers).to(device).eval()
     tokens, expected = probe(hf)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of hook points that this architecture lacks; those needed are checked
             model = build_bridge_from_module(hf, architecture, hf_config=hf.config, dtype=dtype)
+        if dtype == torch.float64:
+            for block in model.blocks:
+                block.attn.register_forward_pre_hook(_finite_mask, with_kwargs=True)
         found = _checked(model, tokens, expected)
     except Exception as error:
         found = " ".join(str(error).split())[:160]
@@ -81,6 +89,16 @@ def load_bridge(
             f"({found}): use another dtype, or a checkpoint of another architecture."
         )
     return model
+
+
+def _finite_mask(
+    attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Softmax is in float32, where the smallest float64 is minus infinity, and a row of nothing else not a number."""
+    mask = kwargs.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.dtype == torch.float64:
+        kwargs = {**kwargs, "attention_mask": mask.clamp(min=torch.finfo(torch.float32).min)}
+    return args, kwargs
 
 
 @torch.no_grad()
@@ -278,16 +296,35 @@ def unembed(model: TransformerBridge, residual: Float[Tensor, "row position d"])
     return model.adapter.apply_output_logits_transform(model.unembed(model.ln_final(residual)))
 
 
-def corners(model: TransformerBridge) -> list[Tensor]:
-    """The weights that :func:`star_tl.models.load.fingerprint` looks at, oriented as HookedTransformer has them."""
-    found = [model.embed.W_E[:256, :64]]
-    for block in model.blocks:
-        found.append(_input_first(block.attn.o)[: model.cfg.d_head, :64])
-        if hasattr(block.mlp, "out"):  # a mixture of experts has none
-            found.append(_input_first(block.mlp.out)[:64, :64])
-    return found
+def weights(model: TransformerBridge) -> Iterator[tuple[str, Tensor]]:
+    """Every weight by its short name, in the shapes that HookedTransformer gives it.
 
+    A part that TransformerBridge knows no such shape of, such as a mixture of experts, comes as HuggingFace has it.
+    """
+    shift = "Gemma" in type(model.original_model).__name__  # whose norms are stored less one
 
-def _input_first(linear: Any) -> Float[Tensor, "input output"]:
-    module = linear.original_component
-    return module.weight.T if isinstance(module, nn.Linear) else module.weight  # GPT-2's Conv1D is input first
+    def norm(module: Any) -> Iterator[tuple[str, Tensor]]:
+        weight = getattr(module, "weight", None)
+        if weight is not None:
+            yield "w", (weight.float() + 1).to(weight.dtype) if shift else weight
+        if getattr(module, "bias", None) is not None:
+            yield "b", module.bias
+
+    yield "embed.W_E", model.embed.W_E
+    if hasattr(model, "pos_embed"):
+        yield "pos_embed.W_pos", cast(Any, model.pos_embed).W_pos
+    for i, block in enumerate(model.blocks):
+        for part, module in block.named_children():
+            if part.startswith("ln"):
+                found = list(norm(module))
+            elif part in _KNOWN:
+                known = [(name, getattr(module, name, None)) for name in _KNOWN[part]]
+                found = [(name, weight) for name, weight in known if weight is not None]
+                found = found or list(module.named_parameters())
+                for side in ("q_norm", "k_norm"):
+                    found += [(f"{side}.{name}", weight) for name, weight in norm(getattr(module, side, None))]
+            else:
+                continue
+            yield from ((f"blocks.{i}.{part}.{name}", weight) for name, weight in found)
+    yield from ((f"ln_final.{name}", weight) for name, weight in norm(model.ln_final))
+    yield "unembed.W_U", model.unembed.W_U

@@ -10,6 +10,7 @@ from typing import Any
 from star_tl.errors import StarError, shown
 from star_tl.models.weights import read_json
 
+LLAMA = "LlamaForCausalLM"
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 # The most that each may be: some ten times what the largest models have, so that nothing is tried that cannot be.
 _MOST = {
@@ -35,56 +36,69 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.exists():
         raise StarError(f"{folder} holds no config.json: give a folder that save_pretrained wrote.")
-    config = read_json(path)
+    return checked(read_json(path), str(path))
+
+
+def checked(config: dict[str, Any], source: str) -> dict[str, Any]:
+    """Settings as ``config.json`` names them, which came from elsewhere.
+
+    Raises:
+        StarError: a size, a share or a switch in them cannot be one.
+    """
     names = config.get("architectures")
     if names is not None and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
-        raise _wrong(path, "architectures", names, "a list of names")
-    _check(path, config)
-    if "LlamaForCausalLM" in (names or ()):
-        _check_llama(path, config)
+        raise _wrong(source, "architectures", names, "a list of names")
+    _check(source, config)
+    if architecture(config) == LLAMA:
+        _check_llama(source, config)
     return config
 
 
-def _check(path: Path, config: Mapping[str, Any]) -> None:
+def architecture(config: Mapping[str, Any]) -> str:
+    """The first architecture that a config names."""
+    return (config.get("architectures") or ["unknown"])[0]
+
+
+def _check(source: str, config: Mapping[str, Any]) -> None:
     for key, value in config.items():
         if value is None:
             continue
         if key in _MOST:  # some architectures list a size layer by layer
             for size in value if isinstance(value, list) else [value]:
                 if not _is_count(size) or size > _MOST[key]:
-                    raise _wrong(path, key, value, f"a whole number from 1 to {_MOST[key]:,}")
-        elif key in _SHARES and not (_is_number(value) and 0 <= value < 1):
-            raise _wrong(path, key, value, "a number from 0 to below 1")
+                    raise _wrong(source, key, value, f"a whole number from 1 to {_MOST[key]:,}")
+        elif key in _SHARES and not (_is_number(value) and 0 < value < 1):
+            raise _wrong(source, key, value, "a number above 0 and below 1")
         elif key == "rope_theta" and not (_is_number(value) and value > 0):
-            raise _wrong(path, key, value, "a number above 0")
+            raise _wrong(source, key, value, "a number above 0")
         elif key in _SWITCHES and not isinstance(value, bool):
-            raise _wrong(path, key, value, "true or false")
+            raise _wrong(source, key, value, "true or false")
         elif key in _TEXTS and not isinstance(value, str):
-            raise _wrong(path, key, value, "a text")
+            raise _wrong(source, key, value, "a text")
         elif key in _OBJECTS:
             if not isinstance(value, dict):
-                raise _wrong(path, key, value, "an object")
-            _check(path, value)
+                raise _wrong(source, key, value, "an object")
+            _check(source, value)
 
 
-def _check_llama(path: Path, config: Mapping[str, Any]) -> None:
+def _check_llama(source: str, config: Mapping[str, Any]) -> None:
     if absent := [key for key in _SIZES if config.get(key) is None]:
-        raise StarError(f"{path} lacks {', '.join(absent)}: {_AGAIN}.")
+        raise StarError(f"{source} lacks {', '.join(absent)}: {_AGAIN}.")
     if listed := [key for key in _MOST if isinstance(config.get(key), list)]:
-        raise _wrong(path, listed[0], config[listed[0]], "one number")
+        raise _wrong(source, listed[0], config[listed[0]], "one number")
     heads, width = config["num_attention_heads"], config["hidden_size"]
     groups, own = config.get("num_key_value_heads") or heads, config.get("head_dim")
     if heads % groups:
-        raise _wrong(path, "num_key_value_heads", groups, f"a divisor of num_attention_heads, {heads}")
+        raise _wrong(source, "num_key_value_heads", groups, f"a divisor of num_attention_heads, {heads}")
     if own is None and width % heads:
-        raise _wrong(path, "num_attention_heads", heads, f"a divisor of hidden_size, {width}")
+        raise _wrong(source, "num_attention_heads", heads, f"a divisor of hidden_size, {width}")
     if (own or width // heads) % 2:
-        raise _wrong(path, "head_dim", own or width // heads, "even, because angles turn pairs of numbers")
+        raise _wrong(source, "head_dim", own or width // heads, "even, because angles turn pairs of numbers")
     rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
     if rope.get("rope_type", rope.get("type")) == "llama3":
         for key in _LLAMA3_ROPE:
             if not (_is_number(rope.get(key)) and rope[key] > 0):
-                raise _wrong(path, key, rope.get(key), "a number above 0")
+                raise _wrong(source, key, rope.get(key), "a number above 0")
 
 
 def _is_number(value: Any) -> bool:
@@ -95,5 +109,5 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _wrong(path: Path, key: str, value: Any, should: str) -> StarError:
-    return StarError(f"{path}: {key} is {shown(repr(value))} and should be {should}: {_AGAIN}.")
+def _wrong(source: str, key: str, value: Any, should: str) -> StarError:
+    return StarError(f"{source}: {key} is {shown(repr(value))} and should be {should}: {_AGAIN}.")

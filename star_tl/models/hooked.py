@@ -9,22 +9,25 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformer_lens import HookedTransformer
-from transformer_lens.config.hooked_transformer_config import HookedTransformerConfig
-from transformer_lens.loading_from_pretrained import (
+from torch import Tensor
+
+from star_tl.errors import StarError, nearest
+from star_tl.models.bridge import knows
+from star_tl.models.checkpoint import Checkpoint
+from star_tl.models.layout import relay
+from star_tl.models.lens import (
+    HookedTransformer,
+    HookedTransformerConfig,
     fill_missing_keys,
     get_pretrained_model_config,
     get_pretrained_state_dict,
 )
-
-from star_tl.errors import StarError, nearest
-from star_tl.models.bridge import knows
-from star_tl.models.layout import relay
-from star_tl.models.transformers_folder import CLOSE, difference, probe, read_transformers
+from star_tl.models.transformers_folder import CLOSE, difference, probe
 from star_tl.models.weights import read_json
 
 # Those that the tests compare with HuggingFace; others that TransformerLens can convert are tried.
@@ -39,14 +42,17 @@ ARCHITECTURES = (
     "Qwen3ForCausalLM",
 )
 
+# A path that exists, which TransformerLens asks for, and that says nothing about the model.
+_NO_NAME = str(Path(__file__).parent)
+
 
 def load_other(
-    folder: Path, architecture: str, dtype: torch.dtype, device: str, first_n_layers: int | None = None
+    checkpoint: Checkpoint, architecture: str, dtype: torch.dtype, device: str, first_n_layers: int | None = None
 ) -> HookedTransformer:
-    """The HookedTransformer of a HuggingFace folder, without its tokenizer. Loading holds the weights twice.
+    """The HookedTransformer of a checkpoint, without its tokenizer. Loading holds the weights twice.
 
     Args:
-        folder: where ``config.json`` and the weights are.
+        checkpoint: where settings and weights are read.
         architecture: the config's, such as ``"GPT2LMHeadModel"``.
         dtype: of the parameters.
         device: of the parameters.
@@ -56,12 +62,12 @@ def load_other(
         StarError: TransformerLens does not know the architecture, computes something else than
             HuggingFace does, or the weights cannot be read.
     """
-    hf = read_transformers(folder, dtype, first_n_layers)
+    hf = checkpoint.transformers(dtype, first_n_layers)
     try:
         cfg = _gemma2(hf.config) if architecture == "Gemma2ForCausalLM" else _by_transformer_lens(hf.config)
         cfg.dtype, cfg.device, cfg.tokenizer_name, cfg.init_weights = dtype, "cpu", None, False
         model = HookedTransformer(cfg, move_to_device=False)
-        state = fill_missing_keys(model, get_pretrained_state_dict(str(folder), cfg, hf_model=hf, dtype=dtype))
+        state = fill_missing_keys(model, get_pretrained_state_dict(_NO_NAME, cfg, hf_model=hf, dtype=dtype))
         model.load_state_dict({k: v.detach().to(dtype) for k, v in state.items()}, strict=False, assign=True)
     except Exception as error:
         reason = " ".join(str(error).split())[:120]
@@ -72,6 +78,11 @@ def load_other(
         ) from None
     _check_equal(model, hf.eval(), architecture)
     return relay(model).to(device, print_details=False)
+
+
+def weights(model: HookedTransformer) -> Iterator[tuple[str, Tensor]]:
+    """Every weight by its name, those of grouped keys and values without TransformerLens's underscore."""
+    return ((name.replace("._", "."), weight) for name, weight in model.named_parameters())
 
 
 def _by_transformer_lens(hf: Any) -> HookedTransformerConfig:

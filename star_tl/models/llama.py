@@ -1,4 +1,4 @@
-"""Read a HuggingFace folder of the Llama family straight into a HookedTransformer.
+"""Read a checkpoint of the Llama family straight into a HookedTransformer.
 
 The model is made without memory for its weights; every tensor of the checkpoint is then read to where it
 stays. What HookedTransformer sees are views of these with its own shapes, in the layout in which its
@@ -9,19 +9,21 @@ and values of a layer lie in one matrix, gate and up projection in another.
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformer_lens import HookedTransformer
-from transformer_lens.config.hooked_transformer_config import HookedTransformerConfig
-from transformer_lens.utilities.activation_functions import SUPPORTED_ACTIVATIONS
-from transformer_lens.utilities.multi_gpu import get_device_for_block_index
 
 from star_tl.errors import StarError
-from star_tl.models.config import read_config
-from star_tl.models.weights import StoredTensor, read_into, stored_tensors
+from star_tl.models.checkpoint import Checkpoint
+from star_tl.models.lens import (
+    SUPPORTED_ACTIVATIONS,
+    HookedTransformer,
+    HookedTransformerConfig,
+    get_device_for_block_index,
+)
+from star_tl.models.weights import Stored, read_into
 
 
 def hooked_config(hf: dict[str, Any], dtype: torch.dtype, device: str) -> HookedTransformerConfig:
@@ -42,7 +44,7 @@ def hooked_config(hf: dict[str, Any], dtype: torch.dtype, device: str) -> Hooked
         }
     elif kind != "default":
         raise StarError(f"Rope scaling {kind!r} is not supported: use a checkpoint with 'llama3' or none.")
-    activation = hf.get("hidden_act", "silu")
+    activation = hf.get("hidden_act") or "silu"
     if activation not in SUPPORTED_ACTIVATIONS:
         known = ", ".join(sorted(SUPPORTED_ACTIVATIONS))
         raise StarError(f"The activation {activation!r} is not supported: use a checkpoint with one of {known}.")
@@ -53,9 +55,9 @@ def hooked_config(hf: dict[str, Any], dtype: torch.dtype, device: str) -> Hooked
         n_heads=heads,
         n_key_value_heads=kv_heads if kv_heads != heads else None,
         d_mlp=hf["intermediate_size"],
-        n_ctx=hf.get("max_position_embeddings", 2048),
+        n_ctx=hf.get("max_position_embeddings") or 2048,
         d_vocab=hf["vocab_size"],
-        eps=hf.get("rms_norm_eps", 1e-6),
+        eps=hf.get("rms_norm_eps") or 1e-6,
         act_fn=activation,
         normalization_type="RMS",
         final_rms=True,
@@ -63,7 +65,7 @@ def hooked_config(hf: dict[str, Any], dtype: torch.dtype, device: str) -> Hooked
         positional_embedding_type="rotary",
         rotary_adjacent_pairs=False,
         rotary_dim=d_head,
-        rotary_base=rope.get("rope_theta", hf.get("rope_theta", 10000.0)),
+        rotary_base=rope.get("rope_theta") or hf.get("rope_theta") or 10000.0,
         original_architecture="LlamaForCausalLM",
         model_name=hf.get("_name_or_path") or "llama",
         init_weights=False,
@@ -73,11 +75,14 @@ def hooked_config(hf: dict[str, Any], dtype: torch.dtype, device: str) -> Hooked
     )
 
 
-def load_llama(folder: Path, dtype: torch.dtype, device: str, first_n_layers: int | None = None) -> HookedTransformer:
-    """The HookedTransformer of a Llama folder, without its tokenizer; weights are held once also while they are read.
+def load_llama(
+    checkpoint: Checkpoint, architecture: str, dtype: torch.dtype, device: str, first_n_layers: int | None = None
+) -> HookedTransformer:
+    """The HookedTransformer of a Llama, without its tokenizer; weights are held once also while they are read.
 
     Args:
-        folder: where ``config.json`` and the safetensors files are.
+        checkpoint: where settings and weights are read.
+        architecture: the config's, a Llama's.
         dtype: of the parameters.
         device: of the parameters. Of several (``"cuda:0,cuda:1"``) each holds as many layers as the next, give or take
             one, the first also the embedding and the last the unembedding.
@@ -86,14 +91,14 @@ def load_llama(folder: Path, dtype: torch.dtype, device: str, first_n_layers: in
     Raises:
         StarError: weights missing, damaged, truncated, or of other shapes than the config says.
     """
-    hf = read_config(folder)
+    hf = checkpoint.config()
     devices = device.split(",")
     cfg = hooked_config(hf, dtype, devices[0])
     cfg.n_layers, cfg.n_devices = first_n_layers or cfg.n_layers, len(devices)
-    stored = stored_tensors(folder)
+    stored = checkpoint.tensors()
     tied = hf.get("tie_word_embeddings", "lm_head.weight" not in stored)
     theirs, ours = _allocate(cfg, hf, tied)
-    _check_stored(stored, theirs, folder)
+    _check_stored(stored, theirs, checkpoint.title)
     _check_unheld_biases(stored, cfg, hf)
     read_into(stored, theirs, "Loading weights")
     if tied:  # one matrix, where one device holds both
@@ -102,10 +107,17 @@ def load_llama(folder: Path, dtype: torch.dtype, device: str, first_n_layers: in
         warnings.simplefilter("ignore", DeprecationWarning)
         model = HookedTransformer(cfg, move_to_device=False)
     model.load_state_dict({**_absent(model, cfg), **ours}, assign=True)
+    if tied:
+        model.unembed.register_load_state_dict_pre_hook(_part_from_embedding)
     if cfg.n_devices > 1:
         for block in model.blocks:
             block.register_forward_pre_hook(_mask_to_layer, with_kwargs=True)
     return model
+
+
+def _part_from_embedding(unembed: Any, *_: object) -> None:
+    """TransformerLens writes processed weights where the old ones are: tied, the embedding would change with them."""
+    unembed.W_U.data = unembed.W_U.data.T.clone().T
 
 
 def _device(cfg: HookedTransformerConfig, name: str) -> torch.device:
@@ -170,18 +182,18 @@ def _allocate(
     return theirs, ours
 
 
-def _check_stored(stored: dict[str, StoredTensor], wanted: dict[str, Tensor], folder: Path) -> None:
+def _check_stored(stored: Mapping[str, Stored], wanted: Mapping[str, Tensor], title: str) -> None:
     for name, tensor in wanted.items():
         if name not in stored:
             raise StarError(f"The checkpoint lacks {name}: download or save the model again.")
         if stored[name].shape != tuple(tensor.shape):
             raise StarError(
-                f"The weights in {folder} do not fit its config.json: {name} is {list(stored[name].shape)} and "
+                f"The weights in {title} do not fit its config.json: {name} is {list(stored[name].shape)} and "
                 f"should be {list(tensor.shape)}; download or save the model again."
             )
 
 
-def _check_unheld_biases(stored: dict[str, StoredTensor], cfg: HookedTransformerConfig, hf: dict[str, Any]) -> None:
+def _check_unheld_biases(stored: Mapping[str, Stored], cfg: HookedTransformerConfig, hf: dict[str, Any]) -> None:
     """The biases of gate and up projection have no place in a HookedTransformer: they must be zero."""
     if not hf.get("mlp_bias"):
         return

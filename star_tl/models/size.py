@@ -12,10 +12,20 @@ import psutil
 import torch
 
 from star_tl.errors import StarError
+from star_tl.models.lens import HAS_HOOKED_TRANSFORMER
 
 _LLAMA3 = {"vocab_size": 128256, "num_key_value_heads": 8}
 # The shapes of the checkpoints that people ask for first, to plan with before a config is downloaded.
 SHAPES: dict[str, dict[str, Any]] = {
+    "smollm2": {
+        "vocab_size": 49152,
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "tie_word_embeddings": True,
+    },
     "meta-llama/Llama-3.2-1B-Instruct": {
         **_LLAMA3,
         "hidden_size": 2048,
@@ -115,12 +125,12 @@ def llama_size(config: Mapping[str, Any]) -> Size:
         per_layer=d * d_head * (2 * heads + 2 * kv) + 3 * d * config["intermediate_size"] + 2 * d,
         layers=config["num_hidden_layers"],
         cache_per_layer=2 * kv * d_head,
-        ends=config["vocab_size"] * d + d,
+        ends=config["vocab_size"] * d + d if HAS_HOOKED_TRANSFORMER else 0,
     )
 
 
-def transformers_size(folder: Path) -> Size:
-    """The size of any model that transformers can make from the folder's ``config.json``.
+def transformers_size(folder: Path, gguf_file: str | None = None) -> Size:
+    """The size of any model that transformers can make from the folder's ``config.json``, or from a GGUF file in it.
 
     Raises:
         StarError: transformers does not know the architecture without code of the repository's own, or it has
@@ -129,14 +139,22 @@ def transformers_size(folder: Path) -> Size:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except Exception as error:
         reason = " ".join(str(error).split())[:120]
         raise StarError(f"transformers cannot make a model of {folder} ({reason}): use another checkpoint.") from None
+    return size_of(model)
+
+
+def size_of(model: Any) -> Size:
+    """The size of a model object of transformers. Raises StarError where it has no attention layers."""
+    config = model.config
     if absent := [key for key in ("num_hidden_layers", "num_attention_heads") if not hasattr(config, key)]:
-        raise StarError(f"{folder / 'config.json'} has no {absent[0]}: use a checkpoint of attention layers on text.")
+        raise StarError(
+            f"The config of {type(model).__name__} has no {absent[0]}: use a checkpoint of attention layers on text."
+        )
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     outside = sum(
         p.numel() for m in (model.get_input_embeddings(), model.get_output_embeddings()) for p in m.parameters()

@@ -16,8 +16,11 @@ _PROBED = 32  # tokens on which a model is compared with HuggingFace
 CLOSE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.03}
 
 
-def read_transformers(folder: Path, dtype: torch.dtype, first_n_layers: int | None = None) -> Any:
-    """The folder's model as transformers makes it, with attention that can be looked into, on the CPU.
+def read_transformers(
+    folder: Path, dtype: torch.dtype, first_n_layers: int | None = None, gguf_file: str | None = None
+) -> Any:
+    """The folder's model as transformers makes it, or that of a GGUF file in it, with attention that can be looked
+    into, on the CPU.
 
     Raises:
         StarError: the folder cannot be read, or the checkpoint lacks weights.
@@ -25,7 +28,7 @@ def read_transformers(folder: Path, dtype: torch.dtype, first_n_layers: int | No
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, gguf_file=gguf_file, trust_remote_code=False)
         if first_n_layers is not None:
             config.num_hidden_layers = first_n_layers
             if kinds := getattr(config, "layer_types", None):
@@ -34,6 +37,7 @@ def read_transformers(folder: Path, dtype: torch.dtype, first_n_layers: int | No
         hf, info = load(
             folder,
             config=config,
+            gguf_file=gguf_file,
             dtype=dtype,
             use_safetensors=True,
             attn_implementation="eager",
@@ -44,6 +48,7 @@ def read_transformers(folder: Path, dtype: torch.dtype, first_n_layers: int | No
         raise StarError(
             f"{folder} cannot be read ({reason}): download or save the model again, as safetensors."
         ) from None
+    hf.config.architectures = hf.config.architectures or [type(hf).__name__]  # a GGUF file names none
     if absent := sorted(info["missing_keys"]):  # transformers would go on with random numbers in their place
         raise StarError(f"The checkpoint lacks {', '.join(absent[:3])}: download or save the model again.")
     return hf

@@ -1,4 +1,4 @@
-"""Read a safetensors checkpoint tensor by tensor into memory that is there already.
+"""Read a checkpoint tensor by tensor into memory that is there already.
 
 Every page that a memory map has touched stays resident until its file is closed, and a shard of a large
 model has gigabytes; a converted copy is held beside its source. Reading the bytes of a tensor straight to
@@ -8,11 +8,11 @@ where they shall stay holds each weight once, whatever the size of the shards.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,14 +28,64 @@ _PIECE = 1 << 24  # elements that are read, and where need be converted, at a ti
 _QUIET_SECONDS = 2.0  # a model that loads faster shows no progress bar
 
 
+class Stored(Protocol):
+    """A tensor that can be read into its place, wherever it lies and however it is written there."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def nbytes(self) -> int:
+        """What reading it reads."""
+        ...
+
+    def read(self, target: Tensor) -> None:
+        """Fill a contiguous tensor of this shape, of any floating dtype and device, piece by piece."""
+        ...
+
+
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies on disk: ``start`` is the byte in ``path`` at which its data begins."""
+    """Where a tensor lies in a safetensors file: ``start`` is the byte in ``path`` at which its data begins."""
 
     path: Path
     start: int
     dtype: torch.dtype
     shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self, target: Tensor) -> None:
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            for piece in target.view(-1).split(_PIECE):
+                direct = piece.dtype == self.dtype and piece.device.type == "cpu"
+                read = piece if direct else torch.empty(piece.shape, dtype=self.dtype)
+                if file.readinto(cast(Any, read.view(torch.uint8).numpy())) != read.nbytes:
+                    raise StarError(f"{self.path} is damaged (it ends early): download it again.")
+                if not direct:
+                    piece.copy_(read)
+
+
+@dataclass(frozen=True)
+class HeldTensor:
+    """A tensor in memory as one that can be read into its place; into itself nothing need be read."""
+
+    tensor: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.tensor.nbytes
+
+    def read(self, target: Tensor) -> None:
+        if target.data_ptr() != self.tensor.data_ptr():
+            target.copy_(self.tensor)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -59,24 +109,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         path = folder / shard
         if not path.exists():
             raise StarError(f"{folder} lacks {shard}: {_AGAIN}, as safetensors.")
-        regular_file(path)
-        try:
-            with safe_open(path, framework="pt"):  # checks the header against itself and the file's length
-                pass
-        except SafetensorError as error:
-            raise StarError(f"{path} is damaged ({shown(str(error))}): download it again.") from None
-        except OSError as error:
-            raise StarError(f"{path} cannot be read ({error.strerror or error}): check its permissions.") from None
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            if entry["dtype"] not in _STORED:
-                raise StarError(f"{path} holds {name} as {entry['dtype']}: name the checkpoint in bfloat16 or float32.")
-            start = 8 + length + entry["data_offsets"][0]
-            found[name] = StoredTensor(path, start, _STORED[entry["dtype"]], tuple(entry["shape"]))
+        found |= safetensors_in(path)
     return found
 
 
@@ -92,30 +125,48 @@ def _shards(index: Path) -> list[str]:
     return sorted(set(places.values()))
 
 
-def read_into(stored: Mapping[str, StoredTensor], targets: Mapping[str, Tensor], title: str) -> None:
+def safetensors_in(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one safetensors file, by name, in their order in it.
+
+    Raises:
+        StarError: the file is no regular one, damaged, or holds numbers that are not floats.
+    """
+    regular_file(path)
+    try:
+        with safe_open(path, framework="pt"):  # checks the header against itself and the file's length
+            pass
+    except SafetensorError as error:
+        raise StarError(f"{path} is damaged ({shown(str(error))}): download it again.") from None
+    except OSError as error:
+        raise StarError(f"{path} cannot be read ({error.strerror or error}): check its permissions.") from None
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    found: dict[str, StoredTensor] = {}
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        if entry["dtype"] not in _STORED:
+            raise StarError(f"{path} holds {name} as {entry['dtype']}: name the checkpoint in bfloat16 or float32.")
+        start = 8 + length + entry["data_offsets"][0]
+        found[name] = StoredTensor(path, start, _STORED[entry["dtype"]], tuple(entry["shape"]))
+    return found
+
+
+def read_into(stored: Mapping[str, Stored], targets: Mapping[str, Tensor], title: str) -> None:
     """Fill every target with the stored tensor of its name, in the target's dtype and on its device.
 
     Shows a progress bar of bytes under ``title`` where it takes more than moments.
 
     Args:
-        stored: what :func:`stored_tensors` found; holds every name of ``targets``, in the target's shape.
+        stored: holds every name of ``targets``, in the target's shape; read in this order.
         targets: contiguous tensors.
 
     Raises:
         StarError: a file ends before its tensor does.
     """
-    order = sorted(targets, key=lambda name: (stored[name].path, stored[name].start))
-    total = sum(targets[name].numel() * stored[name].dtype.itemsize for name in order)
+    wanted = {name: tensor for name, tensor in stored.items() if name in targets}
+    total = sum(tensor.nbytes for tensor in wanted.values())
     with tqdm(total=total, desc=title, unit="B", unit_scale=True, delay=_QUIET_SECONDS) as bar:
-        for path, names in groupby(order, lambda name: stored[name].path):
-            with path.open("rb") as file:
-                for name in names:
-                    file.seek(stored[name].start)
-                    for piece in targets[name].view(-1).split(_PIECE):
-                        direct = piece.dtype == stored[name].dtype and piece.device.type == "cpu"
-                        read = piece if direct else torch.empty(piece.shape, dtype=stored[name].dtype)
-                        if file.readinto(cast(Any, read.view(torch.uint8).numpy())) != read.nbytes:
-                            raise StarError(f"{path} is damaged (it ends within {name}): download it again.")
-                        if not direct:
-                            piece.copy_(read)
-                        bar.update(read.nbytes)
+        for name, tensor in wanted.items():
+            tensor.read(targets[name])
+            bar.update(tensor.nbytes)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import html
 import math
-import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import regex
+
 from star_tl.data.chat import as_messages
+from star_tl.data.markers import at_edges
+from star_tl.files import replacing
 from star_tl.view.page import figure, page, scroll
 from star_tl.view.plots import (
     arm_name,
@@ -54,6 +56,7 @@ RESULTS: Columns = (
 FLUENCY: Columns = (
     ("marker_rate", "with a marker", percent),
     ("drift_p95", "drift, 95th percentile", _number(2)),
+    ("drift_total", "drift of the whole reply (nats)", _number(2)),
     ("perplexity", "perplexity", _number(2)),
     ("length", "words", _number(1)),
     ("first_person", "first person per 100 words", _number(1)),
@@ -73,9 +76,10 @@ order: effect per root of drift. The layer is chosen by it.</dd>
 <dt>Drift</dt><dd>How far the model that wrote the reply is from the unsteered model: the KL divergence of their
 next-token distributions, averaged over the reply, in nats per token. It is the cost of steering; 0 is no change.</dd>
 <dt>Strength</dt><dd>1 is the mean clean − corrupted difference itself.</dd>
-<dt>Arms</dt><dd>Random: a random direction of the same norm at the same place. Last ranked layer: the same vector at
-the layer with the lowest gain. Reply mean everywhere: the mean difference over reply tokens, added at every
-position. Primed: no vector, but an instruction that asks for the trait.</dd>
+<dt>Arms</dt><dd>Random: ten random directions of the same norm at the same place, a reply to each
+prompt from each. Last ranked layer: the same vector at the layer with the lowest gain. Reply mean
+everywhere: the mean difference over reply tokens, added at every position. Primed: no vector, but an instruction that
+asks for the trait.</dd>
 <dt>Prompts that fell</dt><dd>Share of prompts whose rate is lower than unsteered.</dd>
 <dt>Perplexity, repetition</dt><dd>Perplexity of the reply under the unsteered model; share of its word trigrams that
 had occurred in it before.</dd>
@@ -90,14 +94,9 @@ def write_report(path: str | Path, result: RunResult) -> Path:
         path: the file to write.
         result: what :func:`star_tl.run` returned.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as partial:
         partial.write_text(_page(result), encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    return Path(path)
 
 
 def finding(result: RunResult) -> str:
@@ -125,7 +124,7 @@ def finding(result: RunResult) -> str:
         text += ", which may be chance" if known else ", on too few prompts to tell from chance"
     text += "."
     if "random" in rows.index:
-        text += f" A random vector of the same norm gives {percent(rows.trait_rate['random'])}."
+        text += f" Random vectors of the same norm give {percent(rows.trait_rate['random'])}."
     if "primed" in rows.index:
         text += f" Asking for the trait in an instruction gives {percent(rows.trait_rate['primed'])}."
     return text
@@ -215,7 +214,7 @@ def _where(result: RunResult) -> str:
     figures = {
         "choice": (
             plot_choice(attr),
-            "A layer is chosen by what it adds: the residual stream's own scores grow with depth just by adding up.",
+            "A layer is chosen by its gain: what 0.1 nat of drift buys of the metric, whatever the size of the vector.",
         ),
         "layers": (
             plot_layers(attr),
@@ -258,5 +257,5 @@ def _highlight(text: str, markers: str) -> str:
     words = sorted(filter(None, markers.split(", ")), key=len, reverse=True)
     if not words:
         return html.escape(text)
-    pieces = re.split(rf"(?<!\w)({'|'.join(map(re.escape, words))})(?!\w)", text, flags=re.IGNORECASE)
+    pieces = regex.split(at_edges(f"({'|'.join(map(regex.escape, words))})"), text, flags=regex.IGNORECASE)
     return "".join(f"<mark>{html.escape(p)}</mark>" if i % 2 else html.escape(p) for i, p in enumerate(pieces))

@@ -15,7 +15,6 @@ import torch
 from by_hand import KINDS, chat, equal_length_pair, hooks_left, make_pairs, pair, unequal_pairs
 from conftest import LLAMA3_ROPE
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 import star_tl as star
 from star_tl.attribution.align import PreparedPair, prepare
@@ -24,6 +23,7 @@ from star_tl.attribution.rows import PairBatch
 from star_tl.data.chat import span_positions
 from star_tl.errors import StarError
 from star_tl.locus import COMPONENTS, Locus
+from star_tl.models.lens import HookedTransformer
 from star_tl.steering.hooks import injection_hooks
 from star_tl.vectors import extract_vector
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 from by_hand import equal_length_pair, unequal_pairs
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 import star_tl as star
 from star_tl.attribution.align import ALIGNMENTS, prepare
@@ -21,6 +20,7 @@ from star_tl.attribution.map import AttributionMap
 from star_tl.errors import StarError
 from star_tl.locus import COMPONENTS
 from star_tl.models.fast.forward import LeanForward
+from star_tl.models.lens import HookedTransformer
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def saved_bytes(model: HookedTransformer, mode: str) -> int:
     return most
 
 
-@pytest.mark.parametrize("backend", ["hooked", "bridge"])
+@pytest.mark.parametrize("backend", [pytest.param("hooked", marks=pytest.mark.hooked), "bridge"])
 def test_layer_by_layer_holds_one_layers_graph(write_llama: Callable[..., Path], backend: str) -> None:
     deep = star.load_model(str(write_llama(num_hidden_layers=8)), device="cpu", backend=backend)
     weights = sum(p.numel() * p.element_size() for p in deep.parameters())
@@ -248,6 +248,7 @@ def test_shuffled_labels_do_not_reach_a_real_choice_and_do_reach_noise() -> None
 # The two forward passes: lean, of whole rows, and the model's own, of prompts and then replies.
 
 
+@pytest.mark.hooked
 @pytest.mark.parametrize("options", [{}, {"mode": "one_batch"}, {"mode": "two_passes"}, {"method": "ig"}])
 def test_models_and_hooks_that_the_lean_forward_does_not_know_score_the_same(
     model: HookedTransformer, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -67,7 +67,11 @@ def test_verification_takes_the_largest_and_a_sample_of_the_rest(tiny, pairs: st
     assert found.largest_missed[0] in found.loci[5:]
     truth = star.exact_effects(tiny, pairs, found.loci, progress=False).mean(0)
     torch.testing.assert_close(found.exact, truth)
-    assert -1 <= found.spearman <= 1
+    both = torch.stack([found.estimate, found.exact]).double()
+    assert found.pearson == pytest.approx(float(torch.corrcoef(both)[0, 1]), abs=1e-5)
+    above, level = (both[:, :, None] > both[:, None]).sum(-1), (both[:, :, None] == both[:, None]).sum(-1)
+    ranks = above + level / 2  # equal values share a rank
+    assert found.spearman == pytest.approx(float(torch.corrcoef(ranks)[0, 1]), abs=1e-5)
 
 
 def test_verification_refuses_a_map_of_other_pairs(tiny, pairs: star.Pairs) -> None:

@@ -14,6 +14,7 @@ from star_tl.evaluation import conversation
 from star_tl.evaluation.conversation import converse
 from star_tl.generation.likelihood import kl_per_token
 from star_tl.locus import Locus
+from star_tl.steering.condition import Condition
 
 TURNS = ("My cat is ill.", "She is nine.", "What would you do?")
 
@@ -68,7 +69,9 @@ def test_every_turn_sees_the_chat_steered_where_it_should_be(
     written = []
     generate = conversation.generate
     monkeypatch.setattr(conversation, "generate", lambda *a, **o: written.append(generate(*a, **o)) or written[-1])
-    table = converse(tiny, TURNS, vector, 2.0, positions, carry, max_new_tokens=5, temperature=0)
+    table = converse(
+        tiny, TURNS, Condition("steered", vector, 2.0, positions), carry=carry, max_new_tokens=5, temperature=0
+    )
     assert list(table.turn) == [1, 2, 3]
     chat, earlier = [], {}
     for turn, (reply,) in zip(table.itertuples(), written, strict=True):
@@ -86,7 +89,9 @@ def test_every_turn_sees_the_chat_steered_where_it_should_be(
         again = render(tiny.tokenizer, chat).spans[-2]  # header, reply and end of turn, as the next turn reads them
         length = len(again) - len(prompt.spans[-1]) - 1
         earlier |= added_at(vector, positions, range(end - 2, end + length), end)
-    other = converse(tiny, TURNS, vector, 2.0, positions, not carry, max_new_tokens=5, temperature=0)
+    other = converse(
+        tiny, TURNS, Condition("steered", vector, 2.0, positions), carry=not carry, max_new_tokens=5, temperature=0
+    )
     assert table.reply[0] == other.reply[0]
     assert table.drift[0] == pytest.approx(other.drift[0])
     assert abs(table.drift[2] - other.drift[2]) > 1e-4
@@ -107,4 +112,4 @@ def test_without_a_vector_nothing_drifts(tiny) -> None:
 )
 def test_what_cannot_be_is_refused(tiny, vector, turns, options, message: str) -> None:
     with pytest.raises(StarError, match=message):
-        converse(tiny, turns, vector, **options)
+        converse(tiny, turns, Condition("steered", vector, **options))

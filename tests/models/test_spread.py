@@ -15,7 +15,6 @@ import pytest
 import torch
 from by_hand import unequal_pairs
 from devices import StandIns
-from transformer_lens import HookedTransformer
 from typer.testing import CliRunner
 
 import star_tl as star
@@ -30,9 +29,12 @@ from star_tl.generation import sampling
 from star_tl.locus import Locus
 from star_tl.models import load as loading
 from star_tl.models import size as sizes
+from star_tl.models.config import read_config
 from star_tl.models.fast.forward import is_llama
+from star_tl.models.lens import HookedTransformer
 from star_tl.models.load import fingerprint
 from star_tl.models.size import check_memory, llama_size
+from star_tl.steering.condition import Condition
 from star_tl.steering.hooks import row_hooks
 from star_tl.vectors import METHODS
 
@@ -115,7 +117,7 @@ def test_every_layer_lies_on_its_device_and_was_never_on_another(
 
 def test_what_each_device_holds_is_known_before(folder: Path, devices: StandIns) -> None:
     model = star.load_model(folder, device=THREE)
-    parts = llama_size(loading.read_config(folder)).spread(3)
+    parts = llama_size(read_config(folder)).spread(3)
     assert [p.layers for p in parts] == [2, 2, 1]
     for place, part in zip(THREE.split(","), parts, strict=True):
         weights = [
@@ -239,10 +241,13 @@ def test_scores_and_conversations_are_those_of_one_device(spread: HookedTransfor
     vector = steering(3)
     chats = [[{"role": "user", "content": p}] for p in PROMPTS]
     replies = star.generate(whole, chats, vector.hooks(), max_new_tokens=8, progress=False)
-    tables = [star.score(m, few().trait, chats, replies, vector) for m in (spread, whole)]
+    tables = [star.score(m, few().trait, chats, replies, Condition("steered", vector)) for m in (spread, whole)]
     numbers = ["logprob", "drift", "drift_max"]
     torch.testing.assert_close(*(torch.tensor(t[numbers].to_numpy()) for t in tables))
-    talks = [converse(m, PROMPTS, vector, positions="generated", max_new_tokens=6) for m in (spread, whole)]
+    talks = [
+        converse(m, PROMPTS, Condition("steered", vector, positions="generated"), max_new_tokens=6)
+        for m in (spread, whole)
+    ]
     assert list(talks[0].reply) == list(talks[1].reply)
     assert talks[0].drift.to_numpy() == pytest.approx(talks[1].drift.to_numpy(), abs=1e-6)
 

@@ -218,8 +218,12 @@ TALK = ("Hello there, how was your day?", "no", "My sister lost her job and I do
 def test_stock_generate_writes_what_ours_and_huggingface_write(tiny, hf, tokenizer, name, cached):
     positions, where = PLACES[name]
     vector, n = steering_vector(positions=LOCUS, scale=1.0), 8
-    ours = [r.tokens for r in star.generate(tiny, TALK, vector.hooks(positions=positions), n, temperature=0)]
-    assert ours != [r.tokens for r in star.generate(tiny, TALK, (), n, temperature=0)], "so weak a vector shows nothing"
+    ours = [
+        r.tokens for r in star.generate(tiny, TALK, vector.hooks(positions=positions), max_new_tokens=n, temperature=0)
+    ]
+    assert ours != [r.tokens for r in star.generate(tiny, TALK, (), max_new_tokens=n, temperature=0)], (
+        "so weak a vector shows nothing"
+    )
     for text, reply in zip(TALK, ours, strict=True):
         ids = prompt_ids(tokenizer, text)
         hooks = vector.hooks(positions=positions, prompt_length=None if cached else len(ids))
@@ -238,7 +242,7 @@ def test_the_first_sampled_token_is_steered_and_each_schedule_ends_where_it_says
     (token, vector), n = forcing(tiny), 4
 
     def forced(positions) -> list[bool]:
-        (reply,) = star.generate(tiny, TALK[:1], vector.hooks(positions=positions), n, temperature=0.02)
+        (reply,) = star.generate(tiny, TALK[:1], vector.hooks(positions=positions), max_new_tokens=n, temperature=0.02)
         return [t == token for t in reply.tokens]
 
     assert forced("locus") == forced("prompt") == forced("last_prompt") == [True, False, False, False]
@@ -274,7 +278,7 @@ def test_positions_that_a_short_prompt_lacks_are_left_out_alone_and_in_a_batch(t
     hooks = steering_vector("blocks.0.hook_resid_post", (before_start,), scale=5.0).hooks()
 
     def write(prompts, hooks=()):
-        return star.generate(tiny, prompts, hooks, 6, temperature=0)
+        return star.generate(tiny, prompts, hooks, max_new_tokens=6, temperature=0)
 
     unsteered, steered = write([short, long]), write([short, long], hooks)
     assert steered[0] == unsteered[0] == write([short], hooks)[0]

@@ -13,11 +13,11 @@ import pytest
 import torch
 from by_hand import make_pairs, pair, unequal_pairs
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 import star_tl as star
 from star_tl.errors import StarError
 from star_tl.locus import Locus
+from star_tl.models.lens import HookedTransformer
 from star_tl.vectors import SteeringVector, extract_vector
 from star_tl.vectors.probe import shrunk_covariance
 
@@ -167,16 +167,17 @@ def test_vectors_add_up_and_lose_what_is_projected_off(tiny: HookedTransformer) 
 
 
 @pytest.mark.parametrize("method", ["located", "reply_mean"])
-def test_extraction_leaves_no_hooks(tiny: HookedTransformer, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+def test_extraction_leaves_no_hooks(tiny: HookedTransformer, method: str) -> None:
     extract_vector(tiny, unequal_pairs(), LOCI[2], method)
     assert not by_hand.hooks_left(tiny)
 
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("planted")
 
-    monkeypatch.setattr(tiny.blocks[1].mlp, "forward", fail)
+    planted = tiny.blocks[1].mlp.register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="planted"):
         extract_vector(tiny, unequal_pairs(), LOCI[2], method)
+    planted.remove()
     assert not by_hand.hooks_left(tiny)
 
 
@@ -447,7 +448,7 @@ def test_saving_makes_missing_folders_and_leaves_no_part(tmp_path: Path) -> None
 def test_a_place_that_cannot_be_written_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").write_text("")
-    with pytest.raises(StarError, match=r"name (a|another) file"):
+    with pytest.raises(StarError, match="name another"):
         made().save(tmp_path / name)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "pipe"]
 

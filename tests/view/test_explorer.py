@@ -145,7 +145,7 @@ def test_a_click_writes_to_the_prompt_and_at_the_positions_that_are_on_the_page(
     until_idle(explorer)
     (vector,) = explorer.vectors
     written = [
-        star.sample(demo, [typed["prompt"]], hooks, 60, 0.8, seed=3)[0]
+        star.sample(demo, [typed["prompt"]], hooks, seed=3)[0]
         for hooks in ([], vector.hooks(round(1 / vector.fraction, 3), positions=[-2, -1]))
     ]
     assert ["".join(part["text"] for part in reply["segments"]) for reply in explorer.replies] == written

@@ -53,7 +53,7 @@ def test_the_finding_is_said_in_plain_words():
     assert said == (
         "At layer 5 drift buys most of the trait (100 % of resamples agree); adding the vector there, on the last "
         "prompt token, raises coherent replies that show it from 36 % to 89 % (+53 points, 95 % interval +44 to +62). "
-        "A random vector of the same norm gives 38 %. Asking for the trait in an instruction gives 93 %."
+        "Random vectors of the same norm give 38 %. Asking for the trait in an instruction gives 93 %."
     )
 
 
@@ -140,6 +140,7 @@ def test_markers_are_marked_as_whole_words_longest_first():
     marked = _highlight("Thank you, thank YOU very much; thankyou <b>", "thank you, thank")
     assert marked == "<mark>Thank you</mark>, <mark>thank YOU</mark> very much; thankyou &lt;b&gt;"
     assert _highlight("a < b", "") == "a &lt; b"
+    assert _highlight("我谢谢你 <🙏>", "谢谢, 🙏") == "我<mark>谢谢</mark>你 &lt;<mark>🙏</mark>&gt;"
 
 
 def test_arms_and_strengths_may_be_missing(tmp_path):

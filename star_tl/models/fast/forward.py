@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from star_tl.locus import HOOK_POINTS, NamedHook
 from star_tl.models.layout import fused
+from star_tl.models.lens import HookedTransformer
 
 TURNED_ROWS = range(12, 257)
 

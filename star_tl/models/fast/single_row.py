@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens import HookedTransformer
 
 from star_tl.models.fast.forward import LeanForward, Listeners
+from star_tl.models.lens import HookedTransformer
 
 DTYPES = (torch.float32, torch.float64)  # numpy has no bfloat16, and half precision only in software
 

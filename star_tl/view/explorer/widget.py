@@ -27,13 +27,15 @@ from star_tl.attribution import AttributionMap, attribute
 from star_tl.data.chat import SPANS, Span, as_messages, render, resolve_span
 from star_tl.data.pairs import Pairs, Trait
 from star_tl.errors import StarError
-from star_tl.evaluation.scores import REFERENCE, mark_coherent, score
+from star_tl.evaluation.scores import mark_coherent, score
 from star_tl.evaluation.strength import DRIFT_LIMIT, best_dose, dose_table
 from star_tl.generation.likelihood import kl_per_token, reply_logits, reply_logprobs
 from star_tl.generation.sampling import Reply, stream
+from star_tl.generation.settings import Sampling
 from star_tl.locus import COMPONENTS, WRITES, Locus
 from star_tl.models.backend import Model
 from star_tl.models.batch import make_batch
+from star_tl.steering.condition import Condition
 from star_tl.steering.hooks import row_hooks
 from star_tl.steering.positions import read_positions, schedule
 from star_tl.vectors import SteeringVector, extract_vector
@@ -62,8 +64,7 @@ POSITIONS = {
 }
 DOSES = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)  # shares of the slider's end
 DOSE_PROMPTS = 12
-MAX_NEW_TOKENS, TEMPERATURE = 60, 0.8
-NO_WORD = " .,;:!?—–-\n"  # before a marker that must begin a sentence
+SAMPLING = Sampling()
 FRAME = 0.08  # seconds between two updates of a streamed reply
 ESTIMATORS = {"atp": "attribution patching", "ig": "integrated gradients", "relp": "RelP"}
 
@@ -265,12 +266,13 @@ class Explorer(anywidget.AnyWidget):
         vectors = [self._vector(locus) for locus in loci]
         ways = [None, *((v.scaled(_natural(v, s["strength"])), v.locus, at) for v in vectors)]
         shown, replies = 0.0, []
-        options = {"max_new_tokens": MAX_NEW_TOKENS, "temperature": TEMPERATURE, "seed": s["seed"]}
         try:
-            for step, replies in enumerate(stream(self._model, [messages] * len(ways), row_hooks(ways), **options), 1):
+            for step, replies in enumerate(
+                stream(self._model, [messages] * len(ways), row_hooks(ways), seed=s["seed"]), 1
+            ):
                 if time.monotonic() - shown > FRAME:
                     self._show_replies(replies, loci, writing=True)
-                    self._say("Writing …", step / MAX_NEW_TOKENS, busy=True)
+                    self._say("Writing …", step / SAMPLING.max_new_tokens, busy=True)
                     shown = time.monotonic()
         finally:  # stopped or not
             if replies:
@@ -301,7 +303,7 @@ class Explorer(anywidget.AnyWidget):
                 pieces = token_pieces(self._model.tokenizer, reply, kl.tolist())
                 measures = {"drift": float(kl.mean()), "logprob": logprob}
             parts = segments(self._pairs.trait, pieces)
-            found = len(list(self._pairs.trait.pattern.finditer(reply.text)))
+            found = len(self._pairs.trait.find(reply.text))
             going = writing and not reply.stopped
             shown.append({"name": str(locus or ""), "segments": parts, "markers": found, "writing": going, **measures})
         self.replies = shown
@@ -318,17 +320,16 @@ class Explorer(anywidget.AnyWidget):
         at = [resolve_span(self._model.tokenizer, p, positions) for p in self._practice]
         rows = [(vector.scaled(x), vector.locus, where) if vector else None for x in strengths for where in at]
         what = f"layer {locus.layer}" if locus else "the unsteered model"
-        options = {"max_new_tokens": MAX_NEW_TOKENS, "temperature": TEMPERATURE}
         replies: list[Reply] = []
-        written = stream(self._model, prompts, row_hooks(rows), **options)
+        written = stream(self._model, prompts, row_hooks(rows))
         for step, replies in enumerate(written, 1):  # noqa: B007 - the last is wanted
-            self._say(f"Dose–response of {what} …", step / MAX_NEW_TOKENS, busy=True)
+            self._say(f"Dose–response of {what} …", step / SAMPLING.max_new_tokens, busy=True)
         frames, n = [], len(self._practice)
         for i, (share, strength) in enumerate(zip(shares, strengths, strict=True)):
             part = replies[i * n : (i + 1) * n]
-            frame = score(self._model, self._pairs.trait, self._practice, part, vector, strength, positions)
-            arm = "steered" if locus else REFERENCE
-            frames.append(frame.assign(strength=share, arm=arm, prompt_id=range(n)))
+            way = Condition("steered", vector, strength, positions) if vector is not None else Condition()
+            frame = score(self._model, self._pairs.trait, self._practice, part, way)
+            frames.append(frame.assign(strength=share, arm=way.name, prompt_id=range(n)))
         self._measured[key] = pd.concat(frames, ignore_index=True)
         self._show_doses()
 
@@ -365,7 +366,7 @@ class Explorer(anywidget.AnyWidget):
             "path": str(path),
             "code": f'vector = star.SteeringVector.load("{path}", model)\n'
             f"hooks = vector.hooks(strength={_natural(vector, s['strength'])}, positions={at}){comment}\n"
-            f"star.sample(model, [{s['prompt']!r}], hooks, {MAX_NEW_TOKENS}, {TEMPERATURE}, seed={s['seed']})",
+            f"star.sample(model, [{s['prompt']!r}], hooks, seed={s['seed']})",
         }
 
 
@@ -448,7 +449,7 @@ def _token_columns(
 def segments(trait: Trait, pieces: Sequence[tuple[str, float | None]]) -> list[dict[str, Any]]:
     """The text cut where a token or a trait marker begins or ends, each part with its token's drift."""
     text = "".join(piece for piece, _ in pieces)
-    marks = [(m.end() - len(m[0].lstrip(NO_WORD)), m.end()) for m in trait.pattern.finditer(text)]
+    marks = trait.find(text)
     cuts, drift_at, at = {0, len(text), *(c for m in marks for c in m)}, {}, 0
     for piece, drift in pieces:
         drift_at |= dict.fromkeys(range(at, at + len(piece)), drift)

@@ -1,0 +1,97 @@
+"""One way to write replies: the carrier that everything which samples, scores or compares takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+from star_tl.data.chat import SPANS, Message, Prompt, resolve_span, with_instruction
+from star_tl.errors import StarError
+from star_tl.locus import Locus, NamedHook
+from star_tl.steering.hooks import injection_hooks, row_hooks
+from star_tl.steering.positions import schedule
+
+UNSTEERED = "unsteered"  # the name of the condition that all others are compared with
+Row = tuple[Float[Tensor, "position d"], Locus, str | Sequence[int] | None]
+
+
+class Steers(Protocol):
+    """What a condition asks of a vector; a :class:`star_tl.SteeringVector` is one."""
+
+    @property
+    def locus(self) -> Locus: ...
+
+    def scaled(self, strength: float) -> Float[Tensor, "position d"]:
+        """What is added at this strength."""
+        ...
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A vector at a strength and positions, an instruction, both, or neither; and a seed.
+
+    Attributes:
+        name: what tables and figures call it.
+        vector: what is added to the model's activations.
+        strength: of the vector; 1 is the natural difference.
+        positions: a schedule (:func:`star_tl.steering.positions.schedule`), numbers, or a span of the chat
+            (:func:`star_tl.data.chat.span_positions`); default the vector's own.
+        instruction: a system instruction that the prompts are put under (priming).
+        seed: of the replies.
+
+    Raises:
+        StarError: a strength that is no finite number, a seed that is no whole number, or unknown positions.
+    """
+
+    name: str = UNSTEERED
+    vector: Steers | None = None
+    strength: float = 1.0
+    positions: str | Sequence[int] | None = None
+    instruction: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.strength, bool) or not isinstance(self.strength, Real) or not math.isfinite(self.strength):
+            raise StarError(f"strength is {self.strength!r}: give a finite number, 1 is the natural difference.")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, Integral):
+            raise StarError(f"seed is {self.seed!r}: use a whole number.")
+        if self.positions is not None and not isinstance(self.positions, str):
+            object.__setattr__(self, "positions", tuple(self.positions))
+        if self.positions not in (None, "locus", *SPANS):
+            schedule(self.positions)
+        if self.vector is not None:
+            injection_hooks(self.vector.scaled(1.0), self.vector.locus)  # raises where nothing can be added
+
+    @property
+    def dose(self) -> float:
+        """The strength, and 0 where there is no vector."""
+        return float(self.strength) if self.vector is not None else 0.0
+
+    def prompted(self, prompts: Sequence[Prompt]) -> list[tuple[Message, ...]]:
+        """The prompts as they are put to the model: under the instruction, where there is one."""
+        return [with_instruction(prompt, self.instruction) for prompt in prompts]
+
+    def row(self, tokenizer: Any, prompt: Prompt) -> Row | None:
+        """What is added in a row of a batch that holds this prompt, as :func:`star_tl.steering.hooks.row_hooks` takes.
+
+        Raises:
+            StarError: the prompt has no such span.
+        """
+        if self.vector is None:
+            return None
+        at = resolve_span(tokenizer, with_instruction(prompt, self.instruction), self.positions)
+        return self.vector.scaled(self.strength), self.vector.locus, at
+
+    def hooks(self, tokenizer: Any, prompts: Sequence[Prompt], prompt_length: int | None = None) -> list[NamedHook]:
+        """``[(name, fn)]`` for a batch of these prompts; see :func:`star_tl.steering.hooks.injection_hooks`."""
+        if self.vector is None:
+            return []
+        if self.positions in SPANS:
+            return row_hooks([self.row(tokenizer, prompt) for prompt in prompts], prompt_length)
+        return injection_hooks(self.vector.scaled(self.strength), self.vector.locus, self.positions, prompt_length)
