@@ -272,8 +272,8 @@ def main() -> None:
             tables.append(table)
             choice = result.attribution.choose_layer()
             print(
-                f"\n{trait}, {source}: {result.vector.locus}, layer chosen in {choice.frequency[choice.layer]:.0%} of "
-                f"resamples, strength {result.settings['strength']} ({time.time() - began:.0f} s)"
+                f"\n{trait}, {source}: {result.vector.locus} ({choice.describe()}), "
+                f"strength {result.settings['strength']} ({time.time() - began:.0f} s)"
             )
             print(table[COLUMNS[2:]].to_string(index=False, float_format=lambda x: f"{x:.3f}"), flush=True)
     if args.json:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from star_tl.generation.settings import Sampling as Sampling
     from star_tl.locus import Locus as Locus
     from star_tl.models import load_model as load_model
-    from star_tl.models.layout import relay as relay
+    from star_tl.models.layout import copy_free_layout as copy_free_layout
     from star_tl.pipeline import run as run
     from star_tl.steering.condition import Condition as Condition
     from star_tl.vectors import SteeringVector as SteeringVector
@@ -64,6 +64,7 @@ _HOMES = {
     "combine": "vectors",
     "compare": "evaluation.sweep",
     "converse": "evaluation.conversation",
+    "copy_free_layout": "models.layout",
     "exact_effects": "attribution.exact",
     "explore": "view.explorer.widget",
     "extract_vector": "vectors",
@@ -72,7 +73,6 @@ _HOMES = {
     "load_pairs": "data.pairs",
     "load_prompts": "data.prompts",
     "project_off": "vectors",
-    "relay": "models.layout",
     "run": "pipeline",
     "sample": "generation.sampling",
     "score": "evaluation.scores",

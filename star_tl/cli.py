@@ -11,10 +11,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 from star_tl.errors import StarError
@@ -44,6 +44,19 @@ class _OneLineErrors(TyperGroup):
         except typer.Abort:
             sys.exit(130)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+class _ListsMethods(TyperCommand):
+    """A command whose help lists the records behind ``--method``, which are imported only when it is asked for."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        if self.name == "attribute":
+            from star_tl.attribution import ESTIMATORS as records
+        else:
+            from star_tl.vectors import METHODS as records
+        (option,) = (p for p in self.params if p.name == "method")
+        cast("Any", option).help = "; ".join(map(str, records.values())) + "."
+        super().format_help(ctx, formatter)
 
 
 app = typer.Typer(
@@ -185,13 +198,13 @@ def run(
     typer.echo(f"\nWrote {folder}/: vector, attribution map, samples, scores, and report.html to open in a browser.")
 
 
-@app.command()
+@app.command(cls=_ListsMethods)
 @one_line_errors
 def attribute(
     out: Annotated[Path, typer.Option("--out", help="Where to write the attribution map (safetensors).")],
     trait: TraitOption = "emotional_support",
     model: ModelOption = "demo",
-    method: Annotated[str, typer.Option("--method", help="atp, ig, relp or exact.")] = "atp",
+    method: Annotated[str, typer.Option("--method", help="The estimator.")] = "atp",
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Pairs in a micro-batch.")] = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
@@ -200,19 +213,29 @@ def attribute(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Score every hook point and print each layer's scores and gain."""
-    from star_tl.data.pairs import load_pairs
+    from star_tl.data.pairs import TRAITS, load_pairs
 
     pairs = load_pairs(trait)
     _check_file(out, overwrite)
     from star_tl.attribution import attribute as compute
 
-    attr = compute(_load(model, dtype, device, backend, first_n_layers), pairs, method, batch_size=batch_size)
+    loaded = _load(model, dtype, device, backend, first_n_layers)
+    others = [load_pairs(name) for name in TRAITS if name != pairs.trait.name]
+    attr = compute(loaded, pairs, method, controls=others, batch_size=batch_size)
     attr.save(out)
     _print_frame(attr.to_frame(), f"{attr.trait}: scores in nats, summed over positions, mean over pairs")
-    typer.echo(f"{attr!r}\ntop locus: {attr.top_locus()}\nWrote {out}.")
+    if attr.prices_layers:
+        from star_tl.attribution.verify import measure_layers
+
+        table = measure_layers(loaded, pairs, attr)
+        _print_frame(
+            table, "the strength that should drift 0.1 nat per token at the best layers, and what it really does"
+        )
+        typer.echo(f"top locus: {attr.top_locus()}")
+    typer.echo(f"{attr!r}\nWrote {out}.")
 
 
-@app.command()
+@app.command(cls=_ListsMethods)
 @one_line_errors
 def extract(
     out: Annotated[Path, typer.Option("--out", help="Where to write the vector (safetensors).")],
@@ -221,7 +244,7 @@ def extract(
     positions: Annotated[
         str | None, typer.Option("--positions", help="Of --hook-point, e.g. -2,-1; default -1.")
     ] = None,
-    method: Annotated[str, typer.Option("--method", help="located, principal, probe or reply_mean.")] = "located",
+    method: Annotated[str, typer.Option("--method", help="The vector method.")] = "located",
     trait: TraitOption = "emotional_support",
     model: ModelOption = "demo",
     dtype: DtypeOption = None,
@@ -515,7 +538,7 @@ def _show(result: RunResult) -> None:
     trait, model, locus = (escape(str(x)) for x in (result.trait, result.model, result.vector.locus))
     console.print(
         f"\n[bold]{trait}[/] on {model}: drift buys most at layer [bold]{choice.layer}[/] "
-        f"(chosen in {choice.frequency[choice.layer]:.0%} of bootstrap resamples); locus {locus}"
+        f"({escape(choice.describe())}); locus {locus}"
     )
     table = Table(title=escape(result.settings["replies"]), title_justify="left")
     table.add_column("arm", no_wrap=True)
@@ -537,7 +560,7 @@ def _show(result: RunResult) -> None:
     for heading in ("prompt", *shown):
         replies.add_column(heading, ratio=1, overflow="fold")
     first = result.samples[result.samples.seed == result.samples.seed.iloc[0]]
-    texts = first[first.arm.isin(shown)].pivot(index="prompt_id", columns="arm", values="text")
+    texts = first.query("arm in @shown").pivot(index="prompt_id", columns="arm", values="text")
     from rich.text import Text
 
     for prompt_id, messages in result.prompts[:3]:

@@ -14,6 +14,8 @@ COMPONENTS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 WRITES = ("attn_out", "mlp_out")  # what a layer adds to the residual stream
 POINTS = (*COMPONENTS, "z")
 
+# As TransformerLens takes it: a hook point's name, or a filter of names, and a function (activation, hook) that returns
+# another activation, or None to leave it as it is.
 NamedHook = tuple[str | Callable[..., Any], Callable[..., Any]]
 
 

@@ -14,10 +14,9 @@ from typing import Any, TypeVar
 import pandas as pd
 from typing_extensions import Unpack
 
-from star_tl.attribution import METHODS as ESTIMATORS
-from star_tl.attribution import AttributionMap, attribute
+from star_tl.attribution import ESTIMATORS, AttributionMap, attribute
 from star_tl.data.chat import Message, Prompt, as_prompts, resolve_span
-from star_tl.data.pairs import Pairs
+from star_tl.data.pairs import TRAITS, Pairs, load_pairs
 from star_tl.errors import StarError, nearest
 from star_tl.evaluation.result import RunResult
 from star_tl.evaluation.samples import describe, sample_conditions
@@ -145,10 +144,11 @@ def _walk(
     progress: bool,
 ) -> RunResult:
     seeds, positions, strength = [c.seed for c in given], given[0].positions, call["strength"]
+    others = [load_pairs(name) for name in TRAITS if name != pairs.trait.name]
     attr = _kept(
         folder and folder / "attribution.safetensors",
         AttributionMap.load,
-        lambda: attribute(model, pairs, call["estimator"], progress=progress),
+        lambda: attribute(model, pairs, call["estimator"], controls=others, progress=progress),
     )
     locus = attr.top_locus()
     vector = _kept(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from star_tl.attribution.align import corresponding
 from star_tl.attribution.map import AttributionMap
 from star_tl.data.chat import as_messages
 from star_tl.data.pairs import ContrastivePair, Pairs, Trait
@@ -107,7 +108,7 @@ def one_row(model: HookedTransformer, prompt: list[int], answer: list[int], metr
 
 
 def counterparts(clean: list[int], corrupted: list[int]) -> list[tuple[int, int]]:
-    """(corrupted, clean) positions: turn by turn from the right, without the beginning of text."""
+    """(corrupted, clean) positions: turn by turn the common tokens and single replacements, without the beginning."""
 
     def turns(tokens: list[int]) -> list[tuple[int, int]]:
         ends = [i + 1 for i, t in enumerate(tokens) if t == EOT] + [len(tokens)]
@@ -115,9 +116,10 @@ def counterparts(clean: list[int], corrupted: list[int]) -> list[tuple[int, int]
 
     found = []
     for (start, end), (other_start, other_end) in zip(turns(corrupted), turns(clean), strict=True):
-        together = min(end - start, other_end - other_start)
-        found += [(end - k, other_end - k) for k in range(1, together + 1)]
-    return [(i, j) for i, j in found if i > 0 and j > 0]
+        skip = start == 0
+        pairs = corresponding(corrupted[start + skip : end], clean[other_start + skip : other_end])
+        found += [(start + skip + i, other_start + skip + j) for i, j in pairs]
+    return found
 
 
 def attribution(model: HookedTransformer, pairs: Pairs, window: int) -> dict[str, Tensor]:
@@ -129,7 +131,7 @@ def attribution(model: HookedTransformer, pairs: Pairs, window: int) -> dict[str
     scores = torch.zeros(n, len(COMPONENTS), cfg.n_layers, width, dtype=torch.float64)
     heads = torch.zeros(n, cfg.n_layers, cfg.n_heads, width, dtype=torch.float64)
     metric = torch.zeros(2, n, dtype=torch.float64)
-    last: list[list[Any]] = [[0] * cfg.n_layers for _ in pairs]  # gradients at the last prompt token
+    windows: list[list[Any]] = [[0] * cfg.n_layers for _ in pairs]  # gradients at resid_post of the last prompt tokens
     v: dict[str, Tensor] = {}
     g: dict[str, Tensor] = {}
 
@@ -153,9 +155,10 @@ def attribution(model: HookedTransformer, pairs: Pairs, window: int) -> dict[str
                     near = [clean[name][lengths[1] - window : lengths[1]], corrupted[name][: lengths[0]][-window:]]
                     v[name] = v.get(name, 0) + (near[0] - near[1]) / n / 2  # the same under both replies
                     g[name] = g.get(name, 0) + sign * gradient[name][: lengths[0]][-window:] / n
-                last[i][layer] += sign * gradient[f"blocks.{layer}.hook_resid_post"][lengths[0] - 1]
+                windows[i][layer] += sign * gradient[f"blocks.{layer}.hook_resid_post"][: lengths[0]][-window:]
     steering = {name: (v[name] * g[name]).sum(-1) for name in v}
     layers = range(cfg.n_layers)
+    last = [[of[-1] for of in row] for row in windows]
     return {
         "scores": scores,
         "head_scores": heads,
@@ -163,8 +166,13 @@ def attribution(model: HookedTransformer, pairs: Pairs, window: int) -> dict[str
             [torch.stack([steering[f"blocks.{layer}.{kind}"] for layer in layers]) for kind in KINDS[:-1]]
         ),
         "head_steering": torch.stack([steering[f"blocks.{layer}.attn.hook_z"].T for layer in layers]),
-        "effects": torch.stack(
-            [torch.stack([row[x] @ v[f"blocks.{x}.hook_resid_post"][-1] for x in layers]) for row in last]
+        "gradients": torch.stack([torch.stack(row) for row in last]),
+        "differences": torch.stack([v[f"blocks.{x}.hook_resid_post"][-1] for x in layers]),
+        "position_effects": torch.stack(
+            [
+                torch.stack([(windows[i][x] * v[f"blocks.{x}.hook_resid_post"]).sum(-1) for x in layers])
+                for i in range(n)
+            ]
         ),
         "metric_corrupted": metric[0],
         "metric_clean": metric[1],

@@ -17,7 +17,7 @@ PROMPT = ["<|begin_of_text|>", "<|start|>", "user", "I", " feel", " <b>low</b>",
 PROMPT += ["<|start|>", "assistant", "\n\n"]
 
 
-def attribution(n_pairs: int = 6, layers: int = 8, heads: int = 6, peak: int = 5, seed: int = 0) -> AttributionMap:
+def attribution(n_pairs: int = 12, layers: int = 8, heads: int = 6, peak: int = 5, seed: int = 0) -> AttributionMap:
     """A map whose layer ``peak`` writes and gains most, at the last prompt token; prompts differ in length."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -50,10 +50,12 @@ def attribution(n_pairs: int = 6, layers: int = 8, heads: int = 6, peak: int = 5
         )
     effects = noise(n_pairs, layers) + 0.005 * torch.arange(layers)
     effects[:, peak] += 0.05
+    directions, gradients, drift = priced(effects, 0.1 + noise(n_pairs, layers).abs())
     steering = scores.mean(0)[..., end - window : end].contiguous()
     return AttributionMap(
         trait="emotional_support",
         method="atp",
+        metric="",
         model="tiny",
         fingerprint="0",
         scores=scores,
@@ -62,16 +64,32 @@ def attribution(n_pairs: int = 6, layers: int = 8, heads: int = 6, peak: int = 5
         head_steering=head_scores.mean(0)[..., end - window : end].contiguous(),
         span_steering=steering[..., -4:].contiguous(),
         head_span_steering=head_scores.mean(0)[..., end - 4 : end].contiguous(),
-        effects=effects,
-        costs=0.1 + noise(n_pairs, layers).abs(),
+        differences=directions,
+        gradients=gradients,
+        drift_gradients=drift,
+        position_effects=scores[:, COMPONENTS.index("resid_post"), :, end - window : end].contiguous(),
+        controls=torch.zeros(0, layers, directions.shape[-1]),
         metric_corrupted=torch.full((n_pairs,), -0.2),
         metric_clean=torch.full((n_pairs,), 0.3),
         prompt_end=end,
         tokens=tuple(tokens),
         spans=tuple(spans),
         unaligned=torch.zeros(n_pairs),
+        equal_tokens=torch.ones(n_pairs),
         pair_ids=tuple(f"es-{i:03d}" for i in range(n_pairs)),
     )
+
+
+def priced(effects: torch.Tensor, costs: torch.Tensor, width: int = 64) -> tuple[torch.Tensor, ...]:
+    """Directions ``[layer d]``, gradients and gradients of drift whose effects and costs are these, ``[pair layer]``.
+
+    All layers have one direction, the gradients are along it, and drift costs the same in every direction.
+    """
+    n, layers = effects.shape
+    directions, gradients = torch.zeros(layers, width), torch.zeros(n, layers, width)
+    directions[:, 0], gradients[..., 0] = 1, effects
+    drift = (width * costs).sqrt()[:, None, :, None] * torch.eye(width)[None, :, None]
+    return directions, gradients, drift
 
 
 def summary() -> pd.DataFrame:
@@ -162,7 +180,7 @@ def result() -> SimpleNamespace:
         trait=attr.trait,
         method="located",
         residual_norm=9.0,
-        n_pairs=6,
+        n_pairs=12,
         model="tiny",
         fingerprint="0",
         template="0",

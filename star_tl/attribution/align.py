@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 
 from star_tl.data.chat import Rendered, Span, render, reply_ids
 from star_tl.data.pairs import ContrastivePair, Pairs
@@ -13,11 +15,15 @@ from star_tl.models.backend import Model
 
 @dataclass(frozen=True)
 class PreparedPair:
-    """One pair's token ids, and for every corrupted prompt token its clean counterpart or -1."""
+    """One pair's token ids, and for every corrupted prompt token its clean counterpart or -1.
+
+    ``steered`` is the context as it is when a vector takes the instruction's place: without one.
+    """
 
     pair: ContrastivePair
     clean: Rendered
     corrupted: Rendered
+    steered: Rendered
     positive: tuple[int, ...]
     negative: tuple[int, ...]
     counterpart: tuple[int, ...]
@@ -25,9 +31,16 @@ class PreparedPair:
     @property
     def unaligned(self) -> float:
         """Share of the two prompts' tokens that have no counterpart."""
-        # The first token is left out of the differences, but where it is the same its difference is 0.
-        matched = sum(c >= 0 for c in self.counterpart) + (self.clean.ids[0] == self.corrupted.ids[0])
+        # The first token may be left out of the differences, but where it is the same its difference is 0.
+        matched = sum(c >= 0 for c in self.counterpart[1:]) + (self.clean.ids[0] == self.corrupted.ids[0])
         return 1 - 2 * matched / (len(self.clean) + len(self.corrupted))
+
+    @property
+    def equal_tokens(self) -> float:
+        """Share of the tokens with a counterpart whose counterpart is the same token; NaN where none has one."""
+        found = [(i, c) for i, c in enumerate(self.counterpart) if c >= 0]
+        equal = sum(self.corrupted.ids[i] == self.clean.ids[c] for i, c in found)
+        return equal / len(found) if found else float("nan")
 
     @property
     def shared_suffix(self) -> int:
@@ -49,8 +62,9 @@ def prepare(model: Model, pairs: Pairs, alignment: str = "spans") -> list[Prepar
     Args:
         model: only its tokenizer is used.
         pairs: the pairs to prepare.
-        alignment: ``"spans"`` aligns the same turns of the chat, each from its end; ``"right"`` the whole
-            prompts from their ends, whatever the turns; ``"strict"`` token by token, lengths must be equal.
+        alignment: ``"spans"`` aligns the same turns of the chat, in each the common beginning and the common tokens,
+            and what was put in the place of equally many others; ``"right"`` the whole prompts from their ends,
+            whatever the turns; ``"strict"`` token by token, lengths must be equal.
 
     Raises:
         StarError: a reply has no tokens, a ``logit`` pair has replies of several tokens, or lengths
@@ -72,7 +86,8 @@ def prepare(model: Model, pairs: Pairs, alignment: str = "spans") -> list[Prepar
                 "make them equal or use alignment='spans'."
             )
         counterpart = _align(clean, corrupted) if alignment == "spans" else _align_right(len(clean), len(corrupted))
-        prepared.append(PreparedPair(pair, clean, corrupted, positive, negative, counterpart))
+        steered = render(model.tokenizer, pair.context)
+        prepared.append(PreparedPair(pair, clean, corrupted, steered, positive, negative, counterpart))
     return prepared
 
 
@@ -85,10 +100,32 @@ def _align(clean: Rendered, corrupted: Rendered) -> tuple[int, ...]:
             continue
         # The first token (BOS) sees nothing before it and is the same in both runs; pairing it
         # with some other token of a longer prompt would put its huge activation into a difference.
-        skip_bos, other_skip = span.start == 0, other.start == 0
-        for k in range(1, min(len(span) - skip_bos, len(other) - other_skip) + 1):
-            counterpart[span.end - k] = other.end - k
+        start, other_start = span.start + (span.start == 0), other.start + (other.start == 0)
+        ours, theirs_ids = corrupted.ids[start : span.end], clean.ids[other_start : other.end]
+        for i, j in corresponding(ours, theirs_ids):
+            counterpart[start + i] = other_start + j
     return tuple(counterpart)
+
+
+def corresponding(ours: Sequence[int], theirs: Sequence[int]) -> list[tuple[int, int]]:
+    """Positions of two texts that correspond: the common beginning and end, then the longest common stretches.
+
+    Between two of these, tokens correspond where there are equally many on both sides: one word put in another's
+    place. Where their numbers differ nothing says which belongs to which.
+    """
+    start = _common(ours, theirs)
+    end = _common(ours[start:][::-1], theirs[start:][::-1])
+    ours_inner, theirs_inner = ours[start : len(ours) - end], theirs[start : len(theirs) - end]
+    found = [(i, i) for i in range(start)]
+    blocks = SequenceMatcher(None, ours_inner, theirs_inner, autojunk=False).get_opcodes()
+    for _, i, i_end, j, j_end in blocks:
+        if i_end - i == j_end - j:
+            found += zip(range(start + i, start + i_end), range(start + j, start + j_end), strict=True)
+    return found + [(len(ours) - k, len(theirs) - k) for k in range(end, 0, -1)]
+
+
+def _common(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    return next((k for k, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
 
 
 def _align_right(clean: int, corrupted: int) -> tuple[int, ...]:

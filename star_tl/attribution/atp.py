@@ -6,28 +6,32 @@ First-order estimate of activation patching (Nanda 2023, "Attribution Patching";
 .. math:: s = (a_{clean} - a_{corrupted}) \cdot \partial M / \partial a \,|_{corrupted}
 
 The score is taken where difference and gradient meet, and both are freed there, so that memory holds the
-weights and one micro-batch's graph. A second gradient of the same forward pass, of drift, says what adding a
-vector costs: :func:`star_tl.locus.choose_layer` sets its effect against that.
+weights and one micro-batch's graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from star_tl.attribution.align import PreparedPair, prepare
+from star_tl.attribution.drift import drift_gradients
 from star_tl.attribution.map import AttributionMap
-from star_tl.attribution.passes import MODES, Objective, Receive, by_hand
+from star_tl.attribution.means import mean_differences
+from star_tl.attribution.passes import MODES, Receive, manual_backward
+from star_tl.attribution.request import Estimator, Request
 from star_tl.attribution.rows import Axis, PairBatch, Part, empty_map, pair_batch
-from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError
-from star_tl.locus import COMPONENTS, POINTS, NamedHook
+from star_tl.locus import COMPONENTS, NamedHook
 from star_tl.models.backend import Model
-from star_tl.models.fast.forward import is_llama
+from star_tl.models.fast.forward import llama_forward
+from star_tl.models.lens import HookedTransformer
 
 # Below this many token positions in a micro-batch a pass is bound by its number of operators, not by
 # arithmetic, and one batch takes fewer. Above it the two take like times in scripts/bench_attribution.py, and two
@@ -38,99 +42,100 @@ MICRO_BATCH = 4096  # token positions, all rows together: beyond it a pass per p
 Backward = Callable[[Model, PairBatch, Sequence[str], Receive], Tensor]
 
 
-def attribute_atp(
-    model: Model,
-    pairs: Pairs,
-    points: Sequence[str] = POINTS,
-    mode: str = "auto",
-    batch_size: int | None = None,
-    progress: bool = True,
-    alignment: str = "spans",
-) -> AttributionMap:
+def attribute_atp(request: Request, mode: str = "auto") -> AttributionMap:
     """Scores of every pair at every hook point; see :func:`star_tl.attribute`."""
-    return score_pairs(model, pairs, points, one_gradient(mode), batch_size, progress, alignment, "atp")
+    return score_pairs(request, one_gradient(mode), "atp")
 
 
 def one_gradient(mode: str, rules: Sequence[NamedHook] = ()) -> Backward:
     """The pass of ``mode`` over a micro-batch, with ``rules`` (forward hooks) shaping its gradient."""
 
     def automatic(model: Model, rows: PairBatch, points: Sequence[str], receive: Receive) -> Tensor:
-        if not rules and is_llama(model):
-            return by_hand(model, rows, points, receive)
+        if not rules and isinstance(model, HookedTransformer) and llama_forward(model) is not None:
+            return manual_backward(model, rows, points, receive)
         few = rows.prompts.numel() + 2 * rows.replies.numel() < FEW_POSITIONS
         return MODES["one_batch" if few else "two_passes"](model, rows, points, receive, rules)
 
     return automatic if mode == "auto" else partial(MODES[mode], rules=rules)
 
 
-def score_pairs(
-    model: Model,
-    pairs: Pairs,
-    points: Sequence[str],
-    backward: Backward,
-    batch_size: int | None,
-    progress: bool,
-    alignment: str,
-    method: str,
-    copies: int = 1,
-) -> AttributionMap:
+@dataclass
+class _Sums:
+    """Of a micro-batch at one part of the tokens: scores, and sums over pairs for the steering form."""
+
+    score: Float[Tensor, "half position ..."]
+    along: Float[Tensor, "stretch ..."]
+    gradient: Float[Tensor, "window ..."]
+    difference: Float[Tensor, "window ..."]
+
+
+@dataclass
+class _MicroBatch:
+    """Takes differences and gradients where they meet, and keeps what the map is made of."""
+
+    rows: PairBatch
+    last: slice  # the columns of the window
+    found: dict[tuple[str, Part], dict[int, _Sums]] = field(default_factory=dict)
+    ending: dict[int, Float[Tensor, "pair window d"]] = field(default_factory=dict)
+    latest: tuple[Tensor, Tensor, Tensor] | None = None  # a gradient with its sums: neighbours may have it in common
+
+    def receive(self, point: str, layer: int, part: Part, difference: Tensor, gradient: Tensor) -> None:
+        if point == "resid_post" and part != "replies":
+            self.ending[layer] = gradient[:, self.last].clone()
+        wide = torch.promote_types(gradient.dtype, torch.float32)
+        if self.latest is None or self.latest[0] is not gradient:
+            along = self.rows.along(part, gradient.to(wide))
+            self.latest = gradient, along, gradient[:, self.last].sum(0, dtype=torch.float64)
+        _, along, summed = self.latest
+        score = (difference.to(wide) * gradient.to(wide)).sum(-1)
+        v = difference[:, self.last].sum(0, dtype=torch.float64)
+        self.found.setdefault((point, part), {})[layer] = _Sums(score, along, summed, v)
+
+
+def score_pairs(request: Request, backward: Backward, method: str, copies: int = 1) -> AttributionMap:
     """Difference times gradient at every hook point, the gradient as ``backward`` makes it.
 
     ``copies`` is how many times ``backward`` holds a pair's rows, for the size of a micro-batch.
     """
-    prepared = prepare(model, pairs, alignment)
+    model = request.model
+    prepared = prepare(model, request.pairs, request.alignment)
     axis = Axis.over(prepared)
-    attr = empty_map(model, pairs.trait.name, prepared, axis, points, method)
+    attr = empty_map(model, prepared, axis, request, method)
     n, device = len(prepared), model.cfg.device
     # For the steering form, sums over pairs by hook point, a row per layer: difference and gradient near the prompt's
     # end, and the gradient over STRETCHES.
     near: dict[str, Tensor] = {}
     along: dict[str, Tensor] = {}
-    # Of each objective the gradients of every pair at resid_post, at the last token of its prompt.
-    ends: dict[Objective, list[Tensor]] = {"metric": [], "drift": []}
+    ends: list[Float[Tensor, "pair layer window d"]] = []  # gradients at resid_post
 
     def score(first: int, chunk: Sequence[PreparedPair]) -> None:
-        rows = pair_batch(model, chunk)
+        rows = pair_batch(model, chunk, request.metric)
         at, stop = slice(first, first + len(chunk)), rows.prompts.shape[1]
-        last = slice(stop - axis.window, stop)
-        found: dict[tuple[str, Part], dict[int, tuple[Tensor, ...]]] = {}
-        ending: dict[Objective, dict[int, Tensor]] = {"metric": {}, "drift": {}}
-        shared: list[Tensor] = []  # the latest gradient with its sums: neighbouring hook points may have it in common
+        batch = _MicroBatch(rows, slice(stop - axis.window, stop))
+        metrics = backward(model, rows, request.points, batch.receive).cpu()
+        drift = drift_gradients(model, rows, request.draws, request.seed) if attr.prices_layers else None
+        # From here on nothing asks for much memory: a micro-batch that was too large leaves no trace.
+        attr.metric_corrupted[at], attr.metric_clean[at] = metrics
+        if drift is not None:
+            attr.drift_gradients[at] = drift.cpu().to(attr.drift_gradients.dtype)
+        for (point, part), layers in batch.found.items():
 
-        def receive(
-            objective: Objective, point: str, layer: int, part: Part, difference: Tensor, gradient: Tensor
-        ) -> None:
-            if point == "resid_post" and part != "replies":
-                ending[objective][layer] = gradient[:, stop - 1].clone()
-            if objective == "drift":
-                return
-            wide = torch.promote_types(gradient.dtype, torch.float32)
-            if not shared or shared[0] is not gradient:
-                over = rows.along(part, gradient.to(wide))
-                shared[:] = gradient, over, gradient[:, last].sum(0, dtype=torch.float64)
-            product = (difference.to(wide) * gradient.to(wide)).sum(-1)
-            v = difference[:, last].sum(0, dtype=torch.float64)
-            found.setdefault((point, part), {})[layer] = product, *shared[1:], v
+            def stacked(name: str, layers: dict[int, _Sums] = layers) -> Tensor:
+                return torch.stack([getattr(layers[i], name).to(device) for i in sorted(layers)]).cpu()
 
-        attr.metric_corrupted[at], attr.metric_clean[at] = backward(model, rows, points, receive).cpu()
-        for (point, part), layers in found.items():
-            product, over, g, v = (
-                torch.stack([t.to(device) for t in tensors]).cpu()
-                for tensors in zip(*(layers[i] for i in sorted(layers)), strict=True)
-            )
-            along[point] = along.get(point, 0) + over.double()
+            along[point] = along.get(point, 0) + stacked("along").double()
             if part != "replies":
-                near[point] = near.get(point, 0) + torch.stack([v, g])
+                near[point] = near.get(point, 0) + torch.stack([stacked("difference"), stacked("gradient")])
             if point == "z":
-                axis.place(attr.head_scores[at], *rows.split(part, product.permute(1, 0, 3, 2)))
+                axis.place(attr.head_scores[at], *rows.split(part, stacked("score").permute(1, 0, 3, 2)))
             else:
-                axis.place(attr.scores[at, COMPONENTS.index(point)], *rows.split(part, product.transpose(0, 1)))
-        for objective, layers in ending.items():
-            if layers:
-                ends[objective].append(torch.stack([layers[i].to(device) for i in sorted(layers)], 1).cpu())
+                into = attr.scores[at, COMPONENTS.index(point)]
+                axis.place(into, *rows.split(part, stacked("score").transpose(0, 1)))
+        if batch.ending:
+            ends.append(torch.stack([batch.ending[i].to(device) for i in sorted(batch.ending)], 1).cpu())
 
-    with tqdm(total=n, desc="attribution", unit="pair", disable=not progress, delay=1) as bar:
-        first, size = 0, batch_size or max(1, MICRO_BATCH // (2 * copies * axis.width))
+    with tqdm(total=n, desc="attribution", unit="pair", disable=not request.progress, delay=1) as bar:
+        first, size = 0, request.batch_size or max(1, MICRO_BATCH // (2 * copies * axis.width))
         while first < n:
             chunk = prepared[first : first + size]
             try:
@@ -157,13 +162,19 @@ def score_pairs(
         else:
             kind = COMPONENTS.index(point)
             attr.steering[kind], attr.span_steering[kind] = forms
-    if ends["metric"]:
-        v = near["resid_post"][0, :, -1] / n
-        effects, pulls = ((torch.cat(ends[o]).double() * v).sum(-1) for o in ("metric", "drift"))
-        tokens = torch.tensor([len(p.positive) + len(p.negative) for p in prepared])
-        attr.effects[:], attr.costs[:] = effects, pulls.square() / (2 * tokens[:, None])
+    if ends:
+        v = near["resid_post"][0] / n
+        gradients = torch.cat(ends)
+        attr.differences[:], attr.gradients[:] = v[:, -1], gradients[:, :, -1]
+        for i, own in enumerate(gradients):  # in float64 a pair at a time
+            attr.position_effects[i] = (own.double() * v).sum(-1)
+        for k, control in enumerate(request.controls):
+            attr.controls[k] = mean_differences(model, control.extraction, request.batch_size)
     return attr
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+ESTIMATOR = Estimator("atp", "attribution patching", "gradient times difference", ("mode",), attribute_atp)

@@ -9,7 +9,7 @@ share a batch, which starts there from the corrupted run's residual stream and k
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -19,64 +19,101 @@ from tqdm.auto import tqdm
 from star_tl.attribution.align import PreparedPair, prepare
 from star_tl.attribution.forward import forward, through_blocks
 from star_tl.attribution.map import AttributionMap
-from star_tl.attribution.objective import run_metrics
+from star_tl.attribution.objective import Metric, pairs_own
+from star_tl.attribution.request import Estimator, Request
 from star_tl.attribution.rows import Axis, PairBatch, Part, empty_map, pair_batch
 from star_tl.data.pairs import Pairs
-from star_tl.locus import COMPONENTS, POINTS, Locus, NamedHook, hook_name
-from star_tl.models.backend import Cache, Model
+from star_tl.locus import COMPONENTS, Locus, NamedHook, hook_name
+from star_tl.models.backend import Cache, Model, unembed
 from star_tl.models.lens import TransformerBridge, TransformerLensKeyValueCache, TransformerLensKeyValueCacheEntry
 
 ROWS = {"cpu": 16, "elsewhere": 64}  # sequences per forward pass, two replies a patch: on a CPU more are no faster
+
+
+@dataclass(frozen=True)
+class Place:
+    """One token of a prompt at a hook point: ``position`` counts from the prompt's end (-1 is its last token), or,
+    where it is not negative, from the beginning of the first turn, which is the system's where there is one.
+    """
+
+    hook_point: str
+    position: int
+    head: int | None = None
+
+    @property
+    def region(self) -> str:
+        """``"window"`` or ``"system"``."""
+        return "window" if self.position < 0 else "system"
+
+    @property
+    def kind(self) -> str:
+        """The hook point's name in every layer: one of POINTS."""
+        return self.hook_point.split(".", 2)[2].removeprefix("attn.").removeprefix("hook_")
+
+    def __str__(self) -> str:
+        head = f" head {self.head}" if self.head is not None else ""
+        return f"{self.hook_point}{head} @ {self.position if self.position < 0 else f'system turn, {self.position}'}"
 
 
 @torch.no_grad()
 def exact_effects(
     model: Model,
     pairs: Pairs,
-    loci: Sequence[Locus],
+    loci: Sequence[Locus | Place],
     rows_per_batch: int | None = None,
     progress: bool = True,
+    alignment: str = "spans",
+    metric: Metric = pairs_own,
 ) -> Float[Tensor, "pair locus"]:
-    """The exact effect of patching each locus with the clean run's activation, nats of the metric.
+    """The exact effect of patching each locus with the clean run's activation, in the metric's unit (nats).
 
     Args:
         model: of either backend.
         pairs: contrastive pairs; all that are given are used.
-        loci: where to patch, one at a time.
+        loci: where to patch, one at a time. Tokens without a counterpart in the clean run are left as they are.
         rows_per_batch: sequences per forward pass, two replies a locus; default by the device, see ROWS.
         progress: show a progress bar.
+        alignment: as in :func:`star_tl.attribute`.
+        metric: as in :func:`star_tl.attribute`.
     """
-    prepared = prepare(model, pairs)
+    prepared = prepare(model, pairs, alignment)
     effects = torch.zeros(len(prepared), len(loci))
     for row, pair in enumerate(tqdm(prepared, desc="exact patching", unit="pair", disable=not progress, delay=1)):
-        end = max(len(pair.clean), len(pair.corrupted))
-        patches = [_Patch(x.hook_point, 0, tuple(end + p for p in x.positions), x.head, x.layer) for x in loci]
-        effects[row] = _effects_of_pair(model, pair, patches, max(1, (rows_per_batch or _rows(model)) // 2))[0]
+        patches = [_patch_at(pair, x) for x in loci]
+        at_once = max(1, (rows_per_batch or _rows(model)) // 2)
+        effects[row] = _effects_of_pair(model, pair, patches, at_once, metric)[0]
     return effects
 
 
+def _patch_at(pair: PreparedPair, locus: Locus | Place) -> _Patch:
+    end = max(len(pair.clean), len(pair.corrupted))
+    if isinstance(locus, Locus):
+        columns, layer = tuple(end + p for p in locus.positions), locus.layer
+    else:
+        begin = end if locus.position < 0 else end - len(pair.corrupted)
+        columns, layer = (begin + locus.position,), Locus(locus.hook_point, (-1,), locus.head).layer
+    return _Patch(locus.hook_point, 0, columns, locus.head, layer)
+
+
 @torch.no_grad()
-def attribute_exact(
-    model: Model,
-    pairs: Pairs,
-    points: Sequence[str] = POINTS,
-    batch_size: int | None = None,
-    progress: bool = True,
-    alignment: str = "spans",
-) -> AttributionMap:
+def attribute_exact(request: Request) -> AttributionMap:
     """Exact effects of every token at every hook point; see :func:`star_tl.attribute`.
 
     One forward pass from the patched layer on for each: thousands a pair, where AtP takes one. Tokens without a
     counterpart have no effect. There is no steering form (NaN): it is a derivative.
     """
-    prepared = prepare(model, pairs, alignment)
+    model = request.model
+    prepared = prepare(model, request.pairs, request.alignment)
     axis = Axis.over(prepared)
-    attr = empty_map(model, pairs.trait.name, prepared, axis, points, "exact")
+    empty = empty_map(model, prepared, axis, request, "exact")
+    none = {name: getattr(empty, name)[..., :0] for name in ("differences", "gradients", "drift_gradients", "controls")}
+    attr = replace(empty, **none, position_effects=empty.position_effects[..., :0])
     for form in (attr.steering, attr.head_steering, attr.span_steering, attr.head_span_steering):
         form.fill_(torch.nan)
-    for i, pair in enumerate(tqdm(prepared, desc="exact patching", unit="pair", disable=not progress, delay=1)):
-        patches = list(_every_token(model, pair, points))
-        effects, metrics = _effects_of_pair(model, pair, patches, batch_size or _rows(model) // 2)
+    for i, pair in enumerate(tqdm(prepared, desc="exact patching", unit="pair", disable=not request.progress, delay=1)):
+        patches = list(_every_token(model, pair, request.points))
+        at_once = request.batch_size or _rows(model) // 2
+        effects, metrics = _effects_of_pair(model, pair, patches, at_once, request.metric)
         attr.metric_corrupted[i], attr.metric_clean[i] = metrics
         begin = axis.end - max(len(pair.clean), len(pair.corrupted)), axis.end, axis.end + axis.positive
         for patch, effect in zip(patches, effects.tolist(), strict=True):
@@ -126,10 +163,10 @@ def _every_token(model: Model, pair: PreparedPair, points: Sequence[str]) -> Ite
 
 
 def _effects_of_pair(
-    model: Model, pair: PreparedPair, patches: Sequence[_Patch], patches_per_batch: int
+    model: Model, pair: PreparedPair, patches: Sequence[_Patch], patches_per_batch: int, metric: Metric
 ) -> tuple[Float[Tensor, " patch"], Float[Tensor, " run"]]:
     """The effect of each patch, and the metric of the corrupted and of the clean run."""
-    rows = pair_batch(model, [pair])
+    rows = pair_batch(model, [pair], metric)
     entering: dict[tuple[Part, int], Tensor] = {}
     differences: dict[tuple[Part, str], Tensor] = {}
     by_layer: dict[int, list[int]] = {}
@@ -151,7 +188,7 @@ def _effects_of_pair(
 
     residual, before = forward(model, rows, slice(None), keep)
     run = _CorruptedRun(rows, entering, before, differences, residual[:, :0])
-    metrics = run_metrics(residual, model, rows)[:, 0]
+    metrics = rows.metrics(unembed(model, residual))[:, 0]
     effects = torch.zeros(len(patches))
     end = rows.prompts.shape[1]
     for indices in by_layer.values():
@@ -203,7 +240,7 @@ def _patched_metrics(model: Model, run: _CorruptedRun, patches: Sequence[_Patch]
         return [at(name) for name in {p.hook_point for _, p in mine}]
 
     if isinstance(model, TransformerBridge):
-        return run_metrics(forward(model, run.rows, slice(1), patch, copies)[0], model, run.rows)[:, 0]
+        return run.rows.metrics(unembed(model, forward(model, run.rows, slice(1), patch, copies)[0]))[:, 0]
     assert isinstance(run.before, TransformerLensKeyValueCache)
     before = [
         TransformerLensKeyValueCacheEntry(
@@ -222,4 +259,14 @@ def _patched_metrics(model: Model, run: _CorruptedRun, patches: Sequence[_Patch]
         patch,
     )
     spread = torch.arange(copies, device=prompt.device).repeat_interleave(2)
-    return run_metrics(torch.cat([prompt[spread, -1:], reply.to(prompt.device)], 1), model, run.rows)[:, 0]
+    residual = torch.cat([prompt[spread, -1:], reply.to(prompt.device)], 1)
+    return run.rows.metrics(unembed(model, residual))[:, 0]
+
+
+ESTIMATOR = Estimator(
+    "exact",
+    "exact patching",
+    "activation patching of every token, thousands of passes a pair, no steering form",
+    (),
+    attribute_exact,
+)

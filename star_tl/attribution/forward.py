@@ -18,8 +18,9 @@ from torch import Tensor
 from star_tl.attribution.rows import PairBatch, Part
 from star_tl.locus import NamedHook
 from star_tl.models import bridge
-from star_tl.models.backend import Cache, Model, attached, empty_cache, entries_taken, read, taken
-from star_tl.models.fast.forward import LeanForward, Listeners, is_llama, listeners_of, resolve
+from star_tl.models.backend import Cache, Model, attached, empty_cache, entries_taken, residual_stream, taken
+from star_tl.models.fast.attention import attend_masked
+from star_tl.models.fast.forward import Listeners, LlamaForward, listeners_of, llama_forward, resolve
 from star_tl.models.lens import (
     HookedTransformer,
     TransformerBridge,
@@ -39,27 +40,27 @@ def no_hooks(part: Part) -> Sequence[NamedHook]:
 def last_residual(
     model: Model, rows: PairBatch, prompts: slice, hooks: HooksOf = no_hooks, copies: int = 1
 ) -> Float[Tensor, "row reply d"]:
-    """The first result of :func:`forward`, of whole rows where the lean forward does what the model's own does."""
-    if is_llama(model):
+    """The first result of :func:`forward`, of whole rows where the fast forward does what the model's own does."""
+    fast = llama_forward(model)
+    if fast is not None:
+        assert isinstance(model, HookedTransformer)
         listeners = listeners_of(model, resolve(model, hooks("whole")))
         if listeners is not None:
-            return _lean(model, rows, prompts, listeners, copies)
+            return _whole_rows(model, fast, rows, prompts, listeners, copies)
     return forward(model, rows, prompts, hooks, copies)[0]
 
 
-def _lean(
-    model: HookedTransformer, rows: PairBatch, prompts: slice, listeners: Listeners, copies: int
+def _whole_rows(
+    model: HookedTransformer, fast: LlamaForward, rows: PairBatch, prompts: slice, listeners: Listeners, copies: int
 ) -> Float[Tensor, "row reply d"]:
     tokens, positions, seen = (t.repeat(copies, *[1] * (t.ndim - 1)) for t in rows.whole(prompts))
-    lean = LeanForward(model)
-    cos, sin = lean.rotation(int(positions.max()) + 1, tokens.device)
-    grouped = lean.heads != lean.kv_heads
+    cos, sin = fast.rotation(int(positions.max()) + 1, tokens.device)
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=grouped)
+        return attend_masked(q, k, v, seen)
 
     residual = F.embedding(tokens, model.embed.W_E)
-    residual = lean(residual, (cos[positions][:, None], sin[positions][:, None]), attend, listeners)
+    residual = fast(residual, (cos[positions][:, None], sin[positions][:, None]), attend, listeners)
     return predicting(residual, rows)
 
 
@@ -77,18 +78,19 @@ def forward(
     """The last residual stream where it predicts reply tokens, and the prompts' keys and values.
 
     ``prompts`` selects corrupted or clean prompts or both. Rows of the result are
-    ``[run, positive | negative, pair]``, as :func:`run_metrics` takes them.
+    ``[run, positive | negative, pair]``, as :meth:`PairBatch.metrics` takes them.
     """
     tokens, mask = rows.prompts[prompts].repeat(copies, 1), rows.prompt_mask[prompts].repeat(copies, 1)
     cache = empty_cache(model, len(tokens))
     with attached(model, hooks("prompts")):
-        head = read(model, tokens, mask, cache)
+        head = residual_stream(model, tokens, mask, cache)
     spread, runs = rows.spread(len(tokens)), len(tokens) // rows.size
     both = head[spread, -1:]
     if rows.replies.shape[1] > 1:  # nothing follows from a reply's last token
         twice = taken(cache, spread)
         with attached(model, hooks("replies")):
-            tail = read(model, rows.replies[:, :-1].repeat(runs, 1), rows.reply_mask[:, :-1].repeat(runs, 1), twice)
+            replies, mask = (t[:, :-1].repeat(runs, 1) for t in (rows.replies, rows.reply_mask))
+            tail = residual_stream(model, replies, mask, twice)
         both = torch.cat([both, tail], 1)
     return both, cache
 

@@ -18,23 +18,14 @@ from torch import Tensor
 from star_tl.attribution.atp import score_pairs
 from star_tl.attribution.map import AttributionMap
 from star_tl.attribution.passes import Receive, along_path
+from star_tl.attribution.request import Estimator, Request
 from star_tl.attribution.rows import PairBatch
-from star_tl.data.pairs import Pairs
-from star_tl.locus import POINTS
 from star_tl.models.backend import Model
 
 STEPS = 5
 
 
-def attribute_ig(
-    model: Model,
-    pairs: Pairs,
-    points: Sequence[str] = POINTS,
-    steps: int = STEPS,
-    batch_size: int | None = None,
-    progress: bool = True,
-    alignment: str = "spans",
-) -> AttributionMap:
+def attribute_ig(request: Request, steps: int = STEPS) -> AttributionMap:
     """Scores of every pair at every hook point; see :func:`star_tl.attribute`."""
     nodes, weights = np.polynomial.legendre.leggauss(steps)
     fractions = [((x + 1) / 2, w / 2) for x, w in zip(nodes.tolist(), weights.tolist(), strict=True)]
@@ -42,4 +33,9 @@ def attribute_ig(
     def backward(model: Model, rows: PairBatch, points: Sequence[str], receive: Receive) -> Tensor:
         return along_path(model, rows, points, receive, fractions)
 
-    return score_pairs(model, pairs, points, backward, batch_size, progress, alignment, "ig", copies=steps)
+    return score_pairs(request, backward, "ig", copies=steps)
+
+
+ESTIMATOR = Estimator(
+    "ig", "integrated gradients", "the gradient averaged from corrupted to clean", ("steps",), attribute_ig
+)

@@ -11,7 +11,14 @@ import torch
 from jaxtyping import Float, jaxtyped
 from torch import Tensor
 
-from star_tl.attribution.choose import LayerChoice, choose_layer, choose_positions
+from star_tl.attribution.choose import (
+    LayerChoice,
+    PositionChoice,
+    choose_layer,
+    choose_positions,
+    costs_of,
+    effects_of,
+)
 from star_tl.data.chat import SPANS, Span
 from star_tl.errors import StarError, shown
 from star_tl.files import load_tensors, reading, save_tensors
@@ -32,14 +39,18 @@ _TENSORS = (
     "head_steering",
     "span_steering",
     "head_span_steering",
-    "effects",
-    "costs",
+    "differences",
+    "gradients",
+    "drift_gradients",
+    "position_effects",
+    "controls",
     "metric_corrupted",
     "metric_clean",
     "unaligned",
+    "equal_tokens",
 )
-_FORMAT = "star_tl attribution 3"
-_TEXTS = ("trait", "method", "model", "fingerprint", "prompt_end")
+_FORMAT = "star_tl attribution 4"
+_TEXTS = ("trait", "method", "metric", "model", "fingerprint", "prompt_end")
 
 
 def _is_whole(value: Any) -> bool:
@@ -61,13 +72,21 @@ class AttributionMap:
     the last prompt token's v at every token of a stretch of the corrupted run: its system message, its last user
     turn, the assistant header, or the reply, from the last prompt token on.
 
-    ``effects`` and ``costs`` are what a layer is chosen by: of adding the mean difference at ``resid_post`` of the last
-    prompt token, to leading order in the strength s, the effect on the pair's metric (effect · s, nats) and the drift
-    of its replies (cost · s², nats a token; estimated with random signs, right on average over many).
+    What a layer is chosen by is kept so that any vector can be judged later, not only the pairs' own; all of it is at
+    ``resid_post`` of the last prompt token, and of width 0 where the map was made without that hook point or without
+    gradients. ``differences`` is the mean clean − corrupted activation, ``gradients`` those of each pair's metric in
+    the corrupted run, ``drift_gradients`` those of its replies' drift with random signs, where no instruction stands
+    (:mod:`star_tl.attribution.drift`), and ``controls`` the mean differences of other traits, ``control_names``.
+    ``position_effects`` are the steering form at ``resid_post`` pair by pair.
+
+    ``unaligned`` is the share of a pair's prompt tokens without a counterpart in the other run, ``equal_tokens`` the
+    share of those with one whose counterpart is the same token. ``metric`` names what was differentiated, empty where
+    each pair said it.
     """
 
     trait: str
     method: str
+    metric: str
     model: str
     fingerprint: str
     scores: Float[Tensor, "pair component layer position"]
@@ -76,15 +95,20 @@ class AttributionMap:
     head_steering: Float[Tensor, "layer head window"]
     span_steering: Float[Tensor, "component layer stretch"]
     head_span_steering: Float[Tensor, "layer head stretch"]
-    effects: Float[Tensor, "pair layer"]
-    costs: Float[Tensor, "pair layer"]
+    differences: Float[Tensor, "layer d"]
+    gradients: Float[Tensor, "pair layer d"]
+    drift_gradients: Float[Tensor, "pair draw layer d"]
+    position_effects: Float[Tensor, "pair layer window"]
+    controls: Float[Tensor, "control layer d"]
     metric_corrupted: Float[Tensor, " pair"]
     metric_clean: Float[Tensor, " pair"]
     prompt_end: int
     tokens: tuple[tuple[str, ...], ...]
     spans: tuple[tuple[Span, ...], ...]
     unaligned: Float[Tensor, " pair"]
+    equal_tokens: Float[Tensor, " pair"]
     pair_ids: tuple[str, ...]
+    control_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         kinds = get_type_hints(type(self))
@@ -110,14 +134,16 @@ class AttributionMap:
             raise StarError(f"prompt_end of an attribution map is {shown(repr(self.prompt_end))}: attribute again.")
         if not bool((self.metric_clean + self.metric_corrupted + self.unaligned).isfinite().all()):
             raise StarError("An attribution map's metric is NaN or infinite: attribute again.")
-        for name in ("trait", "method", "model", "fingerprint"):
+        for name in ("trait", "method", "metric", "model", "fingerprint"):
             if not isinstance(getattr(self, name), str):
                 raise StarError(f"{name} of an attribution map is {shown(repr(getattr(self, name)))}: give a text.")
         named = all(len(row) == width and all(isinstance(t, str) for t in row) for row in self.tokens)
         spans = [s for row in self.spans for s in row]
         placed = all(isinstance(s.name, str) and s.name and _is_whole(s.start) and _is_whole(s.end) for s in spans)
-        if not (named and placed and all(isinstance(i, str) for i in self.pair_ids)):
-            raise StarError("An attribution map's tokens, spans or pair ids are no texts: attribute again.")
+        if not (named and placed and all(isinstance(i, str) for i in (*self.pair_ids, *self.control_names))):
+            raise StarError("An attribution map's tokens, spans or names are no texts: attribute again.")
+        if len(self.control_names) != len(self.controls):
+            raise StarError("An attribution map's controls and their names differ in number: attribute again.")
         if not all(0 <= s.start < s.end <= width for s in spans):
             raise StarError("An attribution map's spans lie outside of its tokens: attribute again.")
 
@@ -195,31 +221,79 @@ class AttributionMap:
         total = (self.metric_clean - self.metric_corrupted).mean()
         return self.component("resid_post").sum(-1).mean(0) / total
 
-    def choose_layer(self, resamples: int = 1000, seed: int = 0) -> LayerChoice:
-        """The layer where drift buys most of the trait, with its bootstrap frequency over pairs.
+    @property
+    def prices_layers(self) -> bool:
+        """Whether the map holds the gradients that a layer is chosen by."""
+        return self.gradients.shape[-1] > 0
+
+    def effect(self, vector: Float[Tensor, "*layer d"]) -> Float[Tensor, "pair layer"]:
+        """What adding a vector at ``resid_post`` of the last prompt token does to each pair's metric, to first order.
+
+        ``vector`` is one for all layers, ``[d]``, or a row for each, ``[layer d]``: of another trait, say, or random.
 
         Raises:
-            StarError: the map holds no gradient at ``resid_post``.
+            StarError: the map holds no gradients at ``resid_post``, or the vector is of another width.
         """
-        if bool(self.effects.isnan().any()):
+        return effects_of(self.gradients, self._directions(vector)).float()
+
+    def cost(self, vector: Float[Tensor, "*layer d"]) -> Float[Tensor, "pair layer"]:
+        """The drift of each pair's replies that it costs, nats a token, to second order: times the strength squared.
+
+        An estimate with random signs, right on average over draws. Arguments and errors as for :meth:`effect`.
+        """
+        return costs_of(self.drift_gradients, self._directions(vector)).mean(1).float()
+
+    def _directions(self, vector: Tensor) -> Float[Tensor, "layer d"]:
+        if not self.prices_layers:
             remedy = "method='atp'" if self.method == "exact" else "hook_points that include it"
             raise StarError(f"This map holds no gradient at resid_post to choose by: attribute with {remedy}.")
-        return choose_layer(self.effects, self.costs, resamples, seed)
+        if vector.shape[-1] != self.gradients.shape[-1]:
+            raise StarError(
+                f"A vector of shape {tuple(vector.shape)} does not fit a width of {self.gradients.shape[-1]}."
+            )
+        return vector.expand(self.n_layers, -1)
 
-    def top_locus(self, coverage: float = 0.9) -> Locus:
-        """``resid_post`` of the chosen layer, at the fewest prompt positions that hold ``coverage`` of its score.
+    def choose_layer(
+        self, resamples: int = 1000, seed: int = 0, vector: Float[Tensor, "*layer d"] | None = None
+    ) -> LayerChoice:
+        """The layer where drift buys most of the trait, and whether the pairs single it out.
+
+        Args:
+            resamples: of pairs for the bootstrap, and of random directions for the null.
+            seed: of both.
+            vector: what to add, as :meth:`effect` takes it; default the pairs' own mean difference at each layer.
+
+        Raises:
+            StarError: as :meth:`effect`.
+        """
+        directions = self._directions(self.differences if vector is None else vector)
+        controls = dict(zip(self.control_names, self.controls, strict=True))
+        return choose_layer(self.gradients, self.drift_gradients, directions, controls, resamples, seed)
+
+    def choose_positions(self, layer: int, coverage: float = 0.9) -> PositionChoice:
+        """The fewest prompt positions that hold ``coverage`` of what adding at ``resid_post`` of a layer does.
 
         Only prompt tokens that clean and corrupted runs share are looked at.
 
         Raises:
-            StarError: as :meth:`choose_layer` and :func:`star_tl.attribution.choose.choose_positions`.
+            StarError: as :meth:`effect` and :func:`star_tl.attribution.choose.choose_positions`.
+        """
+        self._directions(self.differences)
+        return choose_positions(self.position_effects[:, layer], coverage)
+
+    def top_locus(self, coverage: float = 0.9) -> Locus:
+        """``resid_post`` of the layer that gains most, at :meth:`choose_positions`.
+
+        Whether the pairs single out that layer is :attr:`LayerChoice.singled_out`.
+
+        Raises:
+            StarError: as :meth:`choose_layer` and :meth:`choose_positions`.
         """
         layer = self.choose_layer().layer
-        at = choose_positions(self.steering[COMPONENTS.index("resid_post"), layer], coverage)
-        return Locus(hook_name("resid_post", layer), at)
+        return Locus(hook_name("resid_post", layer), self.choose_positions(layer, coverage).positions)
 
     def to_frame(self) -> pandas.DataFrame:
-        """A row per layer: scores of every component, what it writes, its gain, and how often it is chosen."""
+        """A row per layer: scores of every component, what it writes, its gain, and how often resamples choose it."""
         import pandas as pd
 
         frame = pd.DataFrame(self.layer_scores().T.numpy(), columns=list(COMPONENTS))
@@ -229,9 +303,9 @@ class AttributionMap:
             frame["writes"] = self.writes().mean(0).numpy()
         if "resid_post" in frame:
             frame["completeness"] = self.completeness().numpy()
-        if bool(self.effects.isfinite().all()):
+        if self.prices_layers:
             choice = self.choose_layer()
-            frame["gain"], frame["chosen"] = choice.gain.numpy(), choice.frequency.numpy()
+            frame["gain"], frame["resamples"] = choice.gain.numpy(), choice.frequency.numpy()
         return frame
 
     def plot(self) -> go.Figure:
@@ -269,6 +343,7 @@ class AttributionMap:
         meta["tokens"] = json.dumps(self.tokens)
         meta["spans"] = json.dumps([[(s.name, s.start, s.end) for s in row] for row in self.spans])
         meta["pair_ids"] = json.dumps(self.pair_ids)
+        meta["control_names"] = json.dumps(self.control_names)
         save_tensors(path, {name: getattr(self, name) for name in _TENSORS}, meta)
 
     @classmethod
@@ -280,23 +355,22 @@ class AttributionMap:
                 **tensors,
                 trait=meta["trait"],
                 method=meta["method"],
+                metric=meta["metric"],
                 model=meta["model"],
                 fingerprint=meta["fingerprint"],
                 prompt_end=int(meta["prompt_end"]),
                 tokens=tuple(tuple(t) for t in json.loads(meta["tokens"])),
                 spans=tuple(tuple(Span(*s) for s in row) for row in json.loads(meta["spans"])),
                 pair_ids=tuple(json.loads(meta["pair_ids"])),
+                control_names=tuple(json.loads(meta["control_names"])),
             )
 
     def __repr__(self) -> str:
         gain = float((self.metric_clean - self.metric_corrupted).mean())
         known = f"AttributionMap({self.trait}, {self.method}, {len(self.pair_ids)} pairs, {self.n_layers} layers"
-        try:
-            choice = self.choose_layer()
-        except StarError:  # attributed without the hook point that the choice needs
+        if not self.prices_layers:
             return f"{known}, metric {gain:+.2f} nats)"
-        often = f"layer {choice.layer} in {choice.frequency[choice.layer]:.0%} of resamples"
-        return f"{known}; {often}, metric {gain:+.2f} nats)"
+        return f"{known}; {self.choose_layer().describe()}; metric {gain:+.2f} nats)"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **kwargs: Any) -> dict[str, Any]:
         bundle = self.plot()._repr_mimebundle_(include, exclude, **kwargs)

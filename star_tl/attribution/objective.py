@@ -1,47 +1,55 @@
-"""What is differentiated: the trait metric of pairs, and a random objective that prices drift."""
+"""What is differentiated: a metric of pairs of replies, and a random objective that prices drift."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from star_tl.attribution.rows import PairBatch
-from star_tl.models.backend import Model, unembed
 
+@dataclass(frozen=True)
+class Replies:
+    """Token ids of both replies of some pairs, the positive replies' rows first, padded on the right.
 
-def run_metrics(residual: Float[Tensor, "row reply d"], model: Model, rows: PairBatch) -> Float[Tensor, "run pair"]:
-    """:func:`metrics_of` the logits that this last residual stream gives."""
-    return metrics_of(unembed(model, residual), rows)
-
-
-def metrics_of(logits: Float[Tensor, "row reply vocab"], rows: PairBatch) -> Float[Tensor, "run pair"]:
-    """The trait metric of every pair in each run.
-
-    Mean log-probability per token of the positive reply minus that of the negative one, in nats;
-    for ``logit`` pairs the difference of the two tokens' logits.
+    ``mask`` is False at padding. ``single_token`` says which pairs name the metric ``"logit"``.
     """
-    runs = len(logits) // (2 * rows.size)
-    targets = rows.replies.repeat(runs, 1)[..., None]
-    mask = rows.reply_mask.repeat(runs, 1)
-    logprobs = logits.log_softmax(-1).gather(-1, targets)[..., 0].masked_fill(~mask, 0.0)
+
+    tokens: Int[Tensor, "2*pair reply"]
+    mask: Bool[Tensor, "2*pair reply"]
+    single_token: Bool[Tensor, " pair"]
+
+
+Metric = Callable[[Float[Tensor, "2*pair reply vocab"], Replies], Float[Tensor, " pair"]]
+
+
+def pairs_own(logits: Float[Tensor, "2*pair reply vocab"], replies: Replies) -> Float[Tensor, " pair"]:
+    """The metric that each pair names.
+
+    ``"logprob"``: mean log-probability per token of the positive reply minus that of the negative one, in nats;
+    ``"logit"``: the difference of the two tokens' logits.
+    """
+    targets = replies.tokens[..., None]
+    logprobs = logits.log_softmax(-1).gather(-1, targets)[..., 0].masked_fill(~replies.mask, 0.0)
     single = logits[:, 0].gather(-1, targets[:, 0])[:, 0]
-    means = logprobs.sum(-1) / mask.sum(-1)
-    values = torch.where(rows.single_token.repeat(2 * runs), single, means).view(runs, 2, rows.size)
-    return values[:, 0] - values[:, 1]
+    means = logprobs.sum(-1) / replies.mask.sum(-1)
+    positive, negative = torch.where(replies.single_token.repeat(2), single, means).chunk(2)
+    return positive - negative
 
 
 @torch.no_grad()
-def drift_probe(logits: Float[Tensor, "row reply vocab"], rows: PairBatch) -> Float[Tensor, "row reply vocab"]:
+def drift_probe(
+    p: Float[Tensor, "row reply vocab"], tokens: Float[Tensor, "row reply"], words: Float[Tensor, "row vocab"]
+) -> Float[Tensor, "row reply vocab"]:
     r"""Where to pull the logits so that the squared gradient is, on average, the drift's curvature.
 
     The gradient by the logits of :math:`\sum_{t,y} \sigma_t \rho_y \sqrt{p_{ty}} \log p_{ty}` over reply tokens t and
-    vocabulary y, with random signs that belong to the pair. Where something moves all of these log-probabilities at
-    rates :math:`\ell_{ty}`, the expected square of the sum's rate is :math:`\sum_{ty} p_{ty} \ell_{ty}^2`, the Fisher
-    information: twice what KL(p ‖ moved p) grows by with the square of the way (Hutchinson 1989 for the estimator).
+    vocabulary y, with random signs :math:`\sigma` (``tokens``) and :math:`\rho` (``words``). Where something moves all
+    of these log-probabilities at rates :math:`\ell_{ty}`, the expected square of the sum's rate is
+    :math:`\sum_{ty} p_{ty} \ell_{ty}^2`, the Fisher information: twice what KL(p ‖ moved p) grows by with the square of
+    the way (Hutchinson 1989 for the estimator).
     """
-    runs = len(logits) // (2 * rows.size)
-    tokens, words = rows.signs(logits.shape[-1])
-    p = logits.softmax(-1)
-    pull = p.sqrt().mul_(words.repeat(2 * runs, 1)[:, None]).mul_(tokens.repeat(runs, 1)[..., None])
-    return pull.sub_(p.mul_(pull.sum(-1, keepdim=True)))
+    pull = p.sqrt().mul_(words[:, None]).mul_(tokens[..., None])
+    return pull.sub_(p * pull.sum(-1, keepdim=True))

@@ -1,24 +1,22 @@
 """Ways to run a micro-batch of pairs so that every hook point meets its difference and its gradient.
 
-Each takes the same arguments and calls ``receive(objective, point, layer, part, difference, gradient)`` for every
-hook point and part of the tokens, after which difference and gradient are freed. The gradient is the trait metric's;
-where ``resid_post`` is asked for, a gradient of drift comes first (:func:`star_tl.attribution.forward.drift_probe`),
-from the same forward pass. Parameters get no gradient: the graph is rooted at the first hook point. They return the
-trait metric of the corrupted and of the clean run, ``[2 pair]``.
+Each takes the same arguments and calls ``receive(point, layer, part, difference, gradient)`` for every hook point and
+part of the tokens, after which difference and gradient are freed. Parameters get no gradient: the graph is rooted at
+the first hook point. They return the metric of the corrupted and of the clean run, ``[2 pair]``.
 
-``one_batch``       clean and corrupted rows in one forward and one backward pass
-``two_passes``      the clean rows forward without a graph, then the corrupted rows: a backward pass of half
-                    the rows, less work wherever a pass is bound by arithmetic
-``by_hand``         clean and corrupted rows in one forward pass, the gradient of the corrupted ones by formulas: the
-                    fewest operators, for models that :mod:`star_tl.models.fast.forward` knows, and without rules
-``layer_by_layer``  the residual stream of every layer is kept, and each layer is run again with a graph of its
-                    own: memory of one layer's graph, for prompts that fit in no other way
+``one_batch``        clean and corrupted rows in one forward and one backward pass
+``two_passes``       the clean rows forward without a graph, then the corrupted rows: a backward pass of half
+                     the rows, less work wherever a pass is bound by arithmetic
+``manual_backward``  clean and corrupted rows in one forward pass, the gradient of the corrupted ones by formulas: the
+                     fewest operators, for models that :mod:`star_tl.models.fast.forward` knows, and without rules
+``layer_by_layer``   the residual stream of every layer is kept, and each layer is run again with a graph of its
+                     own: memory of one layer's graph, for prompts that fit in no other way
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -26,17 +24,33 @@ from jaxtyping import Float
 from torch import Tensor
 
 from star_tl.attribution.forward import BlockAlone, block_by_block, last_residual, predicting
-from star_tl.attribution.objective import drift_probe, metrics_of, run_metrics
 from star_tl.attribution.rows import PairBatch, Part
 from star_tl.locus import NamedHook, hook_name
 from star_tl.models.backend import Model, attached, unembed
-from star_tl.models.fast.backward import LeanGradient
-from star_tl.models.fast.forward import LeanForward
+from star_tl.models.fast.backward import LlamaGradient
+from star_tl.models.fast.forward import llama_forward
 from star_tl.models.lens import HookedTransformer
 
-Objective = Literal["drift", "metric"]
-Receive = Callable[[Objective, str, int, Part, Tensor, Tensor], None]
+Receive = Callable[[str, int, Part, Tensor, Tensor], None]
 BOTH = slice(None)
+
+
+@dataclass
+class Roots:
+    """Where the graph of a pass begins: at the first activation of each part of the tokens."""
+
+    of: dict[Part, Tensor] = field(default_factory=dict)
+
+    def begin(self, activation: Tensor, part: Part) -> Tensor:
+        """The activation as a root, where its part has none yet; all others pass."""
+        if part in self.of:
+            return activation
+        self.of[part] = activation.detach().requires_grad_()
+        return self.of[part]
+
+    def gradients(self, metrics: Float[Tensor, "run pair"]) -> tuple[Tensor, ...]:
+        """The roots' gradients of the metrics' sum; on the way the hooks hear of all others."""
+        return torch.autograd.grad(metrics.sum(), list(self.of.values()))
 
 
 def one_batch(
@@ -47,23 +61,24 @@ def one_batch(
     rules: Sequence[NamedHook] = (),
 ) -> Float[Tensor, "run pair"]:
     """See the module's docstring."""
-    roots: dict[Part, Tensor] = {}
-    now: list[Objective] = []
+    roots = Roots()
 
     def watch(part: Part, point: str, layer: int) -> NamedHook:
         def hook(activation: Tensor, hook: object) -> Tensor:
-            activation = _rooted(activation, part, roots)
+            activation = roots.begin(activation, part)
             half = len(activation) // 2
             corrupted, clean = activation.detach().split(half)
             difference = rows.difference(part, corrupted, clean)
-            activation.register_hook(lambda g: receive(now[0], point, layer, part, difference, g[:half]))
+            activation.register_hook(lambda g: receive(point, layer, part, difference, g[:half]))
             return activation
 
         return hook_name(point, layer), hook
 
     with torch.enable_grad():
         residual = last_residual(model, rows, BOTH, lambda part: [*rules, *_everywhere(model, points, part, watch)])
-        return _backward(_logits(residual, model, rules), rows, points, list(roots.values()), now)[0]
+        metrics = rows.metrics(_logits(residual, model, rules))
+        roots.gradients(metrics[0])
+    return metrics.detach()
 
 
 def two_passes(
@@ -75,8 +90,7 @@ def two_passes(
 ) -> Float[Tensor, "run pair"]:
     """See the module's docstring."""
     clean: dict[tuple[Part, str], Tensor] = {}
-    roots: dict[Part, Tensor] = {}
-    now: list[Objective] = []
+    roots = Roots()
 
     def keep(part: Part, point: str, layer: int) -> NamedHook:
         name = hook_name(point, layer)
@@ -86,9 +100,9 @@ def two_passes(
         name = hook_name(point, layer)
 
         def hook(activation: Tensor, hook: object) -> Tensor:
-            activation = _rooted(activation, part, roots)
+            activation = roots.begin(activation, part)
             difference = rows.difference(part, activation.detach(), clean.pop((part, name)))
-            activation.register_hook(lambda g: receive(now[0], point, layer, part, difference, g))
+            activation.register_hook(lambda g: receive(point, layer, part, difference, g))
             return activation
 
         return name, hook
@@ -99,25 +113,27 @@ def two_passes(
         residual = last_residual(
             model, rows, clean_rows, lambda part: [*rules, *_everywhere(model, points, part, keep)]
         )
-        clean_metric = run_metrics(residual, model, rows)
+        clean_metric = rows.metrics(unembed(model, residual))
     with torch.enable_grad():
         residual = last_residual(
             model, rows, corrupted_rows, lambda part: [*rules, *_everywhere(model, points, part, watch)]
         )
-        metric, _ = _backward(_logits(residual, model, rules), rows, points, list(roots.values()), now)
-    return torch.cat([metric, clean_metric])
+        metric = rows.metrics(_logits(residual, model, rules))
+        roots.gradients(metric)
+    return torch.cat([metric.detach(), clean_metric])
 
 
-def by_hand(
+def manual_backward(
     model: HookedTransformer, rows: PairBatch, points: Sequence[str], receive: Receive
 ) -> Float[Tensor, "run pair"]:
     """See the module's docstring."""
     half, (tokens, positions, seen) = rows.size, rows.whole(BOTH)
-    lean = LeanForward(model)
-    cos, sin = (t[positions][:, :, None] for t in lean.rotation(int(positions.max()) + 1, tokens.device))
+    llama = llama_forward(model)
+    assert llama is not None
+    cos, sin = (t[positions][:, :, None] for t in llama.rotation(int(positions.max()) + 1, tokens.device))
     # No gradient reaches the last layer before the columns that predict replies, but they may have counterparts there.
     first = int(rows.gather[:, rows.prompts.shape[1] - 1 :].min())
-    layers = LeanGradient(lean, (cos, sin), seen, half, first)
+    layers = LlamaGradient(llama, (cos, sin), seen, half, first)
     differences: dict[tuple[str, int], Tensor] = {}
 
     def whole(late: Tensor) -> Tensor:
@@ -130,24 +146,17 @@ def by_hand(
 
     def score(point: str, layer: int, gradient: Tensor) -> None:
         if point in points:
-            receive("metric", point, layer, "whole", differences.pop((point, layer)), whole(gradient))
-
-    def price(layer: int, gradient: Tensor) -> None:
-        receive("drift", "resid_post", layer, "whole", differences["resid_post", layer], whole(gradient))
+            receive(point, layer, "whole", differences.pop((point, layer)), whole(gradient))
 
     corrupted, clean = layers.forward(F.embedding(tokens, model.embed.W_E), compare).split(half)
     with torch.no_grad():
-        clean_metric = run_metrics(predicting(clean, rows), model, rows)
+        clean_metric = rows.metrics(unembed(model, predicting(clean, rows)))
     with torch.enable_grad():
         corrupted = corrupted.detach().requires_grad_()
-        logits = unembed(model, predicting(corrupted, rows))
-        metric, gradients = _backward(logits, rows, points, [corrupted], [])
-    if "drift" in gradients:  # of which only what follows from the last prompt token is wanted
-        drift = gradients["drift"][:, rows.prompts.shape[1] - 1 - tokens.shape[1] :]
-        layers.backward(gradients["metric"], score, drift, price)
-    else:
-        layers.backward(gradients["metric"], score)
-    return torch.cat([metric, clean_metric])
+        metric = rows.metrics(unembed(model, predicting(corrupted, rows)))
+        (gradient,) = torch.autograd.grad(metric.sum(), corrupted)
+    layers.backward(gradient, score)
+    return torch.cat([metric.detach(), clean_metric])
 
 
 def layer_by_layer(
@@ -160,20 +169,18 @@ def layer_by_layer(
     """See the module's docstring."""
     with torch.no_grad():
         residual, clean = block_by_block(model, rows, slice(rows.size, None))
-        clean_metric = run_metrics(residual, model, rows)
+        clean_metric = rows.metrics(unembed(model, residual))
     residual, corrupted = block_by_block(model, rows, slice(rows.size))
     with torch.enable_grad():
         residual.requires_grad_()
-        metric, found = _backward(_logits(residual, model, rules), rows, points, [residual], [])
-    gradients: dict[Objective, dict[Part, Tensor]] = {}
-    for objective, gradient in found.items():
-        # The first column of the residual is the prompt's last token, before either reply.
-        last = gradient[:, 0].view(2, rows.size, -1).sum(0)
-        prompt_gradient = F.pad(last[:, None], (0, 0, rows.prompts.shape[1] - 1, 0))
-        gradients[objective] = {"prompts": prompt_gradient, "replies": gradient[:, 1:]}
+        metric = rows.metrics(_logits(residual, model, rules))
+        (gradient,) = torch.autograd.grad(metric.sum(), residual)
+    # The first column of the residual is the prompt's last token, before either reply.
+    last = gradient[:, 0].view(2, rows.size, -1).sum(0)
+    leaving = F.pad(last[:, None], (0, 0, rows.prompts.shape[1] - 1, 0)), gradient[:, 1:]
     for layer in reversed(range(model.cfg.n_layers)):
-        gradients = _through_layer(rows, points, receive, rules, layer, corrupted.pop(), clean.pop(), gradients)
-    return torch.cat([metric, clean_metric])
+        leaving = _through_layer(rows, points, receive, rules, layer, corrupted.pop(), clean.pop(), leaving)
+    return torch.cat([metric.detach(), clean_metric])
 
 
 def _through_layer(
@@ -184,10 +191,10 @@ def _through_layer(
     layer: int,
     corrupted: BlockAlone,
     clean: BlockAlone,
-    gradients: dict[Objective, dict[Part, Tensor]],
-) -> dict[Objective, dict[Part, Tensor]]:
+    leaving: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """The gradients of what enters a layer, of prompts and of replies, from those of what leaves it."""
     kept: dict[tuple[Part, str], Tensor] = {}
-    now: list[Objective] = []
 
     def keep(part: Part) -> list[NamedHook]:
         return [
@@ -202,7 +209,7 @@ def _through_layer(
         def at(point: str) -> NamedHook:
             def hook(activation: Tensor, hook: object) -> Tensor:
                 difference = rows.difference(part, activation.detach(), kept.pop((part, point)))
-                activation.register_hook(lambda g: receive(now[0], point, layer, part, difference, g))
+                activation.register_hook(lambda g: receive(point, layer, part, difference, g))
                 return activation
 
             return hook_name(point, layer), hook
@@ -217,13 +224,9 @@ def _through_layer(
         prompt, reply = (t.view_as(t) for t in leaves)
         out = corrupted.through(prompt, reply, watch)
         used = 2 if reply.shape[1] else 1
-        entering: dict[Objective, dict[Part, Tensor]] = {}
-        for objective, leaving in gradients.items():
-            now[:] = [objective]
-            given = [leaving[part].to(t.device) for part, t in zip(("prompts", "replies"), out, strict=True)]
-            found = torch.autograd.grad(out[:used], leaves[:used], given[:used], retain_graph=objective == "drift")
-            entering[objective] = {"prompts": found[0], "replies": found[1] if used == 2 else leaving["replies"]}
-    return entering
+        given = [g.to(t.device) for g, t in zip(leaving, out, strict=True)]
+        entering = torch.autograd.grad(out[:used], leaves[:used], given[:used])
+    return entering[0], entering[1] if used == 2 else leaving[1]
 
 
 def along_path(
@@ -240,8 +243,7 @@ def along_path(
     """
     steps = len(fractions)
     differences: dict[tuple[Part, str], Tensor] = {}
-    roots: dict[Part, Tensor] = {}
-    now: list[Objective] = []
+    roots = Roots()
     shares, weights = torch.tensor(fractions, device=model.cfg.device).unbind(1)
     start = hook_name("resid_pre", 0)
     wanted = tuple(dict.fromkeys(("resid_pre", *points)))
@@ -258,7 +260,7 @@ def along_path(
         def hook(activation: Tensor, hook: object) -> Tensor:
             way = differences[part, start]
             step = way.repeat(steps, 1, 1) * shares.repeat_interleave(len(way))[:, None, None]
-            return _rooted(activation + step.to(activation.dtype), part, roots)
+            return roots.begin(activation + step.to(activation.dtype), part)
 
         return start, hook
 
@@ -269,9 +271,7 @@ def along_path(
             def average(g: Tensor) -> None:
                 wide = g.view(steps, -1, *g.shape[1:]).to(torch.promote_types(g.dtype, torch.float32))
                 mean = torch.einsum("s,sr...->r...", weights.to(wide), wide)
-                receive(now[0], point, layer, part, differences[part, name], mean)
-                if now[0] == "metric":
-                    del differences[part, name]
+                receive(point, layer, part, differences.pop((part, name)), mean)
 
             activation.register_hook(average)
             return activation
@@ -280,7 +280,7 @@ def along_path(
 
     with torch.no_grad():
         residual = last_residual(model, rows, BOTH, lambda part: _everywhere(model, wanted, part, keep))
-        metrics = run_metrics(residual, model, rows)
+        metrics = rows.metrics(unembed(model, residual))
     with torch.enable_grad():
         residual = last_residual(
             model,
@@ -289,13 +289,8 @@ def along_path(
             lambda part: [depart(part), *_everywhere(model, points, part, watch)],
             copies=steps,
         )
-        _backward(unembed(model, residual), rows, points, list(roots.values()), now, steps)
+        roots.gradients(rows.metrics(unembed(model, residual)))
     return metrics
-
-
-def _objectives(points: Sequence[str]) -> tuple[Objective, ...]:
-    """Whose gradients a pass gives, in this order."""
-    return ("drift", "metric") if "resid_post" in points else ("metric",)
 
 
 def _logits(residual: Tensor, model: Model, rules: Sequence[NamedHook]) -> Tensor:
@@ -303,38 +298,6 @@ def _logits(residual: Tensor, model: Model, rules: Sequence[NamedHook]) -> Tenso
         return unembed(model, residual)
     with attached(model, rules):
         return unembed(model, residual)
-
-
-def _backward(
-    logits: Float[Tensor, "row reply vocab"],
-    rows: PairBatch,
-    points: Sequence[str],
-    roots: list[Tensor],
-    now: list[Objective],
-    corrupted_runs: int = 1,
-) -> tuple[Float[Tensor, "run pair"], dict[Objective, Tensor]]:
-    """The metrics, and from each objective on the corrupted runs, the first, the gradient of the first root.
-
-    ``now`` tells the hooks on the way whose gradient passes.
-    """
-    metrics, found = metrics_of(logits, rows), {}
-    for objective in _objectives(points):
-        now[:] = [objective]
-        if objective == "drift":
-            corrupted = logits[: 2 * rows.size * corrupted_runs]
-            pull = drift_probe(corrupted.detach(), rows)
-            found[objective] = torch.autograd.grad(corrupted, roots, pull, retain_graph=True)[0]
-        else:
-            found[objective] = torch.autograd.grad(metrics[:corrupted_runs].sum(), roots)[0]
-    return metrics.detach(), found
-
-
-def _rooted(activation: Tensor, part: Part, roots: dict[Part, Tensor]) -> Tensor:
-    """The first activation of each part becomes a root of the graph; all others pass."""
-    if part in roots:
-        return activation
-    roots[part] = activation.detach().requires_grad_()
-    return roots[part]
 
 
 def _everywhere(

@@ -15,7 +15,6 @@ conserved from layer to layer where there are no biases: :func:`conservation` te
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,24 +33,16 @@ from transformer_lens.model_bridge.generalized_components.base import Generalize
 
 from star_tl.attribution.atp import one_gradient, score_pairs
 from star_tl.attribution.map import AttributionMap
-from star_tl.data.pairs import Pairs
+from star_tl.attribution.request import Estimator, Request
 from star_tl.errors import StarError
-from star_tl.locus import POINTS, NamedHook
+from star_tl.locus import NamedHook
 from star_tl.models.backend import Model, attached
 from star_tl.models.lens import TransformerBridge
 
 
-def attribute_relp(
-    model: Model,
-    pairs: Pairs,
-    points: Sequence[str] = POINTS,
-    mode: str = "auto",
-    batch_size: int | None = None,
-    progress: bool = True,
-    alignment: str = "spans",
-) -> AttributionMap:
+def attribute_relp(request: Request, mode: str = "auto") -> AttributionMap:
     """Scores of every pair at every hook point; see :func:`star_tl.attribute`."""
-    return score_pairs(model, pairs, points, one_gradient(mode, rules(model)), batch_size, progress, alignment, "relp")
+    return score_pairs(request, one_gradient(mode, rules(request.model)), "relp")
 
 
 def rules(model: Model) -> list[NamedHook]:
@@ -172,3 +163,8 @@ def conservation(
         share = (activation * gradient).sum((1, 2)).to(logits.device) / logits
         relevance[layer] = share.mean().detach().cpu()
     return relevance
+
+
+ESTIMATOR = Estimator(
+    "relp", "RelP", "relevance propagation's rules instead of the plain gradient", ("mode",), attribute_relp
+)

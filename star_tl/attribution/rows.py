@@ -15,6 +15,8 @@ from torch import Tensor
 
 from star_tl.attribution.align import PreparedPair
 from star_tl.attribution.map import STRETCHES, AttributionMap
+from star_tl.attribution.objective import Metric, Replies, pairs_own
+from star_tl.attribution.request import Request
 from star_tl.data.chat import SPANS, Span, span_named
 from star_tl.errors import StarError
 from star_tl.locus import COMPONENTS
@@ -31,7 +33,8 @@ WINDOW = 24  # prompt positions, from the end, for which it is kept one by one
 @dataclass(frozen=True)
 class PairBatch:
     """Rows of some pairs: prompts ``[corrupted, clean] × pairs``, padded on the left, and replies
-    ``[positive, negative] × pairs``, padded on the right, each of which follows both of its prompts.
+    ``[positive, negative] × pairs``, padded on the right, each of which follows both of its prompts. ``steered`` are
+    the prompts that a vector goes into, without an instruction.
 
     ``gather`` is the clean column that corresponds to each corrupted one, where ``aligned``, over the columns of
     a whole row: the prompt, the positive and the negative reply, each reply without its last token, from which
@@ -45,13 +48,21 @@ class PairBatch:
     gather: Int[Tensor, "pair column"]
     aligned: Bool[Tensor, "pair column"]
     within: Float[Tensor, "pair stretch column"]
+    steered: Int[Tensor, "pair steered"]
+    steered_mask: Bool[Tensor, "pair steered"]
     single_token: Bool[Tensor, " pair"]
     seeds: tuple[int, ...]
+    metric: Metric
 
     @property
     def size(self) -> int:
         """Number of pairs."""
         return len(self.gather)
+
+    def metrics(self, logits: Float[Tensor, "row reply vocab"]) -> Float[Tensor, "run pair"]:
+        """The metric of every pair in each run; rows are ``[run, positive | negative, pair]``."""
+        replies = Replies(self.replies, self.reply_mask, self.single_token)
+        return torch.stack([self.metric(run, replies) for run in logits.split(2 * self.size)])
 
     def spread(self, prompt_rows: int) -> Int[Tensor, " row"]:
         """For rows ``[run, positive | negative, pair]`` the prompt row ``[run, pair]`` of each."""
@@ -91,20 +102,24 @@ class PairBatch:
         own, positive, negative = values.split([prompt, reply, reply], -1)
         return own, positive, negative
 
-    def signs(self, vocabulary: int) -> tuple[Float[Tensor, "2*pair reply"], Float[Tensor, "pair vocab"]]:
-        """Random signs for the tokens of both replies, 0 at padding, and for the vocabulary; a pair's are always the
-        same.
+    def signs(
+        self, vocabulary: int, draws: int, seed: int
+    ) -> tuple[Float[Tensor, "draw 2*pair reply"], Float[Tensor, "draw pair vocab"]]:
+        """Random signs for the tokens of both replies, 0 at padding, and for the vocabulary; of one seed a pair's are
+        always the same.
         """
         lengths = self.reply_mask.sum(1).tolist()
-        tokens, words = torch.zeros(self.reply_mask.shape), torch.empty(self.size, vocabulary)
-        for i, seed in enumerate(self.seeds):
-            chance = torch.Generator().manual_seed(seed)
-            words[i] = torch.randint(2, (vocabulary,), generator=chance)
-            for row in (i, i + self.size):
-                tokens[row, : lengths[row]] = 2.0 * torch.randint(2, (lengths[row],), generator=chance) - 1
-            # Both replies' first tokens follow the same prompt: pulled twice they would cancel or double at random.
-            tokens[i, 0] *= 2**0.5
-            tokens[i + self.size, 0] = 0
+        tokens, words = torch.zeros(draws, *self.reply_mask.shape), torch.empty(draws, self.size, vocabulary)
+        for i, own in enumerate(self.seeds):
+            chance = torch.Generator().manual_seed((own + seed) % 2**63)
+            for draw in range(draws):
+                words[draw, i] = torch.randint(2, (vocabulary,), generator=chance)
+                for row in (i, i + self.size):
+                    drawn = torch.randint(2, (lengths[row],), generator=chance)
+                    tokens[draw, row, : lengths[row]] = 2.0 * drawn - 1
+        # Both replies' first tokens follow the same prompt: pulled twice they would cancel or double at random.
+        tokens[:, : self.size, 0] *= 2**0.5
+        tokens[:, self.size :, 0] = 0
         return tokens.to(self.replies.device), (2 * words - 1).to(self.replies.device)
 
     def along(self, part: Part, gradient: Float[Tensor, "half position ..."]) -> Float[Tensor, "stretch ..."]:
@@ -121,7 +136,13 @@ class PairBatch:
 
         A prompt is followed by both of its replies, which do not see one another.
         """
-        tokens, mask = self.prompts[prompts], self.prompt_mask[prompts]
+        return self._followed(self.prompts[prompts], self.prompt_mask[prompts])
+
+    def whole_steered(self) -> tuple[Tensor, Tensor, Tensor]:
+        """As :meth:`whole`, of the prompts that a vector goes into."""
+        return self._followed(self.steered, self.steered_mask)
+
+    def _followed(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         runs, end, reply = len(tokens) // self.size, tokens.shape[1], self.replies.shape[1] - 1
         positive, negative = (t[:, :reply].repeat(runs, 1) for t in self.replies.split(self.size))
         lengths = mask.sum(1, keepdim=True)
@@ -134,13 +155,15 @@ class PairBatch:
         return torch.cat([tokens, positive, negative], 1), positions, seen | torch.eye(len(columns)).bool().to(seen)
 
 
-def pair_batch(model: Model, chunk: Sequence[PreparedPair]) -> PairBatch:
+def pair_batch(model: Model, chunk: Sequence[PreparedPair], metric: Metric = pairs_own) -> PairBatch:
     """The rows of some pairs on the model's device.
 
     Raises:
         StarError: a prompt with its reply is longer than the model's context.
     """
-    longest = max(max(len(p.clean), len(p.corrupted)) + max(len(p.positive), len(p.negative)) for p in chunk)
+    longest = max(
+        max(len(p.clean), len(p.corrupted), len(p.steered)) + max(len(p.positive), len(p.negative)) for p in chunk
+    )
     if longest > model.cfg.n_ctx:
         raise StarError(
             f"A prompt with its reply has {longest} tokens and the model's context is {model.cfg.n_ctx}: shorten it."
@@ -148,6 +171,7 @@ def pair_batch(model: Model, chunk: Sequence[PreparedPair]) -> PairBatch:
     prompts, prompt_mask = _padded(
         [p.corrupted.ids for p in chunk] + [p.clean.ids for p in chunk], pad_id(model), left=True
     )
+    steered, steered_mask = _padded([p.steered.ids for p in chunk], pad_id(model), left=True)
     replies, reply_mask = _padded([p.positive for p in chunk] + [p.negative for p in chunk], pad_id(model), left=False)
     end = prompts.shape[1]
     gather = torch.arange(end + 2 * (replies.shape[1] - 1)).repeat(len(chunk), 1)
@@ -163,10 +187,13 @@ def pair_batch(model: Model, chunk: Sequence[PreparedPair]) -> PairBatch:
             if (span := span_named(p.corrupted, name)) is not None:
                 within[row, k, start + span.start : start + span.end] = 1
     single = torch.tensor([p.pair.metric == "logit" for p in chunk])
-    tensors = (prompts, prompt_mask, replies, reply_mask, gather, aligned, within, single)
-    said = (repr((p.corrupted.ids, p.positive, p.negative)).encode() for p in chunk)
+    tensors = (
+        *(prompts, prompt_mask, replies, reply_mask),
+        *(gather, aligned, within, steered, steered_mask, single),
+    )
+    said = (repr((p.steered.ids, p.positive, p.negative)).encode() for p in chunk)
     seeds = tuple(int.from_bytes(hashlib.sha256(text).digest()[:7], "little") for text in said)
-    return PairBatch(*(t.to(model.cfg.device) for t in tensors), seeds=seeds)
+    return PairBatch(*(t.to(model.cfg.device) for t in tensors), seeds=seeds, metric=metric)
 
 
 def _padded(rows: Sequence[Sequence[int]], pad: int, left: bool) -> tuple[Tensor, Tensor]:
@@ -235,18 +262,20 @@ class Axis:
 
 
 def empty_map(
-    model: Model, trait: str, prepared: Sequence[PreparedPair], axis: Axis, points: Sequence[str], method: str
+    model: Model, prepared: Sequence[PreparedPair], axis: Axis, request: Request, method: str
 ) -> AttributionMap:
-    """A map of zeros to be filled, with NaN at the hook points that are not among ``points``: unknown, not zero."""
+    """A map of zeros to be filled, with NaN at the hook points that were not asked for: unknown, not zero."""
     from star_tl.models.load import fingerprint
 
     n, layers, heads = len(prepared), model.cfg.n_layers, model.cfg.n_heads
+    points, width = request.points, model.cfg.d_model if "resid_post" in request.points else 0
     components = torch.tensor([0.0 if c in points else torch.nan for c in COMPONENTS])
-    z, post = (0.0 if p in points else torch.nan for p in ("z", "resid_post"))
+    z = 0.0 if "z" in points else torch.nan
     named = [axis.labels(model, p) for p in prepared]
     return AttributionMap(
-        trait=trait,
+        trait=request.pairs.trait.name,
         method=method,
+        metric=request.metric_name,
         model=str(model.cfg.model_name),
         fingerprint=fingerprint(model),
         scores=components[:, None, None].repeat(n, 1, layers, axis.width),
@@ -255,13 +284,18 @@ def empty_map(
         head_steering=torch.full((layers, heads, axis.window), z),
         span_steering=components[:, None, None].repeat(1, layers, len(STRETCHES)),
         head_span_steering=torch.full((layers, heads, len(STRETCHES)), z),
-        effects=torch.full((n, layers), post),
-        costs=torch.full((n, layers), post),
+        differences=torch.zeros(layers, width),
+        gradients=torch.zeros(n, layers, width),
+        drift_gradients=torch.zeros(n, request.draws, layers, width, dtype=torch.bfloat16),
+        position_effects=torch.zeros(n, layers, axis.window if width else 0),
+        controls=torch.zeros(len(request.controls), layers, width),
         metric_corrupted=torch.zeros(n),
         metric_clean=torch.zeros(n),
         prompt_end=axis.end,
         tokens=tuple(tuple(t) for t, _ in named),
         spans=tuple(tuple(s) for _, s in named),
         unaligned=torch.tensor([p.unaligned for p in prepared]),
+        equal_tokens=torch.tensor([p.equal_tokens for p in prepared]),
         pair_ids=tuple(p.pair.id for p in prepared),
+        control_names=tuple(c.trait.name for c in request.controls),
     )

@@ -1,8 +1,10 @@
-"""Sampling with hooks: batched, cached, and the same text for a row whatever it shares a batch with.
+"""Sampling with hooks: batched, cached, and in float32 the same text for a row whatever it shares a batch with.
 
 Randomness belongs to the row: one uniform number per step, drawn from a generator seeded by the
-seed and the prompt's tokens, picks the token by inverse transform. A row's text therefore depends
-on its prompt, its hooks and the seed, not on the batch, its order or its size.
+seed and the prompt's tokens, picks the token by inverse transform. In float32 and float64 a row's text
+therefore depends on its prompt, its hooks and the seed, not on the batch, its order or its size. In
+bfloat16 and float16 products round otherwise in a batch of another size, which is enough to change a token
+now and then, greedy ones too: there only the same batches give the same texts.
 """
 
 from __future__ import annotations
@@ -21,15 +23,16 @@ from typing_extensions import Unpack
 
 from star_tl.data.chat import Prompt, as_prompts, render, stop_ids
 from star_tl.errors import StarError
-from star_tl.generation.decoding import LlamaPass, Pass, begin
+from star_tl.generation.decoding import Pass, begin
 from star_tl.generation.settings import Sampling, SamplingOptions, settled
 from star_tl.locus import NamedHook
 from star_tl.models.backend import Model
 from star_tl.models.batch import make_batch
+from star_tl.models.fast.decode import LlamaPass
 from star_tl.models.lens import get_device_for_block_index
+from star_tl.models.position import acts_on, reach
 from star_tl.models.size import free_memory
 from star_tl.steering.condition import Condition
-from star_tl.steering.hooks import Clock, Injection
 
 CACHE_SHARE = 0.25  # of the free memory: the most that the KV cache of a batch takes
 
@@ -86,13 +89,14 @@ def generate(
         prompts: texts or chats, in any of the forms that :func:`star_tl.data.chat.as_prompts` reads.
         hooks: ``[(name, fn)]``, e.g. ``vector.hooks(strength=1.0)``; active during prompt and reply.
         condition: in place of hooks, a :class:`star_tl.Condition`: vector, strength, positions, instruction and seed.
-        seed: the same seed gives the same text for the same prompt and hooks. Default: the condition's, or 0.
+        seed: the same seed gives the same text for the same prompt and hooks; in bfloat16 and float16 in the same
+            batch. Default: the condition's, or 0.
         sampling: how to sample, a :class:`star_tl.Sampling`, or its fields by name (``max_new_tokens=60``).
         progress: show a progress bar.
 
     Raises:
-        StarError: no prompts, an empty one, one that leaves no room for a reply, an argument out of range, or two
-            arguments that say the same.
+        StarError: no prompts, an empty one, one that leaves no room for a reply, an argument out of range, two
+            arguments that say the same, or logits that are NaN or infinite where nothing was steered.
     """
     settings, prompts = settled(sampling, options), as_prompts(prompts)
     hooks, asked, seed = _meant(model, prompts, hooks, condition, seed)
@@ -204,6 +208,7 @@ def render_prompts(model: Model, prompts: Sequence[Prompt], max_new_tokens: int)
     return rendered
 
 
+@torch.inference_mode(False)  # the text may be gone on with outside of where it was begun
 @torch.no_grad()
 def _written(
     model: Model,
@@ -256,6 +261,8 @@ def _written(
             if ended[i] is not None:
                 continue
             if not whole:
+                if not acts_on(hooks, i):
+                    raise StarError(_broken(model))
                 ended[i] = "broken"
             elif token in stops:
                 ended[i] = "turn"
@@ -285,6 +292,15 @@ def _written(
         yield so_far()
 
 
+def _broken(model: Model) -> str:
+    dtype = model.cfg.dtype
+    wider = "" if dtype == torch.float64 else f"dtype={'float64' if dtype == torch.float32 else 'float32'!r}, or "
+    return (
+        "The model's logits are NaN or infinite where nothing was steered: load it with "
+        f"{wider}weights that hold only finite numbers."
+    )
+
+
 def _read_prompts(
     model: Model, prompts: list[tuple[int, ...]], hooks: Sequence[NamedHook], options: Sampling
 ) -> tuple[Pass, Float[Tensor, "row vocab"]]:
@@ -295,32 +311,19 @@ def _read_prompts(
     end = max(len(ids) for ids in prompts)
     room = end + options.max_new_tokens
     unique = sorted(set(prompts), key=prompts.index)
-    reach = _reach(hooks)
-    own = max(1, reach) if reach is not None else end
+    touched = reach(hooks)
+    own = max(1, touched) if touched is not None else end
     whole = make_batch(model, prompts)
-    if len(unique) == len(prompts) or own >= min(len(ids) for ids in prompts):
-        batch = begin(model, hooks, whole.mask, end, room)
-        return batch, batch(whole.tokens)
     batch = begin(model, hooks, whole.mask, end, room)
-    if not isinstance(batch, LlamaPass):
+    alone = len(unique) == len(prompts) or own >= min(len(ids) for ids in prompts)
+    if alone or not isinstance(batch, LlamaPass):
         return batch, batch(whole.tokens)
     once = make_batch(model, unique)
-    shared = LlamaPass(batch.model, {}, (~once.mask).sum(1), end, end - own)
-    shared(once.tokens[:, : end - own])
+    shared = begin(model, (), once.mask, end, end - own)
+    assert isinstance(shared, LlamaPass)
+    shared.residual(once.tokens[:, : end - own])
     batch.go_on_from(shared, torch.tensor([unique.index(ids) for ids in prompts], device=once.tokens.device))
     return batch, batch(whole.tokens[:, end - own :])
-
-
-def _reach(hooks: Sequence[NamedHook]) -> int | None:
-    """How many of a prompt's last tokens the hooks may touch; None where that is not known."""
-    reach = 0
-    for _, function in hooks:
-        if isinstance(function, Clock) and function.prompt_length is None:
-            continue
-        if not isinstance(function, Injection) or function.schedule.reach is None or function.clock.prompt_length:
-            return None
-        reach = max(reach, function.schedule.reach)
-    return reach
 
 
 def _penalised(logits: Float[Tensor, "row vocab"], seen: Tensor, penalty: float) -> Float[Tensor, "row vocab"]:

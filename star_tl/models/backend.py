@@ -6,8 +6,10 @@ several devices, what goes in and comes out here lies on the first; only hooks s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from threading import RLock
+from weakref import WeakKeyDictionary
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -25,11 +27,34 @@ Model = HookedTransformer | TransformerBridge
 Cache = TransformerLensKeyValueCache | bridge.Cache
 
 
-def attached(model: Model, hooks: Sequence[NamedHook]) -> AbstractContextManager[object]:
-    """Forward hooks for the time of the context."""
-    if isinstance(model, TransformerBridge):
-        return bridge.attached(model, hooks)
-    return model.hooks(fwd_hooks=list(hooks))
+_TURNS: WeakKeyDictionary[Model, RLock] = WeakKeyDictionary()
+
+
+def turn(model: Model) -> RLock:
+    """A lock for the time in which a thread runs the model's own forward: hooks are on the model, for all threads."""
+    return _TURNS.setdefault(model, RLock())
+
+
+@contextmanager
+def attached(model: Model, hooks: Sequence[NamedHook]) -> Iterator[None]:
+    """Forward hooks for the time of the context, during which other threads wait for their turn."""
+    with turn(model):
+        if isinstance(model, TransformerBridge):
+            own = bridge.attached(model, hooks)
+        else:
+            _name_replaced(model)
+            own = model.hooks(fwd_hooks=list(hooks))
+        with own:
+            yield
+
+
+def _name_replaced(model: HookedTransformer) -> None:
+    """TransformerLens finds hook points by a list made once: a block that was put in later is not on it."""
+    for i, block in enumerate(model.blocks):
+        names = {"": block, ".attn": block.attn, ".mlp": getattr(block, "mlp", None)}
+        if any(model.mod_dict.get(f"blocks.{i}{name}") is not module for name, module in names.items()):
+            model.setup()
+            return
 
 
 def empty_cache(model: Model, rows: int) -> Cache:
@@ -57,7 +82,7 @@ def entries_taken(
     return [TransformerLensKeyValueCacheEntry(at(e.past_keys), at(e.past_values)) for e in entries]
 
 
-def read(
+def residual_stream(
     model: Model,
     tokens: Int[Tensor, "row position"],
     mask: Tensor,
@@ -73,23 +98,27 @@ def read(
         cache: from :func:`empty_cache` or :func:`taken`.
         layers: how many layers to run; default all.
     """
-    if isinstance(model, TransformerBridge):
-        assert not isinstance(cache, TransformerLensKeyValueCache)
-        return bridge.read(model, tokens, mask, cache, layers)
-    assert not isinstance(cache, bridge.Cache)
-    stop = model.cfg.n_layers if layers is None else layers
-    return model(tokens, attention_mask=mask.int(), past_kv_cache=cache, stop_at_layer=stop).to(model.cfg.device)
+    with turn(model):
+        if isinstance(model, TransformerBridge):
+            assert not isinstance(cache, TransformerLensKeyValueCache)
+            return bridge.residual_stream(model, tokens, mask, cache, layers)
+        assert not isinstance(cache, bridge.Cache)
+        stop = model.cfg.n_layers if layers is None else layers
+        return model(tokens, attention_mask=mask.int(), past_kv_cache=cache, stop_at_layer=stop).to(model.cfg.device)
 
 
 def unembed(model: Model, residual: Float[Tensor, "row position d"]) -> Float[Tensor, "row position vocab"]:
     """Logits of the last layer's residual stream as the model's own forward makes them, in float32 at least."""
-    if isinstance(model, TransformerBridge):
-        logits = bridge.unembed(model, residual)
-    else:
-        residual = residual.to(model.unembed.W_U.device)
-        logits = model.unembed(model.ln_final(residual)) if model.cfg.normalization_type else model.unembed(residual)
-        cap = model.cfg.output_logits_soft_cap
-        if cap > 0:
-            logits = cap * (logits / cap).tanh()
-        logits = logits.to(model.cfg.device)
+    with turn(model):
+        if isinstance(model, TransformerBridge):
+            logits = bridge.unembed(model, residual)
+        else:
+            residual = residual.to(model.unembed.W_U.device)
+            logits = (
+                model.unembed(model.ln_final(residual)) if model.cfg.normalization_type else model.unembed(residual)
+            )
+            cap = model.cfg.output_logits_soft_cap
+            if cap > 0:
+                logits = cap * (logits / cap).tanh()
+            logits = logits.to(model.cfg.device)
     return logits.float() if logits.dtype.itemsize < 8 else logits

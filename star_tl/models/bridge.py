@@ -135,7 +135,7 @@ def _checked(
     mask[1, :_PADDING] = 0
     cache = empty_cache(model, len(rows))
     for part in (slice(length // 2), slice(length // 2, length)):
-        last = read(model, rows[:, part], mask[:, part], cache)[:, -1:]
+        last = residual_stream(model, rows[:, part], mask[:, part], cache)[:, -1:]
     if not difference(unembed(model, last)[:, 0], expected[0, [length - 1, length - 1 - _PADDING]]) < close:
         return "with padding and a cache it computes something else"
     return None
@@ -267,14 +267,14 @@ def empty_cache(model: TransformerBridge, rows: int) -> Cache:
     return Cache(DynamicCache(), torch.zeros(rows, 0, dtype=torch.long, device=model.cfg.device))
 
 
-def read(
+def residual_stream(
     model: TransformerBridge,
     tokens: Int[Tensor, "row position"],
     mask: Int[Tensor, "row position"],
     cache: Cache | None = None,
     layers: int | None = None,
 ) -> Float[Tensor, "row position d"]:
-    """See :func:`star_tl.models.backend.read`."""
+    """See :func:`star_tl.models.backend.residual_stream`."""
     options: dict[str, Any] = {"attention_mask": mask.long(), "use_cache": cache is not None}
     if cache is not None:
         cache.mask = torch.cat([cache.mask, mask.long()], 1)

@@ -19,7 +19,7 @@ from torch import Tensor
 from star_tl.errors import StarError, nearest
 from star_tl.models.bridge import knows
 from star_tl.models.checkpoint import Checkpoint
-from star_tl.models.layout import relay
+from star_tl.models.layout import copy_free_layout
 from star_tl.models.lens import (
     HookedTransformer,
     HookedTransformerConfig,
@@ -77,7 +77,7 @@ def load_other(
             + ("load it with backend='bridge'." if knows(architecture) else remedy)
         ) from None
     _check_equal(model, hf.eval(), architecture)
-    return relay(model).to(device, print_details=False)
+    return copy_free_layout(model).to(device, print_details=False)
 
 
 def weights(model: HookedTransformer) -> Iterator[tuple[str, Tensor]]:

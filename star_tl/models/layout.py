@@ -37,12 +37,12 @@ _ORDER = {
 _NEIGHBOURS = (("W_Q", "W_K", "W_V"), ("W_Q", "_W_K", "_W_V"), ("W_gate", "W_in"))
 
 
-def relay(model: Model) -> Model:
+def copy_free_layout(model: Model) -> Model:
     """Lay the parameters of a HookedTransformer out copy-free, in place; returns the model.
 
     Works on any HookedTransformer: parameters without an entry above keep their layout. The
     parameters of one group of neighbours at a time are held twice while they are rewritten. Moving
-    the model to another device or dtype afterwards keeps it copy-free but parts neighbours: relay it again.
+    the model to another device or dtype afterwards keeps it copy-free but parts neighbours: call this again.
     """
     with torch.no_grad():
         for group in _groups(model):

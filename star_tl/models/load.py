@@ -25,7 +25,7 @@ from star_tl.models.gguf import GgufFile, is_gguf
 from star_tl.models.hooked import load_other
 from star_tl.models.hooked import weights as hooked_weights
 from star_tl.models.hub import HubModel, not_installed, smollm2
-from star_tl.models.layout import relay
+from star_tl.models.layout import copy_free_layout
 from star_tl.models.lens import (
     HAS_HOOKED_TRANSFORMER,
     HookedTransformer,
@@ -117,7 +117,7 @@ def load_model(
         raise StarError(f"first_n_layers is {first_n_layers}: use 1 to {size.layers}.")
     size = size.first(first_n_layers)
     if backend == "bridge":  # which never moves the residual stream
-        size = replace(size, ends=0)
+        size = replace(size, outside_when_spread=0)
     _check_spread(device, size)
     chosen = DTYPES[dtype] if dtype else torch.bfloat16 if size.parameters > 1e9 else torch.float32
     check_memory(called, size, chosen, device, copies=1 if kind == LLAMA or backend == "bridge" else 2)
@@ -144,7 +144,7 @@ def _taken(
     model.cfg.tokenizer_prepends_bos = len(tokenizer.encode("")) > 0
     _check_numbers(model, model.cfg.model_name)
     if isinstance(model, HookedTransformer):
-        relay(model)
+        copy_free_layout(model)
     return model.requires_grad_(False).eval()
 
 
@@ -216,7 +216,7 @@ def _usable(device: str) -> str:
 
 def _check_spread(device: str, size: Size) -> None:
     devices = device.count(",") + 1
-    if devices > 1 and not size.ends:
+    if devices > 1 and not size.outside_when_spread:
         raise StarError("Only Llamas with backend='hooked' can be spread over several devices: name one device.")
     if devices > size.layers:
         raise StarError(f"{device} are more devices than the model's {size.layers} layers: name {size.layers} at most.")

@@ -63,15 +63,15 @@ SHAPES: dict[str, dict[str, Any]] = {
 class Size:
     """Numbers that a model holds: parameters outside of the layers and in each, and keys and values per token.
 
-    ``ends`` are those that of several devices the first and the last hold each, at most: the embedding and the
-    unembedding, which are two there also where they are one matrix; 0 for a model that is not spread.
+    ``outside_when_spread`` are those that of several devices the first and the last hold each, at most: the embedding
+    and the unembedding, which are two there also where they are one matrix; 0 for a model that is not spread.
     """
 
     outside: int
     per_layer: int
     layers: int
     cache_per_layer: int
-    ends: int = 0
+    outside_when_spread: int = 0
 
     def __post_init__(self) -> None:
         if min(self.per_layer, self.layers, self.cache_per_layer) < 1 or self.outside < 0:
@@ -88,7 +88,7 @@ class Size:
     @property
     def most_devices(self) -> int:
         """Over how many devices it can be spread."""
-        return self.layers if self.ends else 1
+        return self.layers if self.outside_when_spread else 1
 
     def first(self, layers: int | None) -> Size:
         """The same model with its first layers only."""
@@ -103,7 +103,8 @@ class Size:
             return [self]
         held = Counter(layer * devices // self.layers for layer in range(self.layers))
         return [
-            replace(self, outside=self.ends if i in (0, devices - 1) else 0, layers=held[i]) for i in range(devices)
+            replace(self, outside=self.outside_when_spread if i in (0, devices - 1) else 0, layers=held[i])
+            for i in range(devices)
         ]
 
     def fits(self, width: int, device: str) -> bool:
@@ -125,7 +126,7 @@ def llama_size(config: Mapping[str, Any]) -> Size:
         per_layer=d * d_head * (2 * heads + 2 * kv) + 3 * d * config["intermediate_size"] + 2 * d,
         layers=config["num_hidden_layers"],
         cache_per_layer=2 * kv * d_head,
-        ends=config["vocab_size"] * d + d if HAS_HOOKED_TRANSFORMER else 0,
+        outside_when_spread=config["vocab_size"] * d + d if HAS_HOOKED_TRANSFORMER else 0,
     )
 
 

@@ -1,14 +1,21 @@
 """From a vector to ``[(name, fn)]``: adding it at absolute token positions, with or without a cache.
 
 A hook function sees only the chunk of tokens of the current forward pass; with a KV cache that is one
-token per decode step, so that an index into the chunk means another token at every step. Here the
-absolute position of a chunk is read off the attention scores of the same pass, whose key axis is
-longer than its query axis by exactly the number of cached tokens. Positions that a prompt does not
-have are left out; what a padded batch has there is padding, which is masked.
+token per decode step, so that an index into the chunk means another token at every step. star_tl's own
+passes tell the hooks where they stand. In TransformerLens the absolute position of a chunk is read off the
+attention scores of the same pass, whose key axis is longer than its query axis by exactly the number of
+cached tokens. Positions that a prompt does not have are left out; what a padded batch has there is padding,
+which is masked.
+
+One list of hooks may serve several calls of star_tl at once, in several threads too. In TransformerLens it
+serves one text after another; two that are written token by token in turn need a list each, or ``prompt_length``,
+with which nothing is counted.
 """
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +26,7 @@ from torch import Tensor
 
 from star_tl.errors import StarError
 from star_tl.locus import Locus, NamedHook
+from star_tl.models.position import Position
 from star_tl.steering.positions import Schedule, schedule, whole_numbers
 
 Positions = str | Sequence[int] | None
@@ -71,45 +79,88 @@ def row_hooks(
     return hooks
 
 
-@dataclass
 class Clock:
-    """Where the current pass stands: its first column, and the column after the prompt's last."""
+    """Keeps count of positions for the :class:`Injection` beside it, where TransformerLens runs the hooks.
 
-    prompt_length: int | None = None
-    offset: int = 0
-    end: int = 0
-    keys: int = 0
+    It is hooked to attention scores ``[row head query key]``, whose shape tells the columns of the pass. Each thread
+    and each hook point, so each model too, has a count of its own, and a copy begins anew. What star_tl's own passes
+    read is never kept here: they hand their position to the injection (:meth:`Injection.follow`).
 
-    def __call__(self, scores: Tensor, hook: object) -> None:
-        self.tick(*scores.shape[-2:])
+    Raises:
+        StarError: when called in a pass that neither begins a text nor goes on with the last one, which is what two
+            texts written in turn look like: its position cannot be known.
+    """
 
-    def tick(self, queries: int, keys: int) -> None:
-        """A pass over the last ``queries`` of ``keys`` columns begins."""
-        self.offset = keys - queries
+    steady, reach = True, 0
+
+    def __init__(self, prompt_length: int | None = None) -> None:
+        self.prompt_length = prompt_length
+        self._own = threading.local()
+
+    def __reduce__(self) -> tuple[type[Clock], tuple[int | None]]:
+        return Clock, (self.prompt_length,)
+
+    @property
+    def now(self) -> Position:
+        """The position of this thread's current pass."""
+        return getattr(self._own, "now", None) or Position(0)
+
+    def __call__(self, scores: Float[Tensor, "row head query key"], hook: object) -> None:
+        queries, keys = scores.shape[-2:]
+        texts = self._own.__dict__.setdefault("texts", weakref.WeakKeyDictionary())
+        # An alias of a hook point is made for one call; what it stands for lasts.
+        place = getattr(hook, "_target", hook)
+        self._own.now = texts[place] = self._after(texts.get(place), keys - queries, keys)
+
+    def _after(self, last: Position | None, offset: int, keys: int) -> Position:
         if self.prompt_length is not None:
-            self.end = self.prompt_length
-        elif not 0 < self.end <= self.offset <= self.keys:  # not the next step of the last pass
-            self.end = keys
-        self.keys = keys
+            return Position(self.prompt_length, offset, keys)
+        # Without a text before, what is cached was read without hooks and counts as prompt.
+        if offset == 0 or last is None:
+            return Position(keys, offset, keys)
+        # A frozen cache is gone on from more than once.
+        if offset == last.read or (offset == last.offset and offset >= last.end):
+            return Position(last.end, offset, keys)
+        raise StarError(
+            f"These hooks meet token {offset} of a text after token {last.read - 1} of another: make hooks for each "
+            "text with vector.hooks(), or give prompt_length."
+        )
 
-    def begin(self, end: int) -> None:
-        """A prompt of ``end`` columns begins, whatever passes it is cut into."""
-        self.offset, self.keys, self.end = 0, 0, end if self.prompt_length is None else self.prompt_length
+    def follow(self, position: Position) -> None:
+        """Nothing: a pass that tells its position needs no count."""
+
+    def for_rows(self, rows: Int[Tensor, " kept"]) -> Clock:
+        """Itself: it looks at no row."""
+        return self
 
 
 @dataclass(frozen=True)
 class Injection:
-    """Adds ``vectors`` to the rows ``index`` of a batch; without an index the one vector to all rows."""
+    """Adds ``vectors`` to the rows ``index`` of a batch; without an index the one vector to all rows.
 
-    clock: Clock
+    ``clock`` says where the current pass stands: the count of a :class:`Clock`, or the position of one call.
+    """
+
+    clock: Clock | Position
     vectors: Float[Tensor, "row position d"]
     index: Int[Tensor, " row"] | None
     head: int | None
     schedule: Schedule
+    prompt_length: int | None = None
     ready: dict[tuple[Any, ...], tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
 
-    def __call__(self, activation: Tensor, hook: object) -> Tensor:
-        columns = self.schedule.columns(self.clock.end, self.clock.offset, activation.shape[1])
+    @property
+    def steady(self) -> bool:
+        return self.schedule.steady
+
+    @property
+    def reach(self) -> int | None:
+        return self.schedule.reach if self.prompt_length is None else None
+
+    def __call__(self, activation: Float[Tensor, "row column ..."], hook: object) -> Tensor:
+        now = self.clock.now if isinstance(self.clock, Clock) else self.clock
+        end = now.end if self.prompt_length is None else self.prompt_length
+        columns = self.schedule.columns(end, now.offset, activation.shape[1])
         if not columns:
             return activation
         if activation.shape[-1] != self.vectors.shape[-1]:
@@ -128,20 +179,26 @@ class Injection:
     def _place(self, columns: list[tuple[int, int, float]], n: int, device: torch.device) -> tuple[Tensor, ...]:
         """Row and column indices and what is added there; kept, for decode steps ask for the same again and again."""
         key = (*columns, n, device)
-        if key not in self.ready:
-            self.ready.clear()
+        found = self.ready.get(key)
+        if found is None:
             factors = torch.tensor([f for *_, f in columns], dtype=self.vectors.dtype)[:, None]
             added = self.vectors[:, [r for _, r, _ in columns]] * factors.to(self.vectors.device)
             rows = torch.arange(n) if self.index is None else self.index
             at = torch.tensor([c for c, *_ in columns])
-            self.ready[key] = (rows.to(device)[:, None], at.to(device), added.to(device))
-        return self.ready[key]
+            found = (rows.to(device)[:, None], at.to(device), added.to(device))
+            self.ready.clear()
+            self.ready[key] = found
+        return found
 
-    def for_rows(self, kept: Int[Tensor, " kept"]) -> Injection | None:
+    def follow(self, position: Position) -> Injection:
+        """The same in one call that tells where it stands."""
+        return replace(self, clock=position, ready={})
+
+    def for_rows(self, rows: Int[Tensor, " kept"]) -> Injection | None:
         """The same for a batch that keeps only these rows, in this order; None where none of its own is left."""
         if self.index is None:
             return self
-        mine, place = (kept.cpu()[:, None] == self.index.cpu()).nonzero(as_tuple=True)
+        mine, place = (rows.cpu()[:, None] == self.index.cpu()).nonzero(as_tuple=True)
         if not len(mine):
             return None
         return replace(self, vectors=self.vectors[place.to(self.vectors.device)], index=mine, ready={})
@@ -174,5 +231,5 @@ def _hooks(
     if when.rows is not None and vectors.shape[1] == 1:
         when = replace(when, rows=dict.fromkeys(when.rows, 0))
     clock = Clock(prompt_length)
-    injection = Injection(clock, vectors, index, locus.head, when)
+    injection = Injection(clock, vectors, index, locus.head, when, prompt_length)
     return [(f"blocks.{watched}.attn.hook_attn_scores", clock), (locus.hook_point, injection)]

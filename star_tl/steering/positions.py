@@ -19,6 +19,26 @@ COUNTED = ("first N", "every N", "decay N")
 
 
 @dataclass(frozen=True)
+class Every:
+    """The factor 1 at every ``n``-th generated token's position, else 0."""
+
+    n: int
+
+    def __call__(self, position: int) -> float:
+        return float((position + 1) % self.n == 0)
+
+
+@dataclass(frozen=True)
+class Decay:
+    """A factor that halves every ``n`` tokens."""
+
+    n: int
+
+    def __call__(self, position: int) -> float:
+        return 0.5 ** ((position + 1) / self.n)
+
+
+@dataclass(frozen=True)
 class Schedule:
     """A schedule made ready.
 
@@ -79,8 +99,8 @@ def schedule(positions: str | Sequence[int]) -> Schedule:
             if counted[1] == "first":
                 return Schedule(positions, -1, n - 1)
             if counted[1] == "every":
-                return Schedule(positions, -1, None, lambda p: float((p + 1) % n == 0))
-            return Schedule(positions, -1, None, lambda p: 0.5 ** ((p + 1) / n))
+                return Schedule(positions, -1, None, Every(n))
+            return Schedule(positions, -1, None, Decay(n))
         bounds = {"prompt": (None, 0), "last_prompt": (-1, 0), "generated": (-1, None), "all": (None, None)}
         if positions not in bounds:
             names = ", ".join(SCHEDULES + COUNTED)

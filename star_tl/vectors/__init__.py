@@ -1,21 +1,20 @@
-"""Steering vectors: what they hold, and one file per way to extract them."""
+"""Steering vectors: what they hold, and the ways to extract them."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from star_tl.data.chat import template_hash
 from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError, nearest
 from star_tl.locus import Locus
 from star_tl.models.backend import Model
+from star_tl.vectors.activations import in_prompts, in_replies
 from star_tl.vectors.algebra import combine, project_off
-from star_tl.vectors.located import located
-from star_tl.vectors.principal import principal
-from star_tl.vectors.probe import probe
-from star_tl.vectors.reply_mean import reply_mean
+from star_tl.vectors.methods import METHODS, VectorMethod
 from star_tl.vectors.vector import SteeringVector
 
-METHODS = {"located": located, "reply_mean": reply_mean, "principal": principal, "probe": probe}
-
-__all__ = ["METHODS", "SteeringVector", "combine", "extract_vector", "project_off"]
+__all__ = ["METHODS", "SteeringVector", "VectorMethod", "combine", "extract_vector", "project_off"]
 
 
 def extract_vector(
@@ -27,14 +26,15 @@ def extract_vector(
         model: the model that the vector will steer.
         pairs: contrastive pairs.
         locus: where, e.g. ``attr.top_locus()``.
-        method: ``"located"`` (mean clean − corrupted activation at exactly the locus), ``"principal"`` (the
-            differences' principal direction there), ``"probe"`` (a linear discriminant's direction there) or
-            ``"reply_mean"`` (mean over reply tokens, positive − negative, as other libraries do).
+        method: a key of METHODS: {methods}.
         batch_size: pairs per forward pass.
 
     Raises:
-        StarError: unknown method, batch_size below 1, or a locus that the model does not have.
+        StarError: unknown method, batch_size below 1, a locus that the model does not have, a prompt that is shorter
+            than its positions need, or too few pairs for the method.
     """
+    from star_tl.models.load import fingerprint
+
     if method not in METHODS:
         raise StarError(f"Unknown vector method {method!r}.{nearest(method, METHODS)}")
     if batch_size < 1:
@@ -43,4 +43,21 @@ def extract_vector(
         raise StarError(f"The model has no hook point {locus.hook_point!r}: it has {model.cfg.n_layers} layers.")
     if locus.head is not None and not 0 <= locus.head < model.cfg.n_heads:
         raise StarError(f"The model has no head {locus.head}: it has {model.cfg.n_heads} per layer.")
-    return METHODS[method](model, pairs.extraction, locus, batch_size)
+    chosen, pairs = METHODS[method], pairs.extraction
+    if chosen.reads == "reply":
+        locus = replace(locus, positions=(-1,))
+    found = (in_prompts if chosen.reads == "prompt" else in_replies)(model, pairs, locus, batch_size)
+    return SteeringVector(
+        vector=chosen.rows(found.clean, found.corrupted).float(),
+        locus=locus,
+        trait=pairs.trait.name,
+        method=method,
+        residual_norm=found.corrupted_norm,
+        n_pairs=len(pairs),
+        model=str(model.cfg.model_name),
+        fingerprint=fingerprint(model),
+        template=template_hash(model.tokenizer),
+    )
+
+
+extract_vector.__doc__ = (extract_vector.__doc__ or "").replace("{methods}", "; ".join(map(str, METHODS.values())))

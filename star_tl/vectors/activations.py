@@ -1,26 +1,33 @@
-"""What a model computes at a locus for contrastive pairs, and the vector that is made of it."""
+"""What a model computes at a locus for contrastive pairs: in their prompts, or in their replies."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from star_tl.data.chat import render, template_hash
+from star_tl.data.chat import Prompt, render, reply_ids
 from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError
 from star_tl.locus import Locus
-from star_tl.models.backend import Model, attached, read
-from star_tl.models.batch import make_batch
-from star_tl.vectors.vector import SteeringVector
-
-Activations = Float[Tensor, "pair position d"]
+from star_tl.models.backend import Model, attached, residual_stream
+from star_tl.models.batch import TokenBatch, make_batch
 
 
-def at_locus(model: Model, pairs: Pairs, locus: Locus, batch_size: int) -> tuple[Activations, Activations]:
-    """Clean and corrupted activations of every pair at the locus's positions, in float64.
+@dataclass(frozen=True)
+class PairActivations:
+    """Activations of every pair in float64, and the mean norm of the corrupted ones."""
+
+    clean: Float[Tensor, "pair position d"]
+    corrupted: Float[Tensor, "pair position d"]
+    corrupted_norm: float
+
+
+def in_prompts(model: Model, pairs: Pairs, locus: Locus, batch_size: int) -> PairActivations:
+    """At the locus's positions, counted from the prompt's end, of the clean and of the corrupted prompt.
 
     Raises:
         StarError: a prompt is shorter than the positions need.
@@ -28,55 +35,49 @@ def at_locus(model: Model, pairs: Pairs, locus: Locus, batch_size: int) -> tuple
     clean, corrupted = [], []
     for first in range(0, len(pairs), batch_size):
         chunk = pairs.pairs[first : first + batch_size]
-        clean.append(_activations(model, [pairs.clean_prompt(p) for p in chunk], locus))
-        corrupted.append(_activations(model, [pairs.corrupted_prompt(p) for p in chunk], locus))
-    return torch.cat(clean), torch.cat(corrupted)
+        clean.append(_at_positions(model, [pairs.clean_prompt(p) for p in chunk], locus))
+        corrupted.append(_at_positions(model, [pairs.corrupted_prompt(p) for p in chunk], locus))
+    both = torch.cat(clean), torch.cat(corrupted)
+    return PairActivations(*both, float(both[1].norm(dim=-1).mean()))
 
 
-def make_vector(
-    model: Model,
-    pairs: Pairs,
-    locus: Locus,
-    method: str,
-    vector: Float[Tensor, "position d"],
-    residual_norm: float,
-) -> SteeringVector:
-    """The vector with all that says where it comes from."""
-    from star_tl.models.load import fingerprint
-
-    return SteeringVector(
-        vector=vector.float(),
-        locus=locus,
-        trait=pairs.trait.name,
-        method=method,
-        residual_norm=residual_norm,
-        n_pairs=len(pairs),
-        model=str(model.cfg.model_name),
-        fingerprint=fingerprint(model),
-        template=template_hash(model.tokenizer),
-    )
+def in_replies(model: Model, pairs: Pairs, locus: Locus, batch_size: int) -> PairActivations:
+    """The mean over each reply's own tokens after the context without an instruction, positive and negative."""
+    means, norms = [], []
+    for first in range(0, len(pairs), batch_size):
+        chunk = pairs.pairs[first : first + batch_size]
+        prompts = [render(model.tokenizer, p.context).ids for p in chunk] * 2
+        replies = [
+            reply_ids(model.tokenizer, text) for text in (*(p.positive for p in chunk), *(p.negative for p in chunk))
+        ]
+        batch = make_batch(model, prompts, replies)
+        found = _at(model, batch, locus, slice(batch.prompt_end, None))
+        weights = batch.reply_mask.double().cpu()
+        weights /= weights.sum(1, keepdim=True)
+        means.append((found * weights[..., None]).sum(1, keepdim=True).unflatten(0, (2, -1)))
+        norms.append((found.norm(dim=-1) * weights).sum(1)[len(chunk) :])
+    clean, corrupted = torch.cat(means, 1)
+    return PairActivations(clean, corrupted, float(torch.cat(norms).mean()))
 
 
-def mean_norm(activations: Activations) -> float:
-    """Mean norm over pairs and positions."""
-    return float(activations.norm(dim=-1).mean())
-
-
-@torch.no_grad()
-def _activations(model: Model, prompts: list[Any], locus: Locus) -> Activations:
+def _at_positions(model: Model, prompts: Sequence[Prompt], locus: Locus) -> Float[Tensor, "row position d"]:
     rendered = [render(model.tokenizer, p).ids for p in prompts]
     if min(len(ids) for ids in rendered) < -min(locus.positions):
         raise StarError(
             f"A prompt is shorter than the locus's position {min(locus.positions)}: use positions nearer to its end."
         )
     batch = make_batch(model, rendered)
-    columns = [batch.prompt_end + p for p in locus.positions]
-    kept: list[Tensor] = []
+    return _at(model, batch, locus, [batch.prompt_end + p for p in locus.positions])
+
+
+@torch.no_grad()
+def _at(model: Model, batch: TokenBatch, locus: Locus, columns: slice | list[int]) -> Float[Tensor, "row column d"]:
+    found: dict[str, Tensor] = {}
 
     def keep(activation: Tensor, hook: object) -> None:
         value = activation if locus.head is None else activation[:, :, locus.head]
-        kept.append(value[:, columns].double().cpu())
+        found[locus.hook_point] = value[:, columns].double().cpu()
 
     with attached(model, [(locus.hook_point, keep)]):
-        read(model, batch.tokens, batch.mask, layers=locus.layer + 1)
-    return kept[0]
+        residual_stream(model, batch.tokens, batch.mask, layers=locus.layer + 1)
+    return found[locus.hook_point]

@@ -19,8 +19,9 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 from torch import Tensor
 
-from star_tl.attribution.choose import GAIN_DRIFT
+from star_tl.attribution.choose import GAIN_DRIFT, listed
 from star_tl.attribution.map import AttributionMap
+from star_tl.attribution.verify import TOP
 from star_tl.data.chat import Span
 from star_tl.errors import StarError
 from star_tl.locus import COMPONENTS, WRITES
@@ -105,8 +106,7 @@ def plot_layers(attr: AttributionMap) -> go.Figure:
         bar = _colorbar(orientation="h", x=(left + right) / 2, len=(right - left) * 0.98, y=0, yanchor="top", ypad=36)
         fig.update_layout({axis: _coloraxis(z, bar)})
         _note(fig, f"<b>{heading}</b>", (left + right) / 2, 1, xref="paper", yref="paper", yanchor="bottom")
-    if bool(attr.effects.isfinite().all()):
-        choice = attr.choose_layer()
+    if attr.prices_layers and (choice := attr.choose_layer()).singled_out:
         share = percent(float(choice.frequency[choice.layer]))
         _note(
             fig, f"◂ chosen in {share}<br>   of resamples", 1, choice.layer, xref="paper", xanchor="left", align="left"
@@ -182,44 +182,55 @@ def plot_tokens(attr: AttributionMap, pair: int | None = None, component: str = 
 
 
 def plot_choice(attr: AttributionMap) -> go.Figure:
-    """What drift buys of the metric at each layer, nats, with 95 % bootstrap intervals; the chosen one stands out."""
+    """What drift buys of the metric at each layer, nats, with 95 % bootstrap intervals.
+
+    A layer that the pairs single out stands out, and where there is none those that share the resamples.
+    """
     choice = attr.choose_layer()
-    layers = list(range(attr.n_layers))
+    layers, shown = list(range(attr.n_layers)), (choice.layer,) if choice.singled_out else choice.tied
     gain, low, high, frequency = (t.numpy() for t in (choice.gain, choice.low, choice.high, choice.frequency))
     fig = go.Figure(
         go.Bar(
             x=gain,
             y=layers,
             orientation="h",
-            marker_color=[BLUE if layer == choice.layer else GREY for layer in layers],
-            error_x=_whiskers(gain, low, high),
+            marker_color=[BLUE if layer in shown else GREY for layer in layers],
+            error_x=_whiskers(gain, low, high) if choice.bootstrapped else None,
             customdata=np.stack([low, high, 100 * frequency], axis=1),
             hovertemplate="blocks.%{y}.hook_resid_post, last prompt token<br>layer %{y}<br>gain %{x:+.4f} nats"
-            "<br>95 % interval %{customdata[0]:+.4f} to %{customdata[1]:+.4f}"
-            "<br>chosen in %{customdata[2]:.1f} % of resamples<extra></extra>",
+            + ("<br>95 % interval %{customdata[0]:+.4f} to %{customdata[1]:+.4f}" if choice.bootstrapped else "")
+            + ("<br>first in %{customdata[2]:.1f} % of resamples" if choice.bootstrapped else "")
+            + "<extra></extra>",
         )
     )
     for layer in layers:
         if frequency[layer] >= 0.005:
             share = percent(frequency[layer])
-            words = f"<b>chosen</b> in {share} of resamples" if layer == choice.layer else share
+            first = choice.singled_out and layer == choice.layer
+            words = f"<b>chosen</b> in {share} of resamples" if first else share
             _note(fig, words, max(float(high[layer]), 0.0), layer, xanchor="left", xshift=6)
     fig.add_vline(
         x=choice.null,
         line={"color": GREY, "dash": "dot", "width": 1},
-        annotation_text=f"95 % of label shuffles stay below (p {choice.p_value:.3f})",
+        annotation_text=f"95 % of random directions stay below (p {choice.p_value:.3f})",
         annotation_position="bottom right",
         annotation_font_size=11,
     )
-    least, most = min(float(low.min()), 0.0), max(float(high.max()), choice.null)
+    ends = (low, high) if choice.bootstrapped else (gain, gain)
+    least, most = min(float(ends[0].min()), 0.0), max(float(ends[1].max()), choice.null)
     reach = (most - least) or 1.0
     room = [least - 0.03 * reach, most + 0.5 * reach]  # at the right for the words
     fig.update_xaxes(
         title_text=f"gain in the metric (nats) at {GAIN_DRIFT:g} nat drift per token, to leading order", range=room
     )
     _layer_axis(fig, attr.n_layers)
-    subtitle = f"vector added to the last prompt token; {_mean(attr)}; {SIGN}"
     title = f"At layer {choice.layer} drift buys most of {_trait(attr)}"
+    if not choice.bootstrapped:
+        title = f"Too few pairs to single out a layer for {_trait(attr)}"
+    elif not choice.singled_out:
+        tie = f": {listed(choice.tied)} tie" if len(choice.tied) > 1 else ""
+        title = f"The pairs do not single out a layer for {_trait(attr)}{tie}"
+    subtitle = f"vector added to the last prompt token; {_mean(attr)}; {SIGN}"
     return _finish(fig, title, subtitle, 680, _rows(attr.n_layers) + 150)
 
 
@@ -418,10 +429,12 @@ def plot_verification(verification: Verification) -> go.Figure:
     fig.data[0].showlegend = False
     fig.update_xaxes(title_text=f"attribution, {SCORE}")
     fig.update_yaxes(title_text="exact patching, effect (nats)")
-    subtitle = (
-        f"Pearson {verification.pearson:.3f}, Spearman {verification.spearman:.3f} over {len(verification.loci)} loci, "
-        f"mean over {verification.n_pairs} pairs"
-    )
+    table = verification.by_region()
+    agreement = [
+        f"{row.region} Pearson {row.pearson:.2f}, Spearman {row.spearman:.2f}, of the top {TOP} {row.top:.2f}"
+        for row in table[table.hook_point == "all"].itertuples()
+    ]
+    subtitle = f"{'; '.join(agreement)}; {len(verification.loci)} places, mean over {verification.n_pairs} pairs"
     return _finish(fig, "Estimate against exact patching", subtitle, 620, 520)
 
 

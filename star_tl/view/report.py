@@ -70,7 +70,8 @@ READING = """
 that shows the trait, corrupted the one that does not. Positive: moving toward clean raises the trait. It is a
 first-order estimate.</dd>
 <dt>Gain</dt><dd>What 0.1 nat of drift per token buys of the metric (nats) when the vector is added there, to leading
-order: effect per root of drift. The layer is chosen by it.</dd>
+order: effect per root of drift. The layer of the largest gain is taken, and called chosen only where most resamples of
+the pairs choose it and random directions under the same search over layers gain less (p).</dd>
 <dt>Coherent</dt><dd>The unsteered model finds the reply at least as probable (log-probability, nats per token) as the
 2 % quantile of its own replies. Broken text is full of marker words, so a marker counts only in a coherent reply.</dd>
 <dt>Drift</dt><dd>How far the model that wrote the reply is from the unsteered model: the KL divergence of their
@@ -102,8 +103,12 @@ def write_report(path: str | Path, result: RunResult) -> Path:
 def finding(result: RunResult) -> str:
     """What was found, in a few plain words."""
     choice, locus = result.attribution.choose_layer(), result.vector.locus
-    agree = percent(float(choice.frequency[choice.layer]))
-    text = f"At layer {choice.layer} drift buys most of the trait ({agree} of resamples agree)"
+    if choice.singled_out:
+        agree = percent(float(choice.frequency[choice.layer]))
+        text = f"At layer {choice.layer} drift buys most of the trait ({agree} of resamples agree)"
+    else:
+        words = choice.describe()
+        text = f"{words[0].upper()}{words[1:]}; drift buys most at layer {choice.layer}"
     rows = result.summary.set_index("arm")
     if not {"unsteered", "steered"} <= set(rows.index):
         return f"{text}."
@@ -214,7 +219,7 @@ def _where(result: RunResult) -> str:
     figures = {
         "choice": (
             plot_choice(attr),
-            "A layer is chosen by its gain: what 0.1 nat of drift buys of the metric, whatever the size of the vector.",
+            "A layer is judged by its gain, not by its score: the residual stream's own scores add up along depth.",
         ),
         "layers": (
             plot_layers(attr),

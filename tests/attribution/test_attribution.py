@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,9 +19,8 @@ from conftest import LLAMA3_ROPE
 from torch import Tensor
 
 import star_tl as star
-from star_tl.attribution.align import PreparedPair, prepare
+from star_tl.attribution.align import PreparedPair, corresponding, prepare
 from star_tl.attribution.map import STRETCHES, AttributionMap
-from star_tl.attribution.rows import PairBatch
 from star_tl.data.chat import span_positions
 from star_tl.errors import StarError
 from star_tl.locus import COMPONENTS, Locus
@@ -154,7 +155,7 @@ def freeze(model: HookedTransformer, reference: Callable[[int], int]) -> list[tu
     """Hooks that give all rows the norm scales, attention patterns and gates of the first ``reference(rows)``."""
 
     def hold(activation: Tensor, hook: object) -> Tensor:
-        n = reference(len(activation))
+        n = max(1, reference(len(activation)))
         return activation[:n].detach().repeat(len(activation) // n, *[1] * (activation.ndim - 1))
 
     points = ("ln1.hook_scale", "ln2.hook_scale", "attn.hook_pattern", "mlp.hook_pre")
@@ -170,7 +171,7 @@ def test_in_a_linear_model_scores_equal_exact_patching_and_are_complete(grouped:
     length, end_scores = len(corrupted), []
 
     with grouped.hooks(fwd_hooks=freeze(grouped, lambda rows: rows // 2)):  # all corrupted rows come first
-        attr = attribute(grouped, pairs)
+        attr = attribute(grouped, pairs, alignment="strict")
 
     clean_acts: dict[str, Tensor] = {}
     names = [f"blocks.{layer}.{kind}" for layer in range(3) for kind in KINDS]
@@ -372,39 +373,50 @@ def slope_and_curvature(
 ) -> tuple[float, float]:
     """How a pair's metric grows with the strength, and its replies' mean KL per token with the strength squared."""
     step, (_, prompt) = 1e-3, by_hand.prompts(model, pairs, one)
+    steered = by_hand.ids(model, one.context)  # drift is what it costs where no instruction stands
     slope, drift, tokens = 0.0, 0.0, 0
     for sign, text in ((1, one.positive), (-1, one.negative)):
         answer = by_hand.reply(model, text)
-        up, down, plain = (logits_with(model, prompt, answer, layer, x * vector) for x in (step, -step, 0.0))
+        up, down = (logits_with(model, prompt, answer, layer, x * vector) for x in (step, -step))
         values = [float(by_hand.half_metric(logits, len(prompt), answer, one.metric)) for logits in (up, down)]
         slope += sign * (values[0] - values[1]) / (2 * step)
-        at = slice(len(prompt) - 1, len(prompt) - 1 + len(answer))
-        p, q = up[at].log_softmax(-1), plain[at].log_softmax(-1)
+        moved, plain = (logits_with(model, steered, answer, layer, x * vector) for x in (step, 0.0))
+        at = slice(len(steered) - 1, len(steered) - 1 + len(answer))
+        p, q = moved[at].log_softmax(-1), plain[at].log_softmax(-1)
         drift += float((p.exp() * (p - q)).sum()) / step**2
         tokens += len(answer)
     return slope, drift / tokens
 
 
-def test_effect_and_cost_are_slope_and_curvature_of_adding_the_vector_to_the_last_prompt_token(
-    exact: Callable[[str], HookedTransformer], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("mode", ["auto", "own forward"])
+def test_effect_and_cost_are_slope_and_curvature_of_adding_a_vector_to_the_last_prompt_token(
+    exact: Callable[[str], HookedTransformer], mode: str
 ) -> None:
-    model, pairs, signs, found = exact("grouped"), unequal_pairs(), PairBatch.signs, []
-    for draw in range(64):
-        drawn = lambda self, words, draw=draw: signs(other_seeds(self, draw), words)  # noqa: E731
-        monkeypatch.setattr(PairBatch, "signs", drawn)
-        found.append(attribute(model, pairs, hook_points=["resid_post"]))
-    costs = torch.stack([attr.costs for attr in found])
+    model, pairs, draws = exact("grouped"), unequal_pairs(), 256
+    own = [("blocks.1.mlp.hook_pre", lambda activation, hook: activation)] if mode == "own forward" else []
+    with model.hooks(fwd_hooks=own):
+        attr = attribute(model, pairs, hook_points=["resid_post"], draws=draws)
+    other = torch.randn(32, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / 10
     for layer in range(model.cfg.n_layers):
-        vector = extract_vector(model, pairs, Locus(f"blocks.{layer}.hook_resid_post")).vector[0].double()
-        truth = torch.tensor([slope_and_curvature(model, pairs, one, layer, vector) for one in pairs])
-        torch.testing.assert_close(found[0].effects[:, layer], truth[:, 0], rtol=1e-4, atol=1e-6)
-        error = costs[..., layer].std(0) / len(found) ** 0.5
-        assert float(((costs[..., layer].mean(0) - truth[:, 1]) / error).abs().max()) < 4, "standard errors"
-        assert float(costs[..., layer].mean()) == pytest.approx(float(truth[:, 1].mean()), rel=0.2)
+        mine = extract_vector(model, pairs, Locus(f"blocks.{layer}.hook_resid_post")).vector[0].double()
+        torch.testing.assert_close(attr.differences[layer].double(), mine, rtol=1e-5, atol=1e-6)
+        for vector in (mine, other):
+            truth = torch.tensor([slope_and_curvature(model, pairs, one, layer, vector) for one in pairs])
+            torch.testing.assert_close(attr.effect(vector)[:, layer], truth[:, 0], rtol=1e-4, atol=1e-6)
+            drawn = (attr.drift_gradients[:, :, layer].double() @ vector).square()
+            torch.testing.assert_close(attr.cost(vector)[:, layer], drawn.mean(1).float())
+            error = drawn.std(1) / draws**0.5
+            # The gradients are kept in bfloat16, which moves a square by less than a hundredth.
+            assert float(((drawn.mean(1) - truth[:, 1]).abs() / (error + 0.01 * truth[:, 1])).max()) < 4
+            assert float(drawn.mean()) == pytest.approx(float(truth[:, 1].mean()), rel=0.15)
 
 
-def other_seeds(rows: PairBatch, draw: int) -> PairBatch:
-    return dataclasses.replace(rows, seeds=tuple(seed + draw for seed in rows.seeds))
+def test_other_seeds_draw_other_signs_and_leave_the_scores(grouped: HookedTransformer) -> None:
+    one, again, other = (attribute(grouped, unequal_pairs(), seed=s) for s in (3, 3, 4))
+    assert torch.equal(one.drift_gradients, again.drift_gradients)
+    assert not torch.allclose(one.drift_gradients, other.drift_gradients)
+    assert torch.equal(one.scores, other.scores)
+    assert attribute(grouped, unequal_pairs(), draws=3).drift_gradients.shape[1] == 3
 
 
 # Alignment of clean and corrupted tokens.
@@ -437,12 +449,14 @@ def test_after_system_parts_of_any_length_every_token_pairs_with_itself(tokenize
     assert seen == set(range(1, 41))
 
 
-def test_user_turns_of_unequal_length_pair_from_the_right(tokenizer: Any) -> None:
+def test_user_turns_of_unequal_length_pair_what_they_begin_and_end_with(tokenizer: Any) -> None:
     p = prepared(tokenizer, make_pairs(pair("a", "x", "Yes", "No", clean="x x x x x", corrupted="x x x")))
     surplus = len(p.clean) - len(p.corrupted)
     assert surplus >= 2
     # Without a system part the turn holds the beginning of text, which is never another token's counterpart.
-    assert p.counterpart == (-1, *(i + surplus for i in range(1, len(p.corrupted))))
+    end = p.corrupted.ids.index(by_hand.EOT)
+    assert p.counterpart == (-1, *range(1, end), *(i + surplus for i in range(end, len(p.corrupted))))
+    assert p.equal_tokens == 1
     assert p.unaligned == pytest.approx(surplus / (len(p.clean) + len(p.corrupted)))
 
 
@@ -452,7 +466,48 @@ def test_turns_before_an_unequal_one_still_pair_with_themselves(tokenizer: Any) 
     surplus = len(p.clean) - len(p.corrupted)
     turn = next(s for s in p.corrupted.spans if s.name == "user 2")
     assert surplus >= 2
-    assert p.counterpart == (-1, *range(1, turn.start), *(i + surplus for i in range(turn.start, len(p.corrupted))))
+    end = turn.end - 1  # the end of turn
+    assert p.counterpart == (-1, *range(1, end), *(i + surplus for i in range(end, len(p.corrupted))))
+
+
+def test_common_words_of_two_instructions_correspond_and_words_without_a_like_do_not(tokenizer: Any) -> None:
+    positive, negative = "Be a warm friend, and say it.", "Be a very, very cold clerk, and say it now."
+    p = prepared(tokenizer, make_pairs(pair("a", "x", "Yes", "No"), positive=positive, negative=negative))
+    clean, corrupted = p.clean.ids, p.corrupted.ids
+    matched = [(i, j) for i, j in enumerate(p.counterpart) if j >= 0]
+    assert all(j < j_next for (_, j), (_, j_next) in itertools.pairwise(matched))
+    begin = next(i for i, (a, b) in enumerate(zip(clean, corrupted, strict=False)) if a != b)
+    assert p.counterpart[1:begin] == tuple(range(1, begin))
+    words = [tokenizer.decode([i]) for i in corrupted]
+    assert p.equal_tokens > 0.9  # counted from the end of the turn, half of the instruction would differ
+    for i, word in enumerate(words):
+        if word.strip() in ("and", "say"):
+            assert clean[p.counterpart[i]] == corrupted[i], word
+    assert p.unaligned > 0
+    right = dataclasses.replace(
+        p,
+        counterpart=prepare(
+            SimpleNamespace(tokenizer=tokenizer),
+            make_pairs(pair("a", "x", "Yes", "No"), positive=positive, negative=negative),
+            "right",
+        )[0].counterpart,
+    )
+    assert right.equal_tokens < p.equal_tokens
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_corresponding_positions_are_in_order_and_equal_but_for_replacements(seed: int) -> None:
+    chance = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 14, (2,), generator=chance).tolist()
+    ours, theirs = (torch.randint(4, (n,), generator=chance).tolist() for n in lengths)
+    found = corresponding(ours, theirs)
+    assert all(i < k and j < m for (i, j), (k, m) in itertools.pairwise(found))
+    ends = [(-1, -1), *((i, j) for i, j in found if ours[i] == theirs[j]), (len(ours), len(theirs))]
+    for (i, j), (k, m) in itertools.pairwise(ends):
+        between = [x for x in found if i < x[0] < k]
+        # A gap between equal tokens is paired as a whole, where it is equally long, or not at all.
+        assert between == (list(zip(range(i + 1, k), range(j + 1, m), strict=True)) if k - i == m - j else [])
+    assert corresponding(ours, ours) == [(i, i) for i in range(len(ours))]
 
 
 def test_a_system_part_on_one_side_only_stays_unaligned(tokenizer: Any) -> None:
@@ -578,7 +633,8 @@ def with_effects(*rows: list[float], costs: float | list[float] = 0.1) -> Attrib
     """A map whose layers have exactly these effects, a row per pair; at the default costs a gain is an effect."""
     attr = synthetic.attribution(n_pairs=len(rows), layers=len(rows[0]), peak=0)
     effects = torch.tensor(rows)
-    return dataclasses.replace(attr, effects=effects, costs=torch.tensor(costs).expand_as(effects))
+    directions, gradients, drift = synthetic.priced(effects, torch.tensor(costs).expand_as(effects))
+    return dataclasses.replace(attr, differences=directions, gradients=gradients, drift_gradients=drift)
 
 
 def with_writes(*rows: list[float]) -> AttributionMap:
@@ -593,7 +649,7 @@ def with_writes(*rows: list[float]) -> AttributionMap:
 
 
 def test_the_layer_where_drift_buys_most_is_chosen_not_that_of_the_largest_effect() -> None:
-    attr = with_effects([0.1, 0.4, 0.8, -0.3], [0.3, 0.6, 1.0, 0.1], costs=[0.1, 0.025, 1.6, 0.1])
+    attr = with_effects(*[[0.1, 0.4, 0.8, -0.3], [0.3, 0.6, 1.0, 0.1]] * 4, costs=[0.1, 0.025, 1.6, 0.1])
     choice = attr.choose_layer()
     torch.testing.assert_close(choice.gain, torch.tensor([0.2, 1.0, 0.225, -0.1]))
     assert choice.layer == 1
@@ -629,20 +685,21 @@ def test_writes_outside_the_shared_positions_do_not_count() -> None:
 
 
 def test_the_bootstrap_frequency_is_that_of_drawing_pairs_with_replacement() -> None:
-    # Of two pairs the first is drawn twice in a quarter of the resamples; only then layer 0 wins.
-    choice = with_effects([1.0, 0.0], [0.0, 1.5]).choose_layer(resamples=4000)
-    assert choice.frequency[0] == pytest.approx(0.25, abs=0.03)  # standard error 0.007
+    # Of eight pairs four say layer 0; it wins where five or more of the eight drawn are of these, and no tie is near.
+    choice = with_effects(*[[1.0, 0.0]] * 4, *[[0.0, 1.1]] * 4).choose_layer(resamples=4000)
+    wanted = sum(math.comb(8, k) for k in range(5, 9)) / 2**8
+    assert choice.frequency[0] == pytest.approx(wanted, abs=0.03)  # standard error 0.008
     assert float(choice.frequency.sum()) == pytest.approx(1.0)
-    torch.testing.assert_close(choice.low, torch.zeros(2))
-    torch.testing.assert_close(choice.high, torch.tensor([1.0, 1.5]))
+    torch.testing.assert_close(choice.low, torch.tensor([1.0, 1.1]) / 8, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(choice.high, torch.tensor([7.0, 7 * 1.1]) / 8, rtol=1e-3, atol=1e-3)
     assert choice.layer == 1
 
 
 def with_steering(*scores: float, layer: int = 5) -> AttributionMap:
     attr = synthetic.attribution(peak=5)
-    steering = torch.full_like(attr.steering, 7.0)
-    steering[COMPONENTS.index("resid_post"), layer] = torch.tensor(scores)
-    return dataclasses.replace(attr, steering=steering)
+    effects = torch.full_like(attr.position_effects, 7.0)
+    effects[:, layer] = torch.tensor(scores)
+    return dataclasses.replace(attr, position_effects=effects)
 
 
 @pytest.mark.parametrize(
@@ -740,12 +797,13 @@ DAMAGED_MAPS = {
     "spans of another form": ({"spans": "[[1]]"}, {}),
     "ids of none": ({"pair_ids": "null"}, {}),
     "fewer ids": ({"pair_ids": '["a"]'}, {}),
+    "names without controls": ({"control_names": '["joy"]'}, {}),
     "no trait": ({"trait": None}, {}),
     "bool": ({}, {"scores": lambda t: t > 0}),
-    "int": ({}, {"costs": lambda t: t.long()}),
+    "int": ({}, {"drift_gradients": lambda t: t.long()}),
     "complex": ({}, {"steering": lambda t: t.to(torch.complex64)}),
     "narrow": ({}, {"scores": lambda t: t[..., :1]}),
-    "one layer": ({}, {"effects": lambda t: t[:, :1]}),
+    "one layer": ({}, {"gradients": lambda t: t[:, :1]}),
     "other heads": ({}, {"head_steering": lambda t: t[:, :1]}),
     "NaN metric": ({}, {"metric_clean": lambda t: t * torch.nan}),
     "no metric": ({}, {"metric_clean": None}),
@@ -777,11 +835,11 @@ def test_a_damaged_or_edited_map_is_refused_in_one_line(tiny: HookedTransformer,
 def test_the_table_has_a_row_per_layer() -> None:
     attr = with_writes([0.1, 0.9, 0.3], [0.2, 0.7, 0.5])
     frame = attr.to_frame()
-    assert list(frame.columns) == ["layer", *COMPONENTS, "writes", "completeness", "gain", "chosen"]
+    assert list(frame.columns) == ["layer", *COMPONENTS, "writes", "completeness", "gain", "resamples"]
     assert frame.layer.tolist() == [0, 1, 2]
     assert frame.writes.tolist() == pytest.approx([0.15, 0.8, 0.4])
     assert frame.attn_out.tolist() == pytest.approx([0.75 * w for w in (0.15, 0.8, 0.4)])
-    assert frame.chosen.tolist() == attr.choose_layer().frequency.tolist()
+    assert frame.resamples.isna().all()  # of two pairs
     assert frame.gain.tolist() == attr.choose_layer().gain.tolist()
     assert frame.resid_post.tolist() == pytest.approx([k * attr.scores.shape[-1] for k in (0.0, 1.0, 2.0)])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,13 @@ from by_hand import equal_length_pair, unequal_pairs
 from torch import Tensor
 
 import star_tl as star
+from star_tl.attribution import ESTIMATORS, Replies
 from star_tl.attribution.align import ALIGNMENTS, prepare
 from star_tl.attribution.map import AttributionMap
 from star_tl.errors import StarError
 from star_tl.locus import COMPONENTS
-from star_tl.models.fast.forward import LeanForward
+from star_tl.models.fast.backward import LlamaGradient
+from star_tl.models.fast.forward import LlamaForward
 from star_tl.models.lens import HookedTransformer
 
 
@@ -40,9 +41,10 @@ def attribute(model: HookedTransformer, pairs: star.Pairs, **more: Any) -> Attri
 def test_integrated_gradients_account_for_the_whole_change_of_the_metric(model: HookedTransformer, metric: str) -> None:
     pairs = equal_length_pair(metric)  # every token has a counterpart: the path ends in the clean run
     change = {
-        steps: attribute(model, pairs, method="ig", steps=steps).component("resid_pre")[0, 0].sum() for steps in (1, 48)
+        steps: attribute(model, pairs, method="ig", steps=steps, alignment="strict").component("resid_pre")[0, 0].sum()
+        for steps in (1, 48)
     }
-    attr = attribute(model, pairs, method="ig")
+    attr = attribute(model, pairs, method="ig", alignment="strict")
     wanted = attr.metric_clean - attr.metric_corrupted
     assert abs(float(wanted)) > 1e-2
     torch.testing.assert_close(change[48][None], wanted, rtol=1e-4, atol=1e-6)
@@ -52,7 +54,7 @@ def test_integrated_gradients_account_for_the_whole_change_of_the_metric(model: 
 def test_integrated_gradients_equal_a_loop_over_the_path(model: HookedTransformer) -> None:
     pairs, steps = equal_length_pair("logprob"), 3
     (one,) = pairs
-    attr = attribute(model, pairs, method="ig", steps=steps)
+    attr = attribute(model, pairs, method="ig", steps=steps, alignment="strict")
     clean, corrupted = (torch.tensor([x]) for x in by_hand.prompts(model, pairs, one))
     replies = [by_hand.reply(model, text) for text in (one.positive, one.negative)]
     place = "blocks.1.hook_mlp_out"
@@ -99,14 +101,16 @@ def test_hook_points_that_were_not_asked_for_are_unknown_and_the_others_the_same
     assert list(some.to_frame().columns) == ["layer", "attn_out"]
     one = attribute(model, unequal_pairs(), hook_points=["resid_post"])
     torch.testing.assert_close(one.choose_layer().gain, everything.choose_layer().gain)
-    assert list(one.to_frame().columns) == ["layer", "resid_post", "completeness", "gain", "chosen"]
+    assert list(one.to_frame().columns) == ["layer", "resid_post", "completeness", "gain", "resamples"]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "atp", "steps": 4}, "steps is for method='ig'"),
+        ({"method": "atp", "steps": 4}, "steps is for ig, and 'atp' takes none"),
         ({"method": "ig", "mode": "two_passes"}, "mode is for atp and relp"),
+        ({"draws": 0}, "draws is 0: use at least 1"),
+        ({"metric": "logpro"}, "Did you mean 'logprob'"),
         ({"method": "ig", "steps": 0}, "steps is 0"),
         ({"mode": "two_pases"}, "Did you mean 'two_passes'"),
         ({"hook_points": ["mlp_ot"]}, "Did you mean 'mlp_out'"),
@@ -148,9 +152,89 @@ def test_right_alignment_counts_from_the_prompts_end(model: HookedTransformer, l
 
 
 def test_all_alignments_agree_where_prompts_have_equal_length(model: HookedTransformer) -> None:
-    spans, right, strict = (attribute(model, equal_length_pair(), alignment=a).scores for a in ALIGNMENTS)
-    torch.testing.assert_close(right, spans)
-    torch.testing.assert_close(strict, spans)
+    # Of equal tokens, too, but for one word, which stands in the place of another.
+    pairs = by_hand.make_pairs(
+        by_hand.pair("a", "I lost.", "Yes", "No", clean="Is it so good", corrupted="Is it so bad")
+    )
+    prompts = by_hand.prompts(model, pairs, pairs[0])
+    assert len(prompts[0]) == len(prompts[1])
+    spans, right, strict = (attribute(model, pairs, alignment=a) for a in ALIGNMENTS)
+    torch.testing.assert_close(right.scores, spans.scores)
+    torch.testing.assert_close(strict.scores, spans.scores)
+    assert float(spans.unaligned) == 0
+    assert 0 < float(spans.equal_tokens) < 1
+
+
+# The metric.
+
+
+def largest_logit_gap(logits: Tensor, replies: Replies) -> Tensor:
+    """Squares, so that it is neither of the named metrics: each reply's log-probability of its first token, squared."""
+    first = logits[:, 0].log_softmax(-1).gather(-1, replies.tokens[:, :1])[:, 0]
+    spread = (logits.std(-1) * replies.mask).sum(-1) / replies.mask.sum(-1)
+    positive, negative = (first.square() + spread).chunk(2)
+    return positive - 0.5 * negative
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "two_passes"}, {"mode": "layer_by_layer"}])
+def test_a_metric_of_ones_own_is_differentiated(model: HookedTransformer, options: dict[str, Any]) -> None:
+    pairs, step, layer = unequal_pairs(), 1e-4, 1
+    attr = attribute(model, pairs, metric=largest_logit_gap, batch_size=3, **options)
+    assert attr.metric == "largest_logit_gap"
+    for i, one in enumerate(pairs):
+        _, prompt = by_hand.prompts(model, pairs, one)
+        answers = [by_hand.reply(model, text) for text in (one.positive, one.negative)]
+        width = max(map(len, answers))
+        replies = Replies(
+            torch.tensor([a + [0] * (width - len(a)) for a in answers]),
+            torch.tensor([[k < len(a) for k in range(width)] for a in answers]),
+            torch.tensor([False]),
+        )
+
+        def value(
+            by: float, prompt: Any = prompt, answers: Any = answers, width: int = width, r: Any = replies
+        ) -> float:
+            def add(activation: Tensor, hook: object) -> Tensor:
+                activation[0, len(prompt) - 1] += by * attr.differences[layer]
+                return activation
+
+            rows = torch.zeros(2, width, model.cfg.d_vocab, dtype=torch.float64)
+            for row, answer in zip(rows, answers, strict=True):
+                logits = model.run_with_hooks(
+                    torch.tensor([prompt + answer]), fwd_hooks=[(f"blocks.{layer}.hook_resid_post", add)]
+                )
+                row[: len(answer)] = logits[0, len(prompt) - 1 : -1]
+            return float(largest_logit_gap(rows, r))
+
+        assert float(attr.metric_corrupted[i]) == pytest.approx(value(0.0), rel=1e-5)
+        slope = (value(step) - value(-step)) / (2 * step)
+        assert float(attr.effect(attr.differences)[i, layer]) == pytest.approx(slope, rel=1e-3, abs=1e-6)
+        assert abs(slope) > 1e-4
+
+
+def test_one_metric_for_all_pairs_replaces_what_they_name(model: HookedTransformer) -> None:
+    # Of one token the two are the same, for both logits have one normaliser.
+    named, own = (attribute(model, equal_length_pair("logit"), metric=m) for m in ("logprob", None))
+    torch.testing.assert_close(named.scores, own.scores)
+    assert named.metric_clean.abs().min() > 1e-3
+    with pytest.raises(StarError, match="use one token each"):
+        attribute(model, unequal_pairs(), metric="logit")
+
+
+def test_exact_patching_and_verification_take_the_same_metric(model: HookedTransformer) -> None:
+    pairs = equal_length_pair("logprob")
+    attr = attribute(model, pairs, metric=largest_logit_gap, alignment="strict")
+    options: dict[str, Any] = {"metric": largest_logit_gap, "alignment": "strict", "progress": False}
+    found = star.verify(model, pairs, attr, top_k=6, sample=12, **options)
+    assert found.pearson > 0.7
+    with pytest.raises(StarError, match="give verify the same function"):
+        star.verify(model, pairs, attr, progress=False)
+
+
+def test_every_estimator_is_known_by_its_record() -> None:
+    for key, estimator in ESTIMATORS.items():
+        assert key == estimator.key
+        assert str(estimator) in (star.attribute.__doc__ or "")
 
 
 # Memory.
@@ -206,7 +290,7 @@ def test_a_micro_batch_that_does_not_fit_is_halved_and_counts_once(model: Hooked
     ):
         got = attribute(model, unequal_pairs(), mode="one_batch")
     assert max(sizes) > 4
-    for name in ("scores", "head_scores", "steering", "effects", "costs", "metric_clean"):
+    for name in ("scores", "head_scores", "steering", "gradients", "drift_gradients", "metric_clean"):
         torch.testing.assert_close(getattr(got, name), getattr(wanted, name))
 
 
@@ -228,38 +312,22 @@ def test_spans_add_up_to_the_whole(model: HookedTransformer) -> None:
     np.testing.assert_allclose(total, attr.component("mlp_out").sum(-1).mean(0), rtol=1e-5, atol=1e-7)
 
 
-def test_shuffled_labels_do_not_reach_a_real_choice_and_do_reach_noise() -> None:
-    import synthetic
-
-    def map_of(effects: Tensor) -> AttributionMap:
-        attr = synthetic.attribution(n_pairs=len(effects), layers=effects.shape[1], peak=0)
-        return replace(attr, effects=effects, costs=torch.full_like(effects, 0.1))
-
-    noise = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
-    real = map_of(noise + torch.tensor([0, 0, 1.5, 0, 0, 0])).choose_layer()
-    assert real.layer == 2
-    assert real.p_value <= 0.002
-    assert real.null < float(real.gain[2])
-    by_chance = map_of(noise).choose_layer()
-    assert by_chance.p_value > 0.05
-    assert by_chance.null > float(by_chance.gain.max())
-
-
 # The two forward passes: lean, of whole rows, and the model's own, of prompts and then replies.
 
 
 @pytest.mark.hooked
 @pytest.mark.parametrize("options", [{}, {"mode": "one_batch"}, {"mode": "two_passes"}, {"method": "ig"}])
-def test_models_and_hooks_that_the_lean_forward_does_not_know_score_the_same(
+def test_models_and_hooks_that_the_fast_forward_does_not_know_score_the_same(
     model: HookedTransformer, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lean = attribute(model, unequal_pairs(), **options, batch_size=3)
+    fast = attribute(model, unequal_pairs(), **options, batch_size=3)
 
-    def refuse(self: object, model: object) -> None:
-        raise AssertionError("the lean forward ran")
+    def refuse(*_: object) -> None:
+        raise AssertionError("the fast forward ran")
 
-    monkeypatch.setattr(LeanForward, "__init__", refuse)
-    with pytest.raises(AssertionError, match="lean"):
+    monkeypatch.setattr(LlamaForward, "__call__", refuse)
+    monkeypatch.setattr(LlamaGradient, "forward", refuse)
+    with pytest.raises(AssertionError, match="fast"):
         attribute(model, unequal_pairs(), **options)
     with model.hooks(fwd_hooks=[("blocks.1.mlp.hook_pre", lambda activation, hook: activation)]):
         own = attribute(model, unequal_pairs(), **options, batch_size=3)
@@ -268,9 +336,10 @@ def test_models_and_hooks_that_the_lean_forward_does_not_know_score_the_same(
         "head_scores",
         "steering",
         "head_steering",
-        "effects",
-        "costs",
+        "gradients",
+        "differences",
+        "position_effects",
         "metric_clean",
         "metric_corrupted",
     ):
-        torch.testing.assert_close(getattr(lean, name), getattr(own, name), rtol=1e-5, atol=1e-9)
+        torch.testing.assert_close(getattr(fast, name), getattr(own, name), rtol=1e-5, atol=1e-9)

@@ -9,9 +9,11 @@ import torch
 
 import star_tl as star
 from star_tl.attribution.align import prepare
+from star_tl.attribution.verify import measure_layers
 from star_tl.errors import StarError
 from star_tl.locus import COMPONENTS, Locus
 
+KINDS = (*COMPONENTS, "z")
 LOCI = (
     Locus("blocks.1.hook_resid_post", (-1,)),
     Locus("blocks.2.hook_attn_out", (-5,)),
@@ -29,6 +31,13 @@ def pairs() -> star.Pairs:
 
 
 def by_hand(model, prepared, locus: Locus) -> float:
+    ends = len(prepared.corrupted), len(prepared.clean)
+    return patched(model, prepared, locus, [(ends[0] + p, ends[1] + p) for p in locus.positions])
+
+
+def patched(model, prepared, locus, columns: list[tuple[int, int]]) -> float:
+    """The effect of setting corrupted columns to the clean run's, at the hook point and head of ``locus``."""
+
     def metric(hooks=()) -> float:
         means = []
         for reply in (prepared.positive, prepared.negative):
@@ -42,8 +51,7 @@ def by_hand(model, prepared, locus: Locus) -> float:
     clean = cache[locus.hook_point]
 
     def patch(activation, hook):
-        for position in locus.positions:
-            here, there = len(prepared.corrupted) + position, len(prepared.clean) + position
+        for here, there in columns:
             at = (0, here) if locus.head is None else (0, here, locus.head)
             activation[at] = clean[(0, there, *at[2:])]
         return activation
@@ -61,17 +69,75 @@ def test_effects_equal_patching_by_hand(tiny, pairs: star.Pairs) -> None:
 def test_verification_takes_the_largest_and_a_sample_of_the_rest(tiny, pairs: star.Pairs) -> None:
     attr = star.attribute(tiny, pairs, progress=False)
     found = star.verify(tiny, pairs, attr, top_k=5, sample=7, progress=False)
-    assert len(set(found.loci)) == 12
-    assert sum(found.chosen) == 5
-    assert found.estimate[:5].abs().min() >= found.estimate[5:].abs().max()
-    assert found.largest_missed[0] in found.loci[5:]
+    assert len(set(found.loci)) == 24
+    for region in (slice(12), slice(12, 24)):
+        mine, estimate = found.chosen[region], found.estimate[region].abs()
+        assert mine == (True,) * 5 + (False,) * 7
+        assert estimate[:5].min() >= estimate[5:].max()
+    assert not found.chosen[found.loci.index(found.largest_missed[0])]
     truth = star.exact_effects(tiny, pairs, found.loci, progress=False).mean(0)
     torch.testing.assert_close(found.exact, truth)
-    both = torch.stack([found.estimate, found.exact]).double()
-    assert found.pearson == pytest.approx(float(torch.corrcoef(both)[0, 1]), abs=1e-5)
-    above, level = (both[:, :, None] > both[:, None]).sum(-1), (both[:, :, None] == both[:, None]).sum(-1)
-    ranks = above + level / 2  # equal values share a rank
-    assert found.spearman == pytest.approx(float(torch.corrcoef(ranks)[0, 1]), abs=1e-5)
+    ranked = torch.stack([ranks(found.estimate), ranks(truth)])
+    assert found.spearman == pytest.approx(float(torch.corrcoef(ranked)[0, 1]))
+    torch.testing.assert_close(found.completeness, attr.completeness())
+
+
+def ranks(values: torch.Tensor) -> torch.Tensor:
+    """Of each value the mean number of values below it, ties counted half."""
+    below, equal = (values[:, None] > values).sum(1), (values[:, None] == values).sum(1)
+    return below + equal / 2.0
+
+
+def test_places_of_the_system_turn_are_counted_from_its_beginning(tiny, pairs: star.Pairs) -> None:
+    attr = star.attribute(tiny, pairs, progress=False)
+    found = star.verify(tiny, pairs, attr, top_k=3, sample=9, progress=False)
+    places = [(k, x) for k, x in enumerate(found.loci) if x.region == "system"]
+    assert len(places) == 12
+    prompts = prepare(tiny, pairs)
+    for k, x in places:
+        truth, estimates = [], []
+        for i, p in enumerate(prompts):
+            kind, layer = KINDS.index(x.kind), int(x.hook_point.split(".")[1])
+            column = attr.prompt_end - len(p.corrupted) + x.position
+            scores = attr.scores[i, kind, layer] if x.head is None else attr.head_scores[i, layer, x.head]
+            estimates.append(float(scores[column]))
+            there = p.counterpart[x.position]
+            truth.append(patched(tiny, p, x, [(x.position, there)]) if there >= 0 else 0.0)
+        assert float(found.estimate[k]) == pytest.approx(sum(estimates) / len(estimates), abs=1e-7)
+        assert float(found.exact[k]) == pytest.approx(sum(truth) / len(truth), abs=2e-5)
+    table = found.by_region().set_index(["region", "hook_point"])
+    mine = [k for k, _ in places]
+    wanted = torch.corrcoef(torch.stack([found.estimate[mine], found.exact[mine]]))[0, 1]
+    assert table.pearson["system", "all"] == pytest.approx(float(wanted), abs=1e-5)
+    assert "system Pearson" in repr(found)
+    assert "completeness" in repr(found)
+
+
+def test_layers_are_measured_where_no_instruction_stands(tiny, pairs: star.Pairs) -> None:
+    attr = star.attribute(tiny, pairs, progress=False)
+    table = measure_layers(tiny, pairs, attr, layers=[0, 2])
+    for row in table.itertuples():
+        assert row.strength**2 * float(attr.cost(attr.differences)[:, row.layer].mean()) == pytest.approx(0.1, rel=1e-4)
+        drift, moved = [], []
+        for p in prepare(tiny, pairs):
+            end, kl, metric = len(p.steered), 0.0, [0.0, 0.0]
+            for sign, reply in ((1, p.positive), (-1, p.negative)):
+
+                def add(activation, hook, end=end):
+                    activation[:, end - 1] += row.strength * attr.differences[row.layer]  # noqa: B023
+                    return activation
+
+                tokens, at = torch.tensor([[*p.steered.ids, *reply]]), slice(end - 1, -1)
+                plain = tiny(tokens)[0, at].log_softmax(-1)
+                hooks = [(f"blocks.{row.layer}.hook_resid_post", add)]
+                steered = tiny.run_with_hooks(tokens, fwd_hooks=hooks)[0, at].log_softmax(-1)
+                kl += float((steered.exp() * (steered - plain)).sum())
+                for k, logprobs in enumerate((plain, steered)):
+                    metric[k] += sign * float(logprobs.gather(-1, torch.tensor(reply)[:, None]).mean())
+            drift.append(kl / (len(p.positive) + len(p.negative)))
+            moved.append(metric[1] - metric[0])
+        assert row.drift == pytest.approx(sum(drift) / len(drift), rel=1e-3)
+        assert row.moved == pytest.approx(sum(moved) / len(moved), rel=1e-3, abs=1e-5)
 
 
 def test_verification_refuses_a_map_of_other_pairs(tiny, pairs: star.Pairs) -> None:

@@ -1,23 +1,29 @@
-"""The lean forward against the model's own, and what sampling makes of it."""
+"""The fast forward against the model's own, and what sampling makes of it."""
 
 from __future__ import annotations
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from conftest import LLAMA3_ROPE
 from hf_reference import forcing, load, logits, of, prompt_ids
 from torch.nn import functional as F
+from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 from transformers import RepetitionPenaltyLogitsProcessor
 
 import star_tl as star
 from star_tl.errors import StarError
 from star_tl.generation import decoding, sampling
-from star_tl.generation.decoding import LlamaPass, StockPass, begin
+from star_tl.generation.decoding import StockPass, begin
 from star_tl.generation.sampling import pick, stream
 from star_tl.locus import HOOK_POINTS, Locus
 from star_tl.models import size
-from star_tl.models.backend import attached, read
-from star_tl.models.fast.forward import is_llama
+from star_tl.models.backend import attached, residual_stream
+from star_tl.models.fast import decode
+from star_tl.models.fast.decode import LlamaPass, RecordedStep
+from star_tl.models.fast.forward import llama_forward
 from star_tl.steering.hooks import injection_hooks, row_hooks
 from star_tl.steering.positions import COUNTED, SCHEDULES, schedule
 
@@ -42,25 +48,25 @@ def batch(rows: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
     return tokens, mask
 
 
-def agree(lean, stock, tokens, steps: int = 4) -> None:
-    a, b = lean(tokens), stock(tokens)
+def agree(fast, stock, tokens, steps: int = 4) -> None:
+    a, b = fast(tokens), stock(tokens)
     assert a.std() > 0.1
     torch.testing.assert_close(a, b, **CLOSE)
     for _ in range(steps):
         following = b.argmax(-1)[:, None]
-        a, b = lean(following), stock(following)
+        a, b = fast(following), stock(following)
         torch.testing.assert_close(a, b, **CLOSE)
 
 
-@pytest.mark.parametrize("rows", [1, 4, decoding.MANY_ROWS])
+@pytest.mark.parametrize("rows", [1, 4, decode.MANY_ROWS])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_lean_forward_equals_the_models_own(write_llama, variant: str, rows: int) -> None:
+def test_the_fast_forward_equals_the_models_own(write_llama, variant: str, rows: int) -> None:
     model = star.load_model(write_llama(**VARIANTS[variant]))
     tokens, mask = batch(rows)
     mask |= rows > 4  # one batch without padding
-    lean = begin(model, [], mask, END, END + 8)
-    assert isinstance(lean, LlamaPass)
-    agree(lean, StockPass(model, [], mask), tokens)
+    fast = begin(model, [], mask, END, END + 8)
+    assert isinstance(fast, LlamaPass)
+    agree(fast, StockPass(model, [], mask, END), tokens)
 
 
 @pytest.mark.parametrize("positions", EVERY)
@@ -70,12 +76,12 @@ def test_rows_read_at_once_are_what_the_models_own_forward_makes_of_them(tiny, p
     tokens, mask = torch.cat([tokens, replies], 1), torch.cat([mask, torch.ones_like(replies, dtype=torch.bool)], 1)
     vector = torch.randn(1, 32, generator=torch.Generator().manual_seed(3))
     hooks = injection_hooks(vector, Locus("blocks.1.hook_resid_post"), positions, prompt_length=END)
-    lean = decoding.residual_of(tiny, hooks, tokens, mask, END)
+    fast = decoding.residual_of(tiny, hooks, tokens, mask, END)
     with attached(tiny, hooks):
-        assert not is_llama(tiny)  # the other side of the comparison is another forward
-        torch.testing.assert_close(lean[mask], read(tiny, tokens, mask)[mask], **CLOSE)
+        assert llama_forward(tiny) is None  # the other side of the comparison is another forward
+        torch.testing.assert_close(fast[mask], residual_stream(tiny, tokens, mask)[mask], **CLOSE)
     unsteered = decoding.residual_of(tiny, [], tokens, mask, END)
-    assert (lean - unsteered)[mask].abs().max() > 0.1
+    assert (fast - unsteered)[mask].abs().max() > 0.1
 
 
 @pytest.mark.parametrize("rows", [1, 4])
@@ -89,9 +95,9 @@ def test_every_hook_point_it_fires_takes_effect_as_in_the_models_own(tiny, point
 
     tokens, mask = batch(rows)
     hooks = [(f"blocks.{i}.{point}", double) for i in (1, 2)]
-    lean, stock = begin(tiny, hooks, mask, END, END + 8), StockPass(tiny, hooks, mask)
-    assert isinstance(lean, LlamaPass)
-    agree(lean, stock, tokens)
+    fast, stock = begin(tiny, hooks, mask, END, END + 8), StockPass(tiny, hooks, mask, END)
+    assert isinstance(fast, LlamaPass)
+    agree(fast, stock, tokens)
     assert seen[0::4] == seen[2::4]
     assert seen[1::4] == seen[3::4]
     plain = begin(tiny, [], mask, END, END + 8)(tokens)
@@ -110,7 +116,7 @@ def test_the_last_row_of_a_padded_batch_goes_on_through_numpy_as_before(tiny_fol
         expected = four(following)[2:3]
         torch.testing.assert_close(one(following[2:3]), expected, rtol=0, atol=1e-12)
         following = expected.argmax(-1)[:, None].expand(4, 1)
-    assert one.one_row is not None
+    assert one.single_row is not None
 
 
 def test_a_hook_that_writes_into_what_it_gets_leaves_the_weights_alone(tiny) -> None:
@@ -119,28 +125,26 @@ def test_a_hook_that_writes_into_what_it_gets_leaves_the_weights_alone(tiny) -> 
 
     tokens, mask = batch(1)
     before = tiny.embed.W_E.clone()
-    lean = begin(tiny, [("blocks.0.hook_resid_pre", spoil)], mask, END, END + 2)
-    assert (lean(tokens) - begin(tiny, [], mask, END, END + 2)(tokens)).abs().max() > 1e-2
-    lean(tokens[:, :1])
+    fast = begin(tiny, [("blocks.0.hook_resid_pre", spoil)], mask, END, END + 2)
+    assert (fast(tokens) - begin(tiny, [], mask, END, END + 2)(tokens)).abs().max() > 1e-2
+    fast(tokens[:, :1])
     assert torch.equal(tiny.embed.W_E, before)
 
 
-@pytest.mark.parametrize("rows", [1, 4, decoding.MANY_ROWS])
-def test_the_step_that_a_graph_records_is_the_same_step(tiny, rows: int) -> None:
+@pytest.mark.parametrize("rows", [1, 4, decode.MANY_ROWS])
+def test_the_step_that_a_graph_records_is_the_same_step_whatever_lies_in_unread_columns(tiny, rows: int) -> None:
     tokens, mask = batch(rows)
     mask |= rows > 4
     vector = of(torch.randn(1, 32, generator=torch.Generator().manual_seed(3)), Locus("blocks.1.hook_resid_post"))
     eager, fixed = (begin(tiny, vector.hooks(2.0, "generated"), mask, END, END + 8) for _ in range(2))
-    assert eager.steady
     a = eager(tokens)
     torch.testing.assert_close(fixed(tokens), a, rtol=0, atol=0)
-    step = decoding.CapturedStep(fixed)
-    fixed.cache[..., END:, :] = 1e3  # what has not been read must not be seen
+    fixed.layers.cache[..., END:, :] = torch.nan  # as memory that was somebody else's may be
+    step = RecordedStep(fixed.layers, END)
     for k in range(5):
         following = a.argmax(-1)[:, None]
         a = eager(following)
-        for clock in fixed.clocks:
-            clock.tick(1, END + k + 1)
+        fixed.position.advance(1)
         torch.testing.assert_close(step(following, END + k), a, **CLOSE)
 
 
@@ -165,9 +169,9 @@ def test_hooks_may_watch_without_changing_and_be_named_by_a_filter(tiny) -> None
     tokens, mask = batch()
     seen: list[str] = []
     hooks = [(lambda name: name.endswith("hook_resid_post"), lambda activation, hook: seen.append(hook.name))]
-    lean = begin(tiny, hooks, mask, END, END + 1)
-    assert isinstance(lean, LlamaPass)
-    torch.testing.assert_close(lean(tokens), begin(tiny, [], mask, END, END + 1)(tokens), rtol=0, atol=0)
+    fast = begin(tiny, hooks, mask, END, END + 1)
+    assert isinstance(fast, LlamaPass)
+    torch.testing.assert_close(fast(tokens), begin(tiny, [], mask, END, END + 1)(tokens), rtol=0, atol=0)
     assert seen == [f"blocks.{i}.hook_resid_post" for i in range(3)]
 
 
@@ -176,19 +180,19 @@ def test_other_hook_points_other_models_and_foreign_hooks_go_through_the_models_
     pattern = [("blocks.1.attn.hook_pattern", lambda activation, hook: activation)]
     assert isinstance(begin(tiny, pattern, mask, END, END + 8), StockPass)
     with tiny.hooks(fwd_hooks=[("blocks.1.hook_resid_post", lambda activation, hook: activation)]):
-        assert not is_llama(tiny)
-    assert is_llama(tiny)
+        assert not llama_forward(tiny)
+    assert llama_forward(tiny)
     apart = star.load_model(write_llama())
     apart.blocks[0].attn.W_Q.data = apart.blocks[0].attn.W_Q.data.clone(memory_format=torch.contiguous_format)
-    assert not is_llama(apart)
-    assert is_llama(star.relay(apart))
+    assert not llama_forward(apart)
+    assert llama_forward(star.copy_free_layout(apart))
 
 
 def test_weights_are_read_where_they_lie(tiny) -> None:
     tokens, mask = batch()
-    lean = begin(tiny, [], mask, END, END + 1)
-    assert isinstance(lean, LlamaPass)
-    before = lean(tokens)
+    fast = begin(tiny, [], mask, END, END + 1)
+    assert isinstance(fast, LlamaPass)
+    before = fast(tokens)
     with torch.no_grad():
         for name in ("W_Q", "_W_V", "W_O"):
             getattr(tiny.blocks[1].attn, name).mul_(1.5)
@@ -196,7 +200,7 @@ def test_weights_are_read_where_they_lie(tiny) -> None:
             getattr(tiny.blocks[1].mlp, name).mul_(1.5)
         try:
             changed = begin(tiny, [], mask, END, END + 1)(tokens)
-            torch.testing.assert_close(changed, StockPass(tiny, [], mask)(tokens), **CLOSE)
+            torch.testing.assert_close(changed, StockPass(tiny, [], mask, END)(tokens), **CLOSE)
         finally:
             for name in ("W_Q", "_W_V", "W_O"):
                 getattr(tiny.blocks[1].attn, name).div_(1.5)
@@ -224,13 +228,13 @@ def ways(count: int) -> list:
 def test_what_rows_share_is_read_once_and_changes_nothing(tiny, tokenizer, monkeypatch) -> None:
     prompts = [tuple(prompt_ids(tokenizer, PROMPTS[i % 2])) for i in range(12)]
     read: list[int] = []
-    own = LlamaPass.__call__
+    own = LlamaPass.residual
 
     def counted(self, tokens):
         read.append(tokens.numel())
         return own(self, tokens)
 
-    monkeypatch.setattr(LlamaPass, "__call__", counted)
+    monkeypatch.setattr(LlamaPass, "residual", counted)
     options = sampling.Sampling(max_new_tokens=1, temperature=0)
     together, scores = sampling._read_prompts(tiny, prompts, row_hooks(ways(12)), options)
     assert read[0] == 2 * (max(map(len, prompts)) - 3)
@@ -238,8 +242,8 @@ def test_what_rows_share_is_read_once_and_changes_nothing(tiny, tokenizer, monke
     for i, way in enumerate(ways(12)):
         alone, score = sampling._read_prompts(tiny, prompts[i : i + 1], row_hooks([way]), options)
         torch.testing.assert_close(scores[i], score[0], **CLOSE)
-        assert together.read == max(map(len, prompts))
-        assert alone.read == len(prompts[i])
+        assert together.position.read == max(map(len, prompts))
+        assert alone.position.read == len(prompts[i])
 
 
 def test_rows_that_have_ended_leave_the_batch_and_the_others_go_on_as_they_were(tiny, monkeypatch) -> None:
@@ -278,12 +282,91 @@ def test_a_hook_of_the_users_keeps_its_rows(tiny, monkeypatch) -> None:
     assert shapes == {len(PROMPTS)}
 
 
-@pytest.mark.parametrize("own_forward", [False, True], ids=["lean", "the model's own"])
+@pytest.fixture(params=[False, True], ids=["fast", "the model's own"])
+def own_forward(request, monkeypatch) -> bool:
+    """Whether the pass is the model's own forward."""
+    if request.param:
+        monkeypatch.setattr(decode, "llama_forward", lambda model: None)
+    return request.param
+
+
+@pytest.mark.parametrize("positions", [None, "generated", "first 3", "every 2", (-1, 1)])
+def test_one_list_of_hooks_serves_several_texts_at_once(tiny, own_forward, positions) -> None:
+    vector = of(torch.randn(1, 32, generator=torch.Generator().manual_seed(3)), Locus("blocks.1.hook_resid_post"))
+    options = {"max_new_tokens": 8, "temperature": 0}
+
+    def alone(prompt: str) -> str:
+        return star.sample(tiny, [prompt], vector.hooks(2.0, positions), progress=False, **options)[0]
+
+    expected = [alone(p) for p in PROMPTS]
+    kept = vector.hooks(2.0, positions)
+
+    # Interleaved, and after a text that was given up.
+    given_up = stream(tiny, PROMPTS[:1], kept, **options)
+    next(given_up)
+    given_up.close()
+    running = [stream(tiny, [p], kept, **options) for p in PROMPTS]
+    last: list[str] = [""] * len(running)
+    for step in itertools.zip_longest(*running):
+        for i, replies in enumerate(step):
+            last[i] = replies[0].text if replies else last[i]
+    assert last == expected
+
+    # Nested: while one text is written a hook writes another.
+    def write(activation, hook) -> None:
+        inner.append(star.sample(tiny, PROMPTS[1:2], kept, progress=False, **options)[0])
+
+    inner: list[str] = []
+    outer = [kept[0], ("blocks.0.hook_resid_post", write), *kept[1:]]
+    if not own_forward:  # hooks on the model's own forward would act on the inner text, too, as TransformerLens has it
+        assert star.sample(tiny, PROMPTS[:1], outer, progress=False, **options) == expected[:1]
+        assert set(inner) == {expected[1]}
+
+    # In threads, of one model.
+    with ThreadPoolExecutor(4) as pool:
+        written = [pool.submit(star.sample, tiny, [p], kept, progress=False, **options) for p in PROMPTS * 3]
+    assert [w.result()[0] for w in written] == expected * 3
+
+    # And in TransformerLens in between.
+    ids = torch.tensor([prompt_ids(tiny.tokenizer, PROMPTS[2])])
+    with tiny.hooks(fwd_hooks=kept):
+        theirs = tiny.generate(ids, max_new_tokens=8, do_sample=False, stop_at_eos=False, verbose=False)
+    assert tiny.tokenizer.decode(theirs[0, ids.shape[1] :], skip_special_tokens=True).strip() == expected[2]
+
+
+def test_a_text_of_transformer_lens_goes_on_after_star_tl_used_its_hooks(tiny, tokenizer) -> None:
+    vector = of(torch.randn(1, 32, generator=torch.Generator().manual_seed(3)), Locus("blocks.1.hook_resid_post"))
+    kept, ids = vector.hooks(2.0, "first 3"), torch.tensor([prompt_ids(tokenizer, PROMPTS[0])])
+    whole = tiny.run_with_hooks(
+        torch.cat([ids, ids[:, :3]], 1), fwd_hooks=vector.hooks(2.0, "first 3", prompt_length=ids.shape[1])
+    )
+    cache = TransformerLensKeyValueCache.init_cache(tiny.cfg, "cpu", 1)
+    found = []
+    for part in (ids, *(ids[:, i : i + 1] for i in range(3))):
+        with tiny.hooks(fwd_hooks=kept):
+            found.append(tiny(part, past_kv_cache=cache))
+        star.sample(tiny, PROMPTS[1:3], kept, max_new_tokens=3, progress=False)
+    torch.testing.assert_close(torch.cat(found, 1), whole, **CLOSE)
+
+
+def test_an_injection_that_the_user_wrapped_acts_where_it_did(tiny) -> None:
+    vector = of(torch.randn(1, 32, generator=torch.Generator().manual_seed(3)), Locus("blocks.1.hook_resid_post"))
+    options = {"max_new_tokens": 6, "temperature": 0, "progress": False}
+    (clock_at, clock), (at, inject) = vector.hooks(2.0, "first 2")
+    wrapped = [(clock_at, clock), (at, lambda activation, hook: inject(activation, hook))]
+    for prompt in PROMPTS:
+        assert star.sample(tiny, [prompt], wrapped, **options) == star.sample(
+            tiny, [prompt], vector.hooks(2.0, "first 2"), **options
+        )
+
+
+@pytest.mark.parametrize("own_forward", [False, True], ids=["fast", "the model's own"])
 @pytest.mark.parametrize("positions", EVERY)
 def test_schedules_are_the_same_cached_uncached_and_in_transformer_lens(
     tiny, tokenizer, monkeypatch, positions, own_forward: bool
 ) -> None:
-    monkeypatch.setattr(decoding, "is_llama", lambda model: not own_forward)
+    if own_forward:
+        monkeypatch.setattr(decode, "llama_forward", lambda model: None)
     place = Locus("blocks.1.hook_resid_post", (-3, -1))
     vector = of(torch.randn(2, 32, generator=torch.Generator().manual_seed(3)), place)
     ids = torch.tensor([prompt_ids(tokenizer, PROMPTS[0])])
@@ -347,7 +430,9 @@ def test_a_steered_row_is_the_same_alone_among_sixty_four_and_in_another_order(
     prefixes: list[int] = []
     go_on = LlamaPass.go_on_from
     monkeypatch.setattr(
-        LlamaPass, "go_on_from", lambda self, other, rows: prefixes.append(other.read) or go_on(self, other, rows)
+        LlamaPass,
+        "go_on_from",
+        lambda self, other, rows: prefixes.append(other.position.read) or go_on(self, other, rows),
     )
 
     def write(order: list[int], batch_size: int = 64) -> dict[int, sampling.Reply]:

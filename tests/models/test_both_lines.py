@@ -30,7 +30,7 @@ from star_tl.attribution.verify import verify
 from star_tl.data.chat import render
 from star_tl.errors import StarError
 from star_tl.locus import Locus
-from star_tl.models.backend import Model, empty_cache, read, unembed
+from star_tl.models.backend import Model, empty_cache, residual_stream, unembed
 from star_tl.models.lens import HAS_HOOKED_TRANSFORMER, HookedTransformer, TransformerBridge
 from star_tl.models.size import SHAPES, llama_size
 
@@ -115,7 +115,7 @@ def padded_and_cached(model: Model, tokens: torch.Tensor) -> torch.Tensor:
     mask[1, :8] = 0
     cache = empty_cache(model, 2)
     for part in (slice(0, 31), slice(31, None)):
-        residual = read(model, rows[:, part], mask[:, part], cache)
+        residual = residual_stream(model, rows[:, part], mask[:, part], cache)
     return unembed(model, residual[:, -1:])[:, 0]
 
 

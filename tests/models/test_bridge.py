@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ runner = CliRunner()
 Both = tuple[HookedTransformer, TransformerBridge]
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 2e-5}
 TENSORS = (
-    *("scores", "head_scores", "steering", "head_steering", "span_steering", "head_span_steering", "effects", "costs"),
+    *("scores", "head_scores", "steering", "head_steering", "span_steering", "head_span_steering"),
+    *("gradients", "differences", "position_effects"),
     *("metric_corrupted", "metric_clean"),
 )
 # Of different lengths, some longer than the sliding windows of Gemma-2 (8) and Mistral (32) here.
@@ -249,6 +251,17 @@ def test_a_rows_text_does_not_depend_on_its_batch(
     for prompt, x, reply in zip(prompts, strengths, together, strict=True):
         own = vector.hooks(x, "generated") if x else ()
         assert star.generate(model, [prompt], own, progress=False, **options) == [reply]
+
+
+def test_threads_take_turns_at_a_bridge(bridges: Callable[[str], TransformerBridge]) -> None:
+    model = bridges("mistral")
+    vector = noise(model, Locus("blocks.1.hook_resid_post"), 2.0)
+    hooks = {p: vector.hooks(x, "generated") for p, x in zip(PROMPTS, (2.0, -2.0), strict=False)}
+    options: dict[str, Any] = {"max_new_tokens": 8, "temperature": 0, "progress": False}
+    alone = [star.sample(model, [p], h, **options) for p, h in hooks.items()]
+    with ThreadPoolExecutor(4) as pool:
+        written = [pool.submit(star.sample, model, [p], h, **options) for p, h in list(hooks.items()) * 4]
+    assert [w.result() for w in written] == alone * 4
 
 
 def test_what_is_written_between_attention_and_mlp_reaches_the_residual_stream(

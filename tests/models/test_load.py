@@ -33,7 +33,7 @@ from star_tl.errors import StarError
 from star_tl.models import load as loading
 from star_tl.models import size as sizes
 from star_tl.models.batch import make_batch
-from star_tl.models.layout import is_copy_free, relay
+from star_tl.models.layout import copy_free_layout, is_copy_free
 from star_tl.models.load import fingerprint
 
 Write = Callable[..., Path]
@@ -404,12 +404,12 @@ def test_loading_holds_the_weights_once(write_llama: Write, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("name", STOCK)
-def test_relay_keeps_outputs_bit_identical_and_ends_the_copying(name: str) -> None:
+def test_copy_free_layout_keeps_outputs_bit_identical_and_ends_the_copying(name: str) -> None:
     model, ids = stock(**STOCK[name]), tokens(2, 9)
     one, many = model(ids[:1, :1]), model(ids)
     assert not is_copy_free(model)
     assert len(weight_copies(model)) >= 2 * 4 + 1  # four matrices of each attention, and the unembedding
-    assert relay(model) is model
+    assert copy_free_layout(model) is model
     assert is_copy_free(model)
     assert weight_copies(model) == []
     assert torch.equal(model(ids), many)
@@ -418,7 +418,7 @@ def test_relay_keeps_outputs_bit_identical_and_ends_the_copying(name: str) -> No
 
 @pytest.mark.parametrize("name", ["grouped", "ungrouped", "gpt2"])
 def test_state_dicts_go_between_both_layouts(name: str) -> None:
-    plain, relaid, ids = stock(0, **STOCK[name]), relay(stock(1, **STOCK[name])), tokens(2, 9)
+    plain, relaid, ids = stock(0, **STOCK[name]), copy_free_layout(stock(1, **STOCK[name])), tokens(2, 9)
     before, shapes = plain(ids), {k: v.shape for k, v in plain.state_dict().items()}
     assert {k: v.shape for k, v in relaid.state_dict().items()} == shapes
     assert not torch.equal(relaid(ids), before)
@@ -441,7 +441,7 @@ def test_fingerprint_is_the_same_in_every_dtype_and_layout(tiny_folder: Path) ->
     assert len(prints) == 1, "of weights of 16 bits in every dtype"
     plain = stock()
     before = fingerprint(plain)
-    assert fingerprint(relay(plain)) == before
+    assert fingerprint(copy_free_layout(plain)) == before
     assert len(before) == 16
     int(before, 16)
 

@@ -30,7 +30,7 @@ from star_tl.locus import Locus
 from star_tl.models import load as loading
 from star_tl.models import size as sizes
 from star_tl.models.config import read_config
-from star_tl.models.fast.forward import is_llama
+from star_tl.models.fast.forward import llama_forward
 from star_tl.models.lens import HookedTransformer
 from star_tl.models.load import fingerprint
 from star_tl.models.size import check_memory, llama_size
@@ -111,7 +111,7 @@ def test_every_layer_lies_on_its_device_and_was_never_on_another(
         held[str(parameter.device)] += parameter.nbytes
     # Beside the parameters only masks of no size and rotary tables, which come from the processor.
     assert made == held
-    assert not is_llama(model)
+    assert llama_forward(model) is None
     assert fingerprint(model) == fingerprint(whole)
 
 
@@ -200,7 +200,7 @@ def test_attribution_is_that_of_one_device(
 ) -> None:
     found, expected = (star.attribute(m, few(), progress=False, **how) for m in (spread, whole))
     forms = ("scores", "head_scores", "steering", "head_steering", "span_steering", "head_span_steering")
-    forms += ("effects", "costs")
+    forms += ("gradients", "differences", "position_effects")
     for name in (*forms, "metric_clean", "metric_corrupted"):
         a, b = getattr(found, name), getattr(expected, name)
         assert a.device.type == "cpu"
@@ -323,7 +323,7 @@ def test_one_card_too_small_points_to_the_fewest_that_hold_it(monkeypatch: pytes
     cards(monkeypatch, 80.0, 80.0, 80.0)
     with pytest.raises(StarError, match=r"and cuda has 80\.0 GB free: use first_n_layers=44, device='cuda:0,cuda:1', "):
         check_memory("70B", SEVENTY, torch.bfloat16, "cuda")
-    other = replace(SEVENTY, ends=0)  # of another architecture
+    other = replace(SEVENTY, outside_when_spread=0)  # of another architecture
     with pytest.raises(StarError, match=r"use first_n_layers=44, a larger device"):
         check_memory("other", other, torch.bfloat16, "cuda")
 

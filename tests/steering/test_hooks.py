@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -167,8 +170,8 @@ def test_the_same_hooks_serve_one_call_after_another(tiny):
 @torch.no_grad()
 def test_a_prefix_that_was_cached_without_hooks_counts_as_prompt(tiny):
     vector, prefix = steering_vector(), 6
-    kept = vector.hooks()
     for seed in range(2):
+        kept = vector.hooks()
         tokens = torch.tensor([random_ids(LONG + REPLY, seed)])
         cache = TransformerLensKeyValueCache.init_cache(tiny.cfg, "cpu", 1)
         tiny(tokens[:, :prefix], past_kv_cache=cache)
@@ -191,6 +194,75 @@ def test_several_continuations_of_one_frozen_cache_keep_the_end_of_the_prompt(ti
         hooks = vector.hooks(positions=[-1, 1], prompt_length=LONG)
         whole = tiny.run_with_hooks(torch.tensor([prompt + reply]), fwd_hooks=hooks)
         assert close(continued, whole[:, LONG:])
+
+
+def stepwise(model, tokens: Tensor, end: int, hooks):
+    """Logits of stock TransformerLens, a token at a time after the prompt; a generator, to be interleaved."""
+    cache = TransformerLensKeyValueCache.init_cache(model.cfg, "cpu", len(tokens))
+    for part in (slice(end), *(slice(i, i + 1) for i in range(end, tokens.shape[1]))):
+        with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+            logits = model(tokens[:, part], past_kv_cache=cache)
+        yield logits
+
+
+@pytest.mark.parametrize("positions", [None, "first 3", (-1, 1)])
+def test_two_texts_in_turn_in_transformer_lens_are_refused_or_right(tiny, positions):
+    vector = steering_vector()
+    texts = [torch.tensor([random_ids(n + REPLY, seed=n)]) for n in (LONG, SHORT)]
+
+    def wholes(end: int, tokens: Tensor) -> Tensor:
+        return tiny.run_with_hooks(tokens, fwd_hooks=vector.hooks(positions=positions, prompt_length=end))
+
+    kept = vector.hooks(positions=positions)
+    first, second = (stepwise(tiny, t, t.shape[1] - REPLY, kept) for t in texts)
+    next(first), next(second)
+    with pytest.raises(
+        StarError, match=r"^These hooks meet token 9 [^\n]+ vector\.hooks\(\), or give prompt_length\.$"
+    ):
+        next(first)
+    assert hooks_left(tiny) == 0
+    # The second is unharmed, and the first is written by hooks of its own or where the length is given.
+    assert close(torch.cat([*second], 1), wholes(SHORT, texts[1])[:, SHORT:])
+    lists = [[vector.hooks(positions=positions, prompt_length=n) for n in (LONG, SHORT)]]
+    lists.append([vector.hooks(positions=positions) for _ in texts])
+    for hooks in lists:
+        running = [stepwise(tiny, t, t.shape[1] - REPLY, h) for t, h in zip(texts, hooks, strict=True)]
+        steps = list(zip(*running, strict=True))
+        for tokens, parts in zip(texts, zip(*steps, strict=True), strict=True):
+            assert close(torch.cat(parts, 1), wholes(tokens.shape[1] - REPLY, tokens))
+
+
+def test_one_list_serves_two_models_and_two_threads_of_transformer_lens_at_once(tiny, write_llama):
+    vector = steering_vector(positions=LOCUS)
+    kept = vector.hooks(positions=[-1, 1])
+    other = star.load_model(write_llama(seed=1))
+    texts = [torch.tensor([random_ids(n + REPLY, seed=n)]) for n in (LONG, SHORT)]
+    alone = [
+        torch.cat([*stepwise(m, t, t.shape[1] - REPLY, vector.hooks(positions=[-1, 1]))], 1)
+        for m, t in zip((tiny, other), texts, strict=True)
+    ]
+    running = [stepwise(m, t, t.shape[1] - REPLY, kept) for m, t in zip((tiny, other), texts, strict=True)]
+    for whole, parts in zip(alone, zip(*zip(*running, strict=True), strict=True), strict=True):
+        assert torch.equal(torch.cat(parts, 1), whole)
+    with ThreadPoolExecutor(2) as pool:
+        made = [
+            pool.submit(lambda m=m, t=t: torch.cat([*stepwise(m, t, t.shape[1] - REPLY, kept)], 1))
+            for m, t in zip((tiny, other), texts, strict=True)
+        ]
+    assert all(torch.equal(a, m.result()) for a, m in zip(alone, made, strict=True))
+
+
+@pytest.mark.parametrize("positions", [None, "generated", "first 3", "every 2", "decay 2", (-2, 1)])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda hooks: pickle.loads(pickle.dumps(hooks))])
+def test_hooks_are_copied_and_pickled_without_what_they_counted(tiny, positions, copied):
+    tokens = torch.tensor([random_ids(LONG + REPLY, seed=1)])
+    hooks = steering_vector(positions=(-1,)).hooks(positions=positions)
+    whole = torch.cat([*stepwise(tiny, tokens, LONG, hooks)], 1)
+    begun = stepwise(tiny, tokens, SHORT, hooks)
+    next(begun)
+    again = copied(hooks)
+    assert torch.equal(torch.cat([*stepwise(tiny, tokens, LONG, again)], 1), whole)
+    next(begun)
 
 
 def test_an_error_in_the_forward_leaves_no_hooks(tiny):

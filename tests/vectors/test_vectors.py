@@ -19,7 +19,7 @@ from star_tl.errors import StarError
 from star_tl.locus import Locus
 from star_tl.models.lens import HookedTransformer
 from star_tl.vectors import SteeringVector, extract_vector
-from star_tl.vectors.probe import shrunk_covariance
+from star_tl.vectors.methods import METHODS, shrunk_covariance
 
 LOCI = [
     Locus("blocks.0.hook_resid_pre"),
@@ -126,6 +126,23 @@ def test_the_probe_is_a_shrunk_discriminant(exact: HookedTransformer) -> None:
         assert_close(vector[k].float(), w * (w @ d) / (w @ w))
     with pytest.raises(StarError, match="two pairs"):
         extract_vector(exact, make_pairs(pair("a", "My cat died.", "Oh no.", "OK.")), LOCI[2], "probe")
+
+
+def test_methods_are_pure_functions_of_activations_and_known_by_one_record() -> None:
+    chance = torch.Generator().manual_seed(0)
+    clean, corrupted = torch.randn(2, 9, 3, 7, generator=chance, dtype=torch.float64)
+    clean[..., 0] += 2
+    for key, method in METHODS.items():
+        before = clean.clone(), corrupted.clone()
+        rows = method.rows(clean, corrupted)
+        assert rows.shape == (3, 7), key
+        assert torch.equal(clean, before[0])
+        assert torch.equal(corrupted, before[1])
+        # Strength 1 moves as far along the vector as the pairs do on average.
+        along = ((clean - corrupted).mean(0) * rows).sum(-1)
+        torch.testing.assert_close(along, rows.square().sum(-1))
+        assert str(method) in (extract_vector.__doc__ or "")
+        assert key == method.key
 
 
 def test_shrinkage_is_ledoit_and_wolfs() -> None:

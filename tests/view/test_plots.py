@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
-from synthetic import attribution, dose, result, summary
+from synthetic import attribution, dose, priced, result, summary
 
 from star_tl.errors import StarError
 from star_tl.evaluation.sweep import Comparison
@@ -153,7 +153,7 @@ def test_the_mean_names_a_token_only_where_all_pairs_agree():
     assert [a.text for a in fig.layout.annotations] == ["user 1", "header"]
 
 
-@pytest.mark.parametrize("wrong", [{"pair": 6}, {"pair": -7}, {"component": "hook_z"}])
+@pytest.mark.parametrize("wrong", [{"pair": 12}, {"pair": -13}, {"component": "hook_z"}])
 def test_what_is_not_in_the_map_is_refused(wrong):
     with pytest.raises(StarError, match="use"):
         plot_tokens(ATTR, **wrong)
@@ -175,6 +175,36 @@ def test_the_chosen_layer_stands_out():
     assert close(bars.customdata[:, 2], 100 * choice.frequency)
     share = percent(float(choice.frequency[5]))
     assert any("chosen" in a.text and share in a.text and a.y == 5 for a in fig.layout.annotations)
+
+
+def tied_map(pairs: int) -> object:
+    """Layers 4 to 6 gain the same but for noise."""
+    noise = 0.02 * torch.randn(pairs, 8, generator=torch.Generator().manual_seed(0))
+    effects = noise - noise.mean(0) + torch.tensor([0.0, 0, 0, 0, 0.05, 0.0525, 0.0525, 0])
+    directions, gradients, drift = priced(effects, torch.full_like(effects, 0.1))
+    made = attribution(n_pairs=pairs)
+    return dataclasses.replace(made, differences=directions, gradients=gradients, drift_gradients=drift)
+
+
+def test_a_tie_is_shown_as_one_and_nothing_as_chosen():
+    attr = tied_map(12)
+    choice, fig = attr.choose_layer(), plot_choice(attr)
+    assert not choice.singled_out
+    assert len(choice.tied) > 1
+    coloured = tuple(layer for layer, colour in enumerate(fig.data[0].marker.color) if colour == BLUE)
+    assert coloured == choice.tied
+    assert "do not single out a layer" in fig.layout.title.text
+    assert "tie" in fig.layout.title.text
+    for figure in (fig, plot_layers(attr)):
+        assert "chosen" not in str(figure.to_dict())
+
+
+def test_few_pairs_are_plotted_without_resamples():
+    fig = plot_choice(tied_map(5))
+    assert "Too few pairs to single out a layer" in fig.layout.title.text
+    assert "chosen" not in str(fig.to_dict())
+    assert "resamples" not in str(fig.to_dict())
+    assert fig.data[0].error_x.array is None
 
 
 def test_dose_is_in_order_with_drift_on_an_axis_of_its_own():

@@ -57,6 +57,15 @@ def test_the_finding_is_said_in_plain_words():
     )
 
 
+def test_the_finding_does_not_call_a_layer_chosen_that_the_pairs_do_not_single_out():
+    made, gradients = result(), result().attribution.gradients.clone()
+    gradients[..., 1] = 1.0  # another direction than the pairs' own does far more
+    made.attribution = dataclasses.replace(made.attribution, gradients=gradients)
+    said = finding(made)
+    assert said.startswith("The pairs do not single out a layer: 5 gains most, but no more than chance (p ")
+    assert "agree" not in said
+
+
 @pytest.mark.parametrize(
     ("numbers", "words"),
     [

@@ -7,7 +7,7 @@ Attention alone is left to autograd, whose fused backward pass depends on the de
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from star_tl.models.fast.forward import LeanForward, rotate
+from star_tl.errors import StarError
+from star_tl.models.fast.attention import attend_masked
+from star_tl.models.fast.forward import LlamaForward, rotate
+
+TRUSTED_DEVICES = ("cpu",)  # elsewhere what attention's backward pass gives is checked
+# What rounding may leave, as a share; a kernel at fault leaves NaN, or a share near 1.
+BALANCED = {torch.float32: 1e-2, torch.float64: 1e-2, torch.bfloat16: 0.1, torch.float16: 0.1}
 
 See = Callable[[str, int, Tensor], None]
 Rotation = tuple[Float[Tensor, "row column 1 d_head"], Float[Tensor, "row column 1 d_head"]]
@@ -32,33 +38,36 @@ class _Kept:
     slopes: Float[Tensor, "mine late 2 d_mlp"]
 
 
-class LeanGradient:
+class LlamaGradient:
     """A forward pass over rows, and a backward pass through the first ``mine`` of them.
 
-    Of the last layer only columns from ``first`` on are wanted: what a function ``see`` gets at its hook points, those
-    behind ``resid_pre``, has no others, and the gradient of those is taken to be zero.
+    ``before`` holds keys and values of columns in front of these, layer by layer; no gradient reaches them. Of the last
+    layer only columns from ``first`` on are wanted: what a function ``see`` gets at its hook points, those behind
+    ``resid_pre``, has no others, and the gradient of those is taken to be zero.
     """
 
     def __init__(
         self,
-        lean: LeanForward,
+        llama: LlamaForward,
         rotation: Rotation,
         seen: Bool[Tensor, "row 1 column column"],
         mine: int,
-        first: int,
+        first: int = 0,
+        before: Sequence[tuple[Tensor, Tensor]] | None = None,
     ) -> None:
-        self.lean = lean
+        self.llama = llama
         self.rotation = rotation
         self.seen = seen
         self.mine = mine
         self.first = first
+        self.before = before
         self.kept: list[_Kept] = []
 
     @torch.no_grad()
     def forward(self, residual: Float[Tensor, "row column d_model"], see: See) -> Float[Tensor, "row late d_model"]:
         """The residual stream that leaves the last layer; ``see`` gets the activations of every hook point."""
-        last = len(self.lean.layers) - 1
-        for i, layer in enumerate(self.lean.layers):
+        last = len(self.llama.layers) - 1
+        for i, layer in enumerate(self.llama.layers):
             see("resid_pre", i, residual)
             first = self.first if i == last else 0
             z, leaves, attended = self._attention(i, residual, first)
@@ -77,74 +86,62 @@ class LeanGradient:
         return residual
 
     @torch.no_grad()
-    def backward(
-        self,
-        gradient: Float[Tensor, "mine late d_model"],
-        see: See,
-        second: Float[Tensor, "mine last d_model"] | None = None,
-        see_second: Callable[[int, Tensor], None] | None = None,
-    ) -> None:
+    def backward(self, gradient: Float[Tensor, "*copy mine late d_model"], see: See) -> None:
         """From the gradient of what :meth:`forward` returned; ``see`` gets that of every hook point.
 
-        With ``second`` also from another objective's, through its columns alone, the last: nothing that they hold
-        depends on the gradient of the columns before. ``see_second`` gets what that is at ``resid_post``.
+        Several gradients at once are copies in front; they share the forward pass.
         """
-        lean, own = self.lean, 0 if second is None else second.shape[1]
+        llama = self.llama
         cos, sin = (t[: self.mine] for t in self.rotation)
-        both = gradient if second is None else torch.cat([gradient, second], 1)
-
-        def twice(kept: Tensor) -> Tensor:
-            return torch.cat([kept, kept[:, -own:]], 1) if own else kept
-
-        def first(both: Tensor) -> Tensor:
-            return both[:, : both.shape[1] - own]
-
-        for i, layer in reversed(list(enumerate(lean.layers))):
+        imbalance: list[Tensor] = []
+        for i, layer in reversed(list(enumerate(llama.layers))):
             kept = self.kept.pop()
-            if see_second is not None:
-                see_second(i, both[:, -own:])
-            mine = first(both)  # one tensor for both hook points: what is made of it may be shared
-            see("resid_post", i, mine)
-            see("mlp_out", i, mine)
-            inner = (twice(kept.slopes) * (both @ layer.down)[:, :, None]).flatten(2) @ layer.gate_up
-            both = both + _through_norm(inner, twice(kept.between), layer.norm_mlp, lean.eps)
-            mine = first(both)
-            see("resid_mid", i, mine)
-            see("attn_out", i, mine)
-            z = (both @ layer.out).unflatten(-1, (-1, lean.d_head))
-            see("z", i, first(z))
-            late, columns = kept.z.shape[1], kept.entering.shape[1]
-            turned = list(torch.autograd.grad(kept.z, kept.query_key_value, first(z), retain_graph=bool(own)))
-            turned[0] = F.pad(turned[0], (0, 0, 0, 0, columns - late, 0))
-            both = torch.cat([F.pad(mine, (0, 0, columns - late, 0)), both[:, late:]], 1)
-            if own:
-                alone = F.pad(z[:, late:], (0, 0, 0, 0, late - own, 0))
-                others = torch.autograd.grad(kept.z, kept.query_key_value, alone)
-                turned = [torch.cat([t, other[:, -own:]], 1) for t, other in zip(turned, others, strict=True)]
-            q, k, v = turned
-            turning = rotate(torch.cat([q, k], 2), twice(cos), -twice(sin))  # turned back: the rotation's transpose
-            inner = torch.cat([turning, v], 2).flatten(2) @ layer.query_key_value
-            both = both + _through_norm(inner, twice(kept.entering), layer.norm_attention, lean.eps)
-            see("resid_pre", i, first(both))
+            see("resid_post", i, gradient)
+            see("mlp_out", i, gradient)
+            inner = (kept.slopes * (gradient @ layer.down)[..., None, :]).flatten(-2) @ layer.gate_up
+            gradient = gradient + _through_norm(inner, kept.between, layer.norm_mlp, llama.eps)
+            see("resid_mid", i, gradient)
+            see("attn_out", i, gradient)
+            z = (gradient @ layer.out).unflatten(-1, (-1, llama.d_head))
+            see("z", i, z)
+            early = kept.entering.shape[1] - kept.z.shape[1]
+            q, k, v = _through_attention(kept, z)
+            if kept.z.device.type not in TRUSTED_DEVICES and self.before is None and z.shape == kept.z.shape:
+                imbalance.append(_imbalance(kept.z, z, kept.query_key_value, (q, k, v)))
+            q, gradient = F.pad(q, (0, 0, 0, 0, early, 0)), F.pad(gradient, (0, 0, early, 0))
+            turning = rotate(torch.cat([q, k], -2), cos, -sin)  # turned back: the rotation's transpose
+            inner = torch.cat([turning, v], -2).flatten(-2) @ layer.query_key_value
+            gradient = gradient + _through_norm(inner, kept.entering, layer.norm_attention, llama.eps)
+            see("resid_pre", i, gradient)
+        if imbalance and not float(torch.stack(imbalance).amax()) < BALANCED[gradient.dtype]:
+            raise StarError(
+                "Attention's gradient is not one on this device (a fault of its kernel): use mode='layer_by_layer', "
+                "device='cpu', or another version of PyTorch."
+            )
 
     def _attention(self, i: int, residual: Tensor, first: int) -> tuple[Tensor, list[Tensor], Tensor]:
         """z of all rows; queries, keys and values of the first, and z as autograd makes it of these."""
-        lean, layer = self.lean, self.lean.layers[i]
-        x = F.rms_norm(residual, residual.shape[-1:], layer.norm_attention, lean.eps)
-        heads = F.linear(x, layer.query_key_value, layer.bias).unflatten(-1, (-1, lean.d_head))
-        turning, v = heads.split([lean.heads + lean.kv_heads, lean.kv_heads], 2)
-        q, k = rotate(turning, *self.rotation).split([lean.heads, lean.kv_heads], 2)
-        q, seen = q[:, first:], self.seen[:, :, first:]
-        others = _attend(q[self.mine :], k[self.mine :], v[self.mine :], seen[self.mine :])
-        q, k, v = (t[: self.mine].clone().requires_grad_() for t in (q, k, v))
+        llama, layer = self.llama, self.llama.layers[i]
+        x = F.rms_norm(residual, residual.shape[-1:], layer.norm_attention, llama.eps)
+        heads = F.linear(x, layer.query_key_value, layer.bias).unflatten(-1, (-1, llama.d_head))
+        turning, v = heads.split([llama.heads + llama.kv_heads, llama.kv_heads], 2)
+        q, k = rotate(turning, *self.rotation).split([llama.heads, llama.kv_heads], 2)
+        q, seen, mine = q[:, first:], self.seen[:, :, first:], slice(self.mine)
+        leaves = [t[mine].clone().requires_grad_() for t in (q, k, v)]
         with torch.enable_grad():
-            z = _attend(q, k, v, seen[: self.mine])
-        return torch.cat([z.detach(), others]), [q, k, v], z
+            keys, values = leaves[1:]
+            if self.before is not None:
+                keys, values = (torch.cat(both, 1) for both in zip(self.before[i], leaves[1:], strict=True))
+            attended = _attend(leaves[0], keys, values, seen[mine])
+        if len(q) == self.mine:
+            return attended.detach(), leaves, attended
+        others = _attend(q[self.mine :], k[self.mine :], v[self.mine :], seen[self.mine :])
+        return torch.cat([attended.detach(), others]), leaves, attended
 
     def _mlp(self, i: int, residual: Tensor) -> tuple[Tensor, Tensor]:
         """What is written for all rows, and the slopes of the first."""
-        layer, mine = self.lean.layers[i], slice(self.mine)
-        x = F.rms_norm(residual, residual.shape[-1:], layer.norm_mlp, self.lean.eps)
+        layer, mine = self.llama.layers[i], slice(self.mine)
+        x = F.rms_norm(residual, residual.shape[-1:], layer.norm_mlp, self.llama.eps)
         gate, up = F.linear(x, layer.gate_up).chunk(2, -1)
         post = F.silu(gate)
         slopes = torch.stack([torch.ops.aten.silu_backward(up[mine], gate[mine]), post[mine]], 2)
@@ -153,15 +150,41 @@ class LeanGradient:
         return F.linear(post, layer.down, layer.down_bias), slopes
 
 
+def _through_attention(kept: _Kept, z: Float[Tensor, "*copy mine late head d_head"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys and values from that of ``z``."""
+    copies = z.reshape(-1, *kept.z.shape)
+    found = [torch.autograd.grad(kept.z, kept.query_key_value, g, retain_graph=True) for g in copies[:-1]]
+    found.append(torch.autograd.grad(kept.z, kept.query_key_value, copies[-1]))
+    q, k, v = (torch.stack(t).reshape(*z.shape[:-4], *t[0].shape) for t in zip(*found, strict=True))
+    return q, k, v
+
+
 def _attend(
     q: Float[Tensor, "row late head d_head"],
     k: Float[Tensor, "row column kv_head d_head"],
     v: Float[Tensor, "row column kv_head d_head"],
     seen: Bool[Tensor, "row 1 late column"],
 ) -> Float[Tensor, "row late head d_head"]:
-    grouped = q.shape[2] != k.shape[2]
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=grouped).transpose(1, 2)
+    return attend_masked(q, k, v, seen).transpose(1, 2)
+
+
+def _imbalance(z: Tensor, given: Tensor, leaves: Sequence[Tensor], found: Sequence[Tensor]) -> Tensor:
+    """How far a kernel's gradient is from what every gradient of attention obeys, as shares; NaN where it is NaN.
+
+    z is linear in the values, so that z · ∂z adds up to v · ∂v (Euler's theorem). Scores are linear in the queries and
+    in the keys alike, so that q · ∂q and k · ∂k both add up to scores · ∂scores.
+    """
+    (q, k, v), (dq, dk, dv) = leaves, found
+
+    def total(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        product = a.detach().float() * b.float()
+        return product.sum(), product.abs().sum()
+
+    shares = []
+    for (one, size), (other, other_size) in ((total(z, given), total(v, dv)), (total(q, dq), total(k, dk))):
+        shares.append((one - other).abs() / (size + other_size).clamp(min=torch.finfo(torch.float32).tiny))
+    return torch.stack(shares).amax()
 
 
 def _through_norm(

@@ -8,8 +8,9 @@ operators a layer. Who calls says how to attend: over a cache, or over rows of p
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeGuard
+from dataclasses import dataclass, field, replace
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -21,18 +22,48 @@ from star_tl.models.layout import fused
 from star_tl.models.lens import HookedTransformer
 
 TURNED_ROWS = range(12, 257)
+# Classes of TransformerLens's modules that compute what this forward does.
+_ENDS = {"embed": ("Embed",), "ln_final": ("RMSNorm",), "unembed": ("Unembed",)}
+_BLOCK = {
+    "ln1": ("RMSNorm",),
+    "attn": ("Attention", "GroupedQueryAttention"),
+    "ln2": ("RMSNorm",),
+    "mlp": ("GatedMLP",),
+}
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 Listeners = dict[tuple[int, str], list[tuple[Any, Any]]]
+_MADE: WeakKeyDictionary[HookedTransformer, tuple[Any, LlamaForward | None]] = WeakKeyDictionary()
 
 
-def is_llama(model: object) -> TypeGuard[HookedTransformer]:
-    """Whether this forward computes what the model does: its architecture, layout, and nobody else's hooks."""
-    if not isinstance(model, HookedTransformer):
-        return False
+@torch.inference_mode(False)  # what is made here is used with a gradient, too
+def llama_forward(model: object) -> LlamaForward | None:
+    """The written-out forward of a model; None where it would not compute what the model does.
+
+    That is so for other architectures, for weights that do not lie as :func:`star_tl.copy_free_layout` puts them, such
+    as those of a layer that was replaced, and while anybody else's hooks are on the model. It is made once for a model
+    and its weights: an edit in place is seen, for the weights are read where they lie.
+    """
+    if not isinstance(model, HookedTransformer) or not _computes_llama(model):
+        return None
+    # Hooks first: they come and go.
+    if any(point.fwd_hooks for point in model.hook_dict.values()):
+        return None
+    seen = _weights_seen(model)
+    made = _MADE.get(model)
+    if made is None or made[0] != seen:
+        layers = _layers(model)
+        made = seen, None if layers is None else LlamaForward(model, layers)
+        _MADE[model] = made
+    forward = made[1]
+    if forward is not None:
+        forward.read_biases()
+    return forward
+
+
+def _computes_llama(model: HookedTransformer) -> bool:
     cfg: Any = model.cfg
-    block: Any = model.blocks[0]
-    plain = (
+    return (
         cfg.positional_embedding_type == "rotary"
         and cfg.rotary_dim == cfg.d_head
         and not cfg.rotary_adjacent_pairs
@@ -48,12 +79,46 @@ def is_llama(model: object) -> TypeGuard[HookedTransformer]:
         and cfg.attn_scores_soft_cap <= 0
         and cfg.n_devices == 1
     )
-    return (
-        plain
-        and _query_key_value(block.attn) is not None
-        and fused(block.mlp, "W_gate", "W_in") is not None
-        and not any(point.fwd_hooks for point in model.hook_dict.values())
-    )
+
+
+def _weights_seen(model: HookedTransformer) -> list[tuple[Any, ...]]:
+    """What tells weights and modules that were replaced from those that were there before; no number is read."""
+    found: list[tuple[Any, ...]] = [(model.cfg.eps,)]
+    for owner, kinds in ((model, _ENDS), *((block, _BLOCK) for block in model.blocks)):
+        for part in (owner, *(getattr(owner, name, None) for name in kinds)):
+            found.append((id(part),))
+            if part is not None and part is not model:
+                found[-1] += (len(part._forward_hooks), len(part._forward_pre_hooks), "forward" in vars(part))
+                found += [(p.data_ptr(), p.stride(), p.dtype) for p in part._parameters.values() if p is not None]
+    return found
+
+
+def _layers(model: HookedTransformer) -> list[_Layer] | None:
+    """Every layer's weights; None where one is no Llama's, or does not lie as this forward reads it."""
+    if not _plain(model, _ENDS):
+        return None
+    layers: list[_Layer] = []
+    for block in model.blocks:
+        if not _is(block, ("TransformerBlock",)) or not _plain(block, _BLOCK):
+            return None
+        if len({(p.dtype, p.device) for p in block.parameters()}) > 1:
+            return None
+        layer = _layer(block)
+        if layer is None:
+            return None
+        layers.append(layer)
+    return layers
+
+
+def _plain(owner: Any, kinds: dict[str, tuple[str, ...]]) -> bool:
+    """Whether the parts are of these classes, and do what their class does."""
+    return all(_is(getattr(owner, name, None), names) for name, names in kinds.items())
+
+
+def _is(module: Any, names: tuple[str, ...]) -> bool:
+    kind = type(module)
+    named = kind.__name__ in names and kind.__module__.startswith("transformer_lens.")
+    return named and not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def resolve(model: HookedTransformer, hooks: Sequence[NamedHook]) -> dict[str, list[Any]]:
@@ -79,36 +144,55 @@ def listeners_of(model: HookedTransformer, hooks: dict[str, list[Any]]) -> Liste
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer's weights as HuggingFace lays them out: views, no copies."""
+    """A layer's weights as HuggingFace lays them out: views, no copies. A bias that is zero is None.
+
+    ``parts`` are its biases as the model holds them: of queries, keys, values, output, up and down projection.
+    """
 
     norm_attention: Float[Tensor, " d_model"]
     query_key_value: Float[Tensor, "all_heads*d_head d_model"]
-    bias: Float[Tensor, " all_heads*d_head"] | None
     out: Float[Tensor, "d_model heads*d_head"]
-    out_bias: Float[Tensor, " d_model"] | None
     norm_mlp: Float[Tensor, " d_model"]
     gate_up: Float[Tensor, "2*d_mlp d_model"]
-    up_bias: Float[Tensor, " d_mlp"] | None
     down: Float[Tensor, "d_model d_mlp"]
-    down_bias: Float[Tensor, " d_model"] | None
+    bias: Float[Tensor, " all_heads*d_head"] | None = None
+    out_bias: Float[Tensor, " d_model"] | None = None
+    up_bias: Float[Tensor, " d_mlp"] | None = None
+    down_bias: Float[Tensor, " d_model"] | None = None
+    parts: tuple[Tensor, ...] = field(default=(), repr=False)
 
 
-class LeanForward:
-    """The layers of a model for which :func:`is_llama` holds."""
+class LlamaForward:
+    """The layers of a model for which :func:`llama_forward` gives one.
 
-    def __init__(self, model: HookedTransformer) -> None:
+    ``recordable`` is False once a step that a CUDA graph recorded was not the same as the plain one.
+    """
+
+    def __init__(self, model: HookedTransformer, layers: list[_Layer]) -> None:
         cfg: Any = model.cfg
         self.eps: float = cfg.eps
         self.heads: int = cfg.n_heads
         self.kv_heads: int = cfg.n_key_value_heads or cfg.n_heads
         self.d_head: int = cfg.d_head
-        self.layers = [_layer(block) for block in model.blocks]
+        self.layers = layers
         self.rotary: Any = model.blocks[0].attn
+        self.recordable = True
+        self._used: list[list[bool]] = []
+
+    def read_biases(self) -> None:
+        """Look which biases are zero, all at once: on a GPU each look by itself would wait for the device."""
+        kinds = zip(*(layer.parts for layer in self.layers), strict=True)
+        used = torch.stack([torch.stack(kind).flatten(1).any(1) for kind in kinds], 1).tolist()
+        # Of queries, keys and values they are copied behind one another; the others are read in place.
+        if used != self._used or any(any(own[:3]) for own in used):
+            self.layers = [_with_biases(layer, own) for layer, own in zip(self.layers, used, strict=True)]
+            self._used = used
 
     def rotation(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the first positions, ``[position d_head]``, in the form that a call takes."""
         if length > len(self.rotary.rotary_cos):
-            self.rotary._extend_rotary_embeddings(length)
+            with torch.inference_mode(False):  # else no gradient could ever go through the longer table
+                self.rotary._extend_rotary_embeddings(length)
         cos, sin = (t[:length].to(device) for t in (self.rotary.rotary_cos, self.rotary.rotary_sin))
         half = self.d_head // 2
         return cos, torch.cat((-sin[:, :half], sin[:, half:]), -1)  # x.roll(half) needs no other sign then
@@ -171,35 +255,30 @@ def product(
     return turned if bias is None else turned + bias
 
 
-def _layer(block: Any) -> _Layer:
+def _layer(block: Any) -> _Layer | None:
     attention, mlp = block.attn, block.mlp
     grouped = "_" if hasattr(attention, "_W_K") else ""
-    biases = [attention.b_Q, getattr(attention, f"{grouped}b_K"), getattr(attention, f"{grouped}b_V")]
-    weights, gate_up = _query_key_value(attention), fused(mlp, "W_gate", "W_in")
-    assert weights is not None
-    assert gate_up is not None
-    heads, d_head, d_model = attention.W_O.shape
+    query_key_value = fused(attention, "W_Q", f"{grouped}W_K", f"{grouped}W_V")
+    gate_up, out = fused(mlp, "W_gate", "W_in"), fused(attention, "W_O")
+    if query_key_value is None or gate_up is None or out is None:
+        return None
+    biases = attention.b_Q, getattr(attention, f"{grouped}b_K"), getattr(attention, f"{grouped}b_V")
     return _Layer(
         block.ln1.w.data,
-        weights,
-        torch.cat([b.data.reshape(-1) for b in biases]) if any(bool(b.any()) for b in biases) else None,
-        attention.W_O.data.permute(2, 0, 1).view(d_model, heads * d_head),
-        _unless_zero(attention.b_O),
+        query_key_value,
+        attention.W_O.data.permute(2, 0, 1).flatten(1),
         block.ln2.w.data,
         gate_up,
-        _unless_zero(mlp.b_in),
         mlp.W_out.data.T,
-        _unless_zero(mlp.b_out),
+        parts=tuple(b.data for b in (*biases, attention.b_O, mlp.b_in, mlp.b_out)),
     )
 
 
-def _query_key_value(attention: Any) -> Tensor | None:
-    grouped = "_" if hasattr(attention, "_W_K") else ""
-    return fused(attention, "W_Q", f"{grouped}W_K", f"{grouped}W_V")
-
-
-def _unless_zero(bias: Tensor) -> Tensor | None:
-    return bias.data if bool(bias.any()) else None
+def _with_biases(layer: _Layer, used: Sequence[bool]) -> _Layer:
+    parts = layer.parts
+    out, up, down = (part if is_used else None for part, is_used in zip(parts[3:], used[3:], strict=True))
+    bias = torch.cat([part.reshape(-1) for part in parts[:3]]) if any(used[:3]) else None
+    return replace(layer, bias=bias, out_bias=out, up_bias=up, down_bias=down)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

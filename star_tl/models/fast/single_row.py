@@ -15,25 +15,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from star_tl.models.fast.forward import LeanForward, Listeners
+from star_tl.models.fast.forward import Listeners, LlamaForward
 from star_tl.models.lens import HookedTransformer
 
 DTYPES = (torch.float32, torch.float64)  # numpy has no bfloat16, and half precision only in software
 
 
-class OneRow:
-    """What :class:`~star_tl.models.fast.forward.LeanForward` computes, for one token of one row."""
+class SingleRowStep:
+    """What :class:`~star_tl.models.fast.forward.LlamaForward` computes, for one token of one row."""
 
     def __init__(
         self,
         model: HookedTransformer,
-        forward: LeanForward,
+        forward: LlamaForward,
         cache: Float[Tensor, "layer 2 1 kv_head room d_head"],
         rotation: tuple[Float[Tensor, "room d_head"], Float[Tensor, "room d_head"]],
     ) -> None:
         self.forward = forward
         self.layers = [
-            SimpleNamespace(**{name: _array(weight) for name, weight in vars(layer).items()})
+            SimpleNamespace(**{name: _array(weight) for name, weight in vars(layer).items() if name != "parts"})
             for layer in forward.layers
         ]
         self.cache = cache[:, :, 0].numpy()

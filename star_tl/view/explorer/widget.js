@@ -255,7 +255,7 @@ function render({ model, el: root }) {
       : "";
     const head = column.head != null ? `, head ${column.head}` : "";
     const said = `layer ${layer}${head}, ${part(column.hook)}${token}, score ${signed(score, 4)} nats${interval}`
-      + (star ? ", chosen by attribution" : "") + (usable ? "" : ", in the reply: no locus");
+      + (star ? (suggested.chosen ? ", chosen by attribution" : ", where drift buys most") : "") + (usable ? "" : ", in the reply: no locus");
     const node = el("div", {
       role: "gridcell", class: "cell", "aria-label": said, "aria-selected": Boolean(taken).toString(),
       "aria-disabled": usable ? null : "true", "data-row": layer, "data-col": col,
@@ -338,7 +338,7 @@ function render({ model, el: root }) {
       el("button", { "aria-label": `Remove ${where(locus)}`, title: "Remove", onclick: () => choose(locus) }, "×"))));
     if (!loci.some(l => same(l, s)))
       chips.append(el("li", { class: "add" }, el("button", { onclick: () => choose(s) },
-        `★ Add ${where(s)} · ${at(s)}, chosen by attribution (${percent(s.frequency)} of resamples)`)));
+        `★ Add ${where(s)} · ${at(s)}, ${s.chosen ? "chosen by attribution" : "where drift buys most"} (${s.said})`)));
     if (focused) chips.querySelector("button")?.focus();
   }
 
@@ -484,7 +484,7 @@ function render({ model, el: root }) {
     el("div", { class: "said" }, el("label", { for: `${id}-strength` }, "Strength ", strengthSaid), naturalSaid), el("div", { class: "slider" }, safe, strength), safeSaid);
   root.append(el("div", { class: "star-explorer" },
     el("header", {}, el("h3", {}, `${about.title} in ${about.model}`),
-      el("p", { class: "soft" }, "Click a cell to steer there and hear the model change; click more to compare. ★ is what attribution chooses: where drift buys most.")),
+      el("p", { class: "soft" }, "Click a cell to steer there and hear the model change; click more to compare. ★ is where drift buys most, as far as the pairs can tell.")),
     el("div", { class: "parts" },
       el("section", { class: "where", "aria-label": "Where the trait is carried" }, tabs,
         el("div", { class: "controls" }, field("Estimator", estimator), field("Form", form), field("Pairs", pair), componentField),

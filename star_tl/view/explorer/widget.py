@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from star_tl.attribution import AttributionMap, attribute
+from star_tl.attribution import ESTIMATORS, AttributionMap, attribute
 from star_tl.data.chat import SPANS, Span, as_messages, render, resolve_span
 from star_tl.data.pairs import Pairs, Trait
 from star_tl.errors import StarError
@@ -66,7 +66,7 @@ DOSES = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)  # shares of the slider's end
 DOSE_PROMPTS = 12
 SAMPLING = Sampling()
 FRAME = 0.08  # seconds between two updates of a streamed reply
-ESTIMATORS = {"atp": "attribution patching", "ig": "integrated gradients", "relp": "RelP"}
+CHOOSER = {key: e.label for key, e in ESTIMATORS.items() if key != "exact"}  # which takes minutes a pair
 
 
 def explore(model: Model, pairs: Pairs, attr: AttributionMap | None = None) -> Explorer:
@@ -110,7 +110,7 @@ class Explorer(anywidget.AnyWidget):
         self.about = {
             "title": pairs.trait.name.replace("_", " "),
             "model": str(model.cfg.model_name),
-            "estimators": ESTIMATORS,
+            "estimators": CHOOSER,
             "forms": FORMS,
             "components": COMPONENTS,
             "positions": POSITIONS,
@@ -237,7 +237,7 @@ class Explorer(anywidget.AnyWidget):
 
     def _attribute(self, what: dict[str, Any]) -> None:
         method = what["estimator"]
-        self._say(f"Attributing with {ESTIMATORS[method]} …", busy=True)
+        self._say(f"Attributing with {CHOOSER[method]} …", busy=True)
         self._maps[method] = attribute(self._model, self._pairs, method=method, progress=False)
         self._draw_map(what)
 
@@ -248,8 +248,8 @@ class Explorer(anywidget.AnyWidget):
         shown = view(attr, s["form"], None if s["pair"] < 0 else s["pair"], s["component"])
         if attr.method not in self._suggested:
             choice = attr.choose_layer()
-            sure = {"frequency": float(choice.frequency[choice.layer])}
-            self._suggested[attr.method] = _as_dict(attr.top_locus()) | sure
+            said = {"said": choice.describe(), "chosen": choice.singled_out}
+            self._suggested[attr.method] = _as_dict(attr.top_locus()) | said
         self.map = shown | {"suggested": self._suggested[attr.method]}
 
     def _vector(self, locus: Locus) -> SteeringVector:

@@ -1,0 +1,41 @@
+"""The mean clean − corrupted residual stream of any pairs, at the last prompt token of every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from star_tl.data.chat import Prompt, render
+from star_tl.data.pairs import Pairs
+from star_tl.locus import NamedHook, hook_name
+from star_tl.models.backend import Model, attached, residual_stream
+from star_tl.models.batch import make_batch
+
+PROMPTS = 16
+
+
+@torch.no_grad()
+def mean_differences(model: Model, pairs: Pairs, batch_size: int | None = None) -> Float[Tensor, "layer d"]:
+    """At ``resid_post``: what a vector extracted from these pairs at the last prompt token is, at each layer."""
+    sides = [pairs.clean_prompt(p) for p in pairs], [pairs.corrupted_prompt(p) for p in pairs]
+    clean, corrupted = (_sums(model, prompts, batch_size or PROMPTS) for prompts in sides)
+    return ((clean - corrupted) / len(pairs)).float()
+
+
+def _sums(model: Model, prompts: Sequence[Prompt], batch_size: int) -> Float[Tensor, "layer d"]:
+    total = torch.zeros(model.cfg.n_layers, model.cfg.d_model, dtype=torch.float64)
+
+    def add(layer: int) -> NamedHook:
+        def hook(activation: Tensor, hook: object) -> None:
+            total[layer] += activation[:, -1].sum(0, dtype=torch.float64).cpu()
+
+        return hook_name("resid_post", layer), hook
+
+    for first in range(0, len(prompts), batch_size):
+        batch = make_batch(model, [render(model.tokenizer, p).ids for p in prompts[first : first + batch_size]])
+        with attached(model, list(map(add, range(model.cfg.n_layers)))):
+            residual_stream(model, batch.tokens, batch.mask)
+    return total

@@ -1,0 +1,41 @@
+"""Attention under a mask, by a kernel whose gradient can be relied on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+# Not cuDNN's, PyTorch's choice on newer cards: with a mask and grouped heads its backward pass gave NaN and reads of
+# foreign memory (PyTorch issue 196678). Flash attention takes no mask.
+TRUSTED = (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+
+
+@contextmanager
+def trusted_kernels(device: torch.device) -> Iterator[None]:
+    """Attention by one of TRUSTED on a GPU, in the forward pass within the context and in its backward pass."""
+    if device.type != "cuda":
+        yield
+        return
+    with sdpa_kernel(list(TRUSTED)):
+        yield
+
+
+def attend_masked(
+    q: Float[Tensor, "row head query d_head"],
+    k: Float[Tensor, "row kv_head key d_head"],
+    v: Float[Tensor, "row kv_head key d_head"],
+    seen: Bool[Tensor, "row 1 query key"],
+) -> Float[Tensor, "row head query d_head"]:
+    """Softmax attention of every query over the keys that it sees; a gradient may go back through it."""
+    grouped = q.shape[1] != k.shape[1]
+    if grouped and q.device.type == "cuda":  # the memory-efficient kernel takes a key to each head
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
+        grouped = False
+    with trusted_kernels(q.device):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=grouped)

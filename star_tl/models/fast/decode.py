@@ -1,0 +1,293 @@
+"""The Llama family's forward over a static cache, token by token: recorded on a GPU, through numpy for a single row."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from star_tl.locus import NamedHook
+from star_tl.models.backend import Model, unembed
+from star_tl.models.fast.forward import Listeners, LlamaForward, listeners_of, llama_forward, resolve
+from star_tl.models.fast.single_row import DTYPES, SingleRowStep
+from star_tl.models.lens import HookedTransformer
+from star_tl.models.position import Position, following, for_rows, steady
+from star_tl.models.transformers_folder import CLOSE, difference
+
+MANY_ROWS = 8  # from here on two batched products beat fused attention at one query a row
+RECORDED_ON = ("cuda",)  # kinds of device on which a step is recorded
+
+
+def llama_pass(
+    model: Model, hooks: Sequence[NamedHook], mask: Bool[Tensor, "row column"], end: int, room: int
+) -> LlamaPass | None:
+    """A :class:`LlamaPass`, arguments as in :func:`star_tl.generation.decoding.begin`.
+
+    None where the model is none that :func:`star_tl.models.fast.forward.llama_forward` knows, or a hook is at a point
+    that this forward does not fire.
+    """
+    forward = llama_forward(model)
+    if forward is None:
+        return None
+    assert isinstance(model, HookedTransformer)
+    position = Position(end)
+    own = following(hooks, position)
+    if listeners_of(model, resolve(model, own)) is None:
+        return None
+    return LlamaPass(model, forward, own, position, (~mask).sum(1), room)
+
+
+class LlamaPass:
+    """The Llama family's forward over a static cache; hooks fire only where there are some.
+
+    ``hooks`` are those of this call (:func:`star_tl.models.position.following`), which read ``position``.
+    """
+
+    def __init__(
+        self,
+        model: HookedTransformer,
+        forward: LlamaForward,
+        hooks: Sequence[NamedHook],
+        position: Position,
+        pads: Int[Tensor, " row"],
+        room: int,
+    ) -> None:
+        cfg: Any = model.cfg
+        self.model, self.hooks, self.position = model, list(hooks), position
+        shape = (cfg.n_layers, 2, len(pads), forward.kv_heads, room, cfg.d_head)
+        cache = torch.empty(shape, dtype=cfg.dtype, device=pads.device)
+        self.layers = CachedLayers(model, forward, self._listeners(), cache, pads)
+        self.recorded: RecordedStep | None = None
+        self.single_row: SingleRowStep | None = None
+
+    @torch.no_grad()
+    def __call__(self, tokens: Int[Tensor, "row column"]) -> Float[Tensor, "row vocab"]:
+        layers = self.layers
+        if tokens.shape[1] > 1:
+            return layers.logits(self.residual(tokens))
+        self.position.advance(1)
+        start, device = self.position.offset, layers.cache.device
+        if device.type in RECORDED_ON and layers.forward.recordable and steady(self.hooks):
+            return self._replayed(tokens, start)
+        if tokens.numel() == 1 and device.type == "cpu" and layers.cache.dtype in DTYPES:
+            if self.single_row is None:
+                rotation = layers.cos, layers.sin
+                self.single_row = SingleRowStep(self.model, layers.forward, layers.cache, rotation)
+            return self.single_row(int(tokens), int(layers.pads), start, layers.listeners)
+        return layers.logits(layers.read(tokens, start))
+
+    @torch.no_grad()
+    def residual(self, tokens: Int[Tensor, "row column"]) -> Float[Tensor, "row column d_model"]:
+        """The last residual stream at these tokens, which follow those of earlier calls."""
+        self.position.advance(tokens.shape[1])
+        return self.layers.read(tokens, self.position.offset)
+
+    @torch.no_grad()
+    def keep(self, rows: Int[Tensor, " kept"]) -> bool:
+        """See :class:`star_tl.generation.decoding.Pass`."""
+        kept = for_rows(self.hooks, rows)
+        if kept is None:
+            return False
+        self._forget()
+        self.hooks = kept
+        self.layers = self.layers.of_rows(rows, self.position.read, self._listeners())
+        return True
+
+    @torch.no_grad()
+    def go_on_from(self, shared: LlamaPass, rows: Int[Tensor, " row"]) -> None:
+        """Take over what another pass has read; ``rows`` says which of its rows each row of this one continues."""
+        read = shared.position.read
+        self.position.advance(read)
+        self.layers.cache[..., :read, :] = shared.layers.cache[..., :read, :].index_select(2, rows)
+
+    def _replayed(self, tokens: Tensor, column: int) -> Tensor:
+        if self.recorded is not None:
+            return self.recorded(tokens, column)
+        self.recorded = RecordedStep(self.layers, column)
+        found = self.recorded(tokens, column)
+        plain = self.layers.logits(self.layers.read(tokens, column))
+        if not _same(found, plain, CLOSE[self.layers.cache.dtype]):
+            self._forget()
+            self.layers.forward.recordable = False
+            warnings.warn(
+                "A decode step recorded as a CUDA graph was not the same as the plain one: going on without, slower.",
+                stacklevel=2,
+            )
+        return plain
+
+    def _forget(self) -> None:
+        """Give up what was made for the rows that there were; a graph must be gone before another is recorded."""
+        if self.recorded is not None:
+            self.recorded.release()
+        self.recorded = self.single_row = None
+
+    def _listeners(self) -> Listeners:
+        return listeners_of(self.model, resolve(self.model, self.hooks)) or {}
+
+
+class CachedLayers:
+    """The layers over the keys and values of some rows: what every step of a pass is made of, and a recording of one.
+
+    It does not know the pass that it belongs to: a circle of references would keep a CUDA graph alive until Python
+    looks for circles, perhaps while another graph is recorded, which that would break.
+    """
+
+    def __init__(
+        self,
+        model: HookedTransformer,
+        forward: LlamaForward,
+        listeners: Listeners,
+        cache: Float[Tensor, "layer 2 row kv_head room d_head"],
+        pads: Int[Tensor, " row"],
+    ) -> None:
+        self.model, self.forward, self.listeners = model, forward, listeners
+        self.cache, self.pads = cache, pads
+        self.kept = [(layer[0], layer[1]) for layer in cache]
+        self.padded = bool(pads.any())
+        self.cos, self.sin = forward.rotation(cache.shape[4], pads.device)
+
+    def of_rows(self, rows: Int[Tensor, " kept"], read: int, listeners: Listeners) -> CachedLayers:
+        """The same for these rows, of whose cache the first ``read`` columns are filled."""
+        shape = list(self.cache.shape)
+        shape[2] = len(rows)
+        cache = self.cache.new_empty(shape)
+        cache[..., :read, :] = self.cache[..., :read, :].index_select(2, rows)
+        return CachedLayers(self.model, self.forward, listeners, cache, self.pads[rows])
+
+    def read(self, tokens: Int[Tensor, "row column"], start: int) -> Float[Tensor, "row column d_model"]:
+        """The last residual stream at ``tokens``, which go to the columns from ``start`` on."""
+        stop = start + tokens.shape[1]
+        columns = torch.arange(start, stop, device=tokens.device)
+        return self.over(tokens, self._rotation(start, stop), self._mask(start, stop), columns, stop)
+
+    def over(
+        self,
+        tokens: Int[Tensor, "row column"],
+        rotation: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        columns: Int[Tensor, " column"],
+        stop: int,
+    ) -> Float[Tensor, "row column d_model"]:
+        """The last residual stream at ``tokens``, which go to these columns of the cache and see up to ``stop``."""
+        causal = tokens.shape[1] > 1 and mask is None
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys, values = (kept.narrow(2, 0, stop) for kept in self.kept[layer])
+            keys.index_copy_(2, columns, k)
+            values.index_copy_(2, columns, v)
+            return _attend(q, keys, values, mask, causal)
+
+        return self.forward(F.embedding(tokens, self.model.embed.W_E), rotation, attend, self.listeners)
+
+    def logits(self, residual: Float[Tensor, "row column d_model"]) -> Float[Tensor, "row vocab"]:
+        """Logits after the last column."""
+        return unembed(self.model, residual[:, -1:])[:, 0]
+
+    def _rotation(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        if not self.padded:
+            return self.cos[start:stop], self.sin[start:stop]
+        columns = torch.arange(start, stop, device=self.pads.device)
+        at = (columns - self.pads[:, None]).clamp(min=0)
+        return self.cos[at][:, None], self.sin[at][:, None]
+
+    def _mask(self, start: int, stop: int) -> Tensor | None:
+        """True where a query sees a key; None where plain causal attention does."""
+        if not self.padded and (start == 0 or stop - start == 1):
+            return None
+        keys = torch.arange(stop, device=self.pads.device)
+        seen = keys >= self.pads[:, None, None]
+        if stop - start > 1:
+            seen = seen & (keys <= keys[start:, None])
+            seen |= keys == keys[start:, None]  # padding sees itself: a row of none would be NaN
+        return seen[:, None]
+
+
+class RecordedStep:
+    """A decode step whose shapes and addresses never change: on a GPU recorded once as a CUDA graph and replayed.
+
+    It attends over the whole cache under a mask instead of over its filled part, the columns before ``read``. Without a
+    GPU it runs as it stands, which is how it is tested. Hooks must be ``steady``. :meth:`release` it before another is
+    recorded.
+    """
+
+    def __init__(self, layers: CachedLayers, read: int) -> None:
+        rows, device = layers.cache.shape[2], layers.cache.device
+        self.layers = layers
+        layers.cache[..., read:, :] = 0.0  # what lies there may be NaN, and masked it would still be 0 · NaN
+        self.tokens = torch.zeros(rows, 1, dtype=torch.long, device=device)
+        self.column = torch.zeros(1, dtype=torch.long, device=device)
+        self.every = torch.arange(layers.cache.shape[4], device=device)
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.logits: Tensor | None = None
+
+    @torch.no_grad()
+    def __call__(self, tokens: Int[Tensor, "row 1"], column: int) -> Float[Tensor, "row vocab"]:
+        """Logits after ``tokens``, which go to this column."""
+        self.tokens.copy_(tokens)
+        self.column.fill_(column)
+        if not self.tokens.is_cuda:
+            return self._run()
+        if self.graph is None:
+            self._record()
+        assert self.graph is not None
+        assert self.logits is not None
+        self.graph.replay()
+        return self.logits.clone()
+
+    def release(self) -> None:
+        """Give the graph and its memory back."""
+        if self.graph is not None:
+            self.graph.reset()
+        self.graph = self.logits = None
+
+    def _record(self) -> None:
+        # Kernels choose their algorithms and hooks place their tensors in a first run, which must not be recorded.
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            self._run()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        collecting = gc.isenabled()
+        gc.disable()  # it may free anybody's tensors and graphs, which breaks the recording
+        try:
+            with torch.cuda.graph(graph):
+                self.logits = self._run()
+        finally:
+            if collecting:
+                gc.enable()
+        self.graph = graph
+
+    def _run(self) -> Tensor:
+        layers = self.layers
+        at = (self.column - layers.pads[:, None]).clamp(min=0)
+        seen = (self.every >= layers.pads[:, None]) & (self.every <= self.column)
+        rotation = layers.cos[at][:, None], layers.sin[at][:, None]
+        residual = layers.over(self.tokens, rotation, seen[:, None, None], self.column, len(self.every))
+        return layers.logits(residual)
+
+
+def _same(found: Float[Tensor, "row vocab"], plain: Float[Tensor, "row vocab"], close: float) -> bool:
+    """Whether two ways to sum give the same in every row; rows that steering broke must be broken in both."""
+    whole = plain.isfinite().all(-1)
+    if not torch.equal(found.isfinite().all(-1), whole):
+        return False
+    return all(difference(f, p) < close for f, p in zip(found[whole], plain[whole], strict=True))
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
+) -> Float[Tensor, "row head query d_head"]:
+    rows, heads, length, width = q.shape
+    if length == 1 and rows >= MANY_ROWS and q.device.type == "cpu" and q.dtype == torch.float32:
+        grouped = (q * width**-0.5).reshape(rows, k.shape[1], -1, width)
+        scores = grouped @ k.transpose(-1, -2)
+        scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
+        return (scores.softmax(-1) @ v).view(rows, heads, length, width)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=heads != k.shape[1])
