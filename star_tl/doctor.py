@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from star_tl.errors import StarError, nearest
+from star_tl.errors import StarError, nearest, shown
 from star_tl.models.checkpoint import Checkpoint, Folder
 from star_tl.models.hub import KNOWN, HubModel, cached, smollm2
 from star_tl.models.load import find_checkpoint
@@ -126,7 +126,8 @@ def _size(name: str) -> Size:
         return llama_size(SHAPES[name])
     checkpoint = _here(name)
     if checkpoint is None:
-        raise StarError(f"Nothing is known here of {name!r}: give a folder, or download it once.{nearest(name, KNOWN)}")
+        known = nearest(name[:99], KNOWN)
+        raise StarError(f"Nothing is known here of {shown(repr(name))}: give a folder, or download it once.{known}")
     return checkpoint.size()
 
 

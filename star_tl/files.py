@@ -1,4 +1,9 @@
-"""Files that are written: whole or not at all, never over something that is no plain file, by one process at a time."""
+"""Files that a user names.
+
+They are read where they are regular ones (a pipe or a device would be read for ever), and written whole or not at all,
+never over something that is no plain file, by one process at a time. What the operating system says to a folder, a full
+disk or a name of thousands of characters is one line here, and says what to do.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +11,74 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from star_tl.errors import StarError
+from star_tl.errors import StarError, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+MOST_TEXT = 1 << 30  # bytes of a text that is read into memory
+
+
+def regular_file(path: str | Path, what: str = "file") -> Path:
+    """The path of a file that can be read to its end.
+
+    Raises:
+        StarError: it does not exist, is a folder, a pipe or a device, or may not be looked at.
+    """
+    path = Path(path)
+    name = shown(str(path), 200)
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise StarError(f"No {what} at {name}: check the path.") from None
+    except (OSError, ValueError) as error:
+        raise StarError(f"{name} cannot be read ({_reason(error)}): check the path and its permissions.") from None
+    if stat.S_ISDIR(mode):
+        raise StarError(f"{name} is a folder: name one file in it.")
+    if not stat.S_ISREG(mode):
+        raise StarError(f"{name} is a pipe or a device: save what it holds to a file first.")
+    return path
+
+
+def read_text(path: str | Path, what: str = "file", remedy: str = "save it as UTF-8") -> str:
+    """The UTF-8 text of a file, without a byte order mark; ``remedy`` is for one that is not UTF-8.
+
+    Raises:
+        StarError: as :func:`regular_file`, or it is no UTF-8 text, or larger than MOST_TEXT.
+    """
+    path = regular_file(path, what)
+    try:
+        if (size := path.stat().st_size) > MOST_TEXT:
+            raise StarError(f"{path} has {size / 1e9:.1f} GB: give a part of it, {MOST_TEXT / 1e9:.0f} GB at most.")
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise StarError(f"{path} is not UTF-8 text: {remedy}.") from None
+    except OSError as error:
+        raise StarError(f"{path} cannot be read ({_reason(error)}): check the path and its permissions.") from None
+
+
+def parse_json(text: str, where: str, remedy: str, line: int | None = None) -> Any:
+    """The value of a JSON text. ``line`` is that of the file ``where`` in which it begins, where it has several.
+
+    Raises:
+        StarError: it is no JSON, or nested too deep, or has a number of too many digits.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        place = where if line is None else f"{where}, line {line + error.lineno - 1}"
+        raise StarError(f"{place}: not valid JSON ({error.msg} at column {error.colno}): {remedy}.") from None
+    except (RecursionError, ValueError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else "a number has too many digits"
+        place = where if line is None else f"{where}, line {line}"
+        raise StarError(f"{place}: not valid JSON ({reason}): {remedy}.") from None
 
 
 def output_path(path: str | Path) -> Path:
@@ -27,10 +89,11 @@ def output_path(path: str | Path) -> Path:
     """
     try:
         real = Path(os.path.realpath(Path(path).expanduser()))
-        if real.exists() and not stat.S_ISREG(real.stat().st_mode):
-            raise StarError(f"{path} is not a plain file: name another.")
+        other = real.exists() and not stat.S_ISREG(real.stat().st_mode)
     except (OSError, ValueError, RuntimeError) as error:
         raise unwritable(path, error) from None
+    if other:
+        raise StarError(f"{shown(str(path), 200)} is not a plain file: name another.")
     return real
 
 
@@ -42,10 +105,11 @@ def output_folder(path: str | Path) -> Path:
     """
     try:
         real = Path(os.path.realpath(Path(path).expanduser()))
-        if real.exists() and not real.is_dir():
-            raise StarError(f"{path} is not a folder: name another.")
+        other = real.exists() and not real.is_dir()
     except (OSError, ValueError, RuntimeError) as error:
         raise unwritable(path, error) from None
+    if other:
+        raise StarError(f"{shown(str(path), 200)} is not a folder: name another.")
     return real
 
 
@@ -67,12 +131,15 @@ def check_writable(path: str | Path) -> None:
 def replacing(path: str | Path) -> Iterator[Path]:
     """A file beside ``path`` to write to, which takes its place at the end; on an error it leaves nothing behind.
 
+    Missing folders are made.
+
     Raises:
         StarError: it cannot be written to.
     """
     real = output_path(path)
     partial = real.with_name(f".{real.name}.part")
     try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         os.replace(partial, real)
     except OSError as error:
@@ -104,6 +171,40 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
         file.write(memoryview(written)[8 + length :])
 
 
+def load_tensors(path: str | Path, what: str, form: str, names: Sequence[str]) -> tuple[dict[str, str], dict[str, Any]]:
+    """Metadata and tensors of a safetensors file of ours, whose metadata says ``form`` under "format".
+
+    Raises:
+        StarError: as :func:`regular_file`, or it is damaged, or something else.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = regular_file(path, what)
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            meta = file.metadata() or {}
+            if meta.get("format") != form:
+                raise StarError(f"{path} is no {what} of this version of star_tl: make it again.")
+            if absent := set(names) - set(file.keys()):
+                raise StarError(f"{path} lacks {', '.join(sorted(absent))}: make it again.")
+            return meta, {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise StarError(f"{path} cannot be read as safetensors ({shown(str(error))}): make it again.") from None
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """What is wrong with a file's content is said with its name."""
+    try:
+        yield
+    except StarError as error:
+        raise StarError(f"{path}: {error}") from None
+    except KeyError as error:
+        raise StarError(f"{path} is damaged (it lacks {error}): make it again.") from None
+    except (TypeError, ValueError, AttributeError, RecursionError, OverflowError) as error:
+        raise StarError(f"{path} is damaged ({shown(str(error))}): make it again.") from None
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """No other process that asks for this path gets it in the meantime; a killed one holds nothing.
@@ -128,5 +229,10 @@ def locked(path: Path) -> Iterator[None]:
 
 def unwritable(path: str | Path, error: Exception) -> StarError:
     """The one line that says why nothing could be written."""
-    reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
-    return StarError(f"{str(path)[:200]} cannot be written to ({reason}): make room there or name another.")
+    return StarError(
+        f"{shown(str(path), 200)} cannot be written to ({_reason(error)}): make room there or name another."
+    )
+
+
+def _reason(error: Exception) -> str:
+    return shown(str(getattr(error, "strerror", None) or error))

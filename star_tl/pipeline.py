@@ -15,7 +15,7 @@ import pandas as pd
 from typing_extensions import Unpack
 
 from star_tl.attribution import ESTIMATORS, AttributionMap, attribute
-from star_tl.data.chat import Prompt, as_messages, resolve_span
+from star_tl.data.chat import Message, Prompt, as_prompts, resolve_span
 from star_tl.data.pairs import TRAITS, Pairs, load_pairs
 from star_tl.errors import StarError, nearest
 from star_tl.evaluation.result import RunResult
@@ -23,7 +23,7 @@ from star_tl.evaluation.samples import describe, sample_conditions
 from star_tl.evaluation.scores import mark_coherent, summarise
 from star_tl.evaluation.strength import DRIFT_LIMIT, STRENGTHS, StrengthChoice, choose_strength
 from star_tl.files import check_writable, locked, output_folder, replacing, unwritable
-from star_tl.generation.sampling import check_arguments, render_prompts
+from star_tl.generation.sampling import render_prompts
 from star_tl.generation.settings import Sampling, SamplingOptions, settled
 from star_tl.models.backend import Model
 from star_tl.steering.condition import UNSTEERED, Condition
@@ -112,8 +112,7 @@ def run(
         raise StarError("There are no seeds: give at least one.")
     if len(set(seeds)) < len(seeds):
         raise StarError(f"seeds is {tuple(seeds)}: each once, for a second time is no second sample.")
-    check_arguments(prompts if prompts is not None else pairs.heldout.prompts, seeds[0])
-    chosen = [as_messages(p) for p in (prompts if prompts is not None else pairs.heldout.prompts)]
+    chosen = as_prompts(prompts if prompts is not None else pairs.heldout.prompts)
     arms = [Condition(positions=positions, strength=1.0 if strength is None else strength, seed=s) for s in seeds]
     ids = render_prompts(model, chosen, settings.max_new_tokens)
     for chat in chosen:
@@ -137,7 +136,7 @@ def run(
 def _walk(
     model: Model,
     pairs: Pairs,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[tuple[Message, ...]],
     folder: Path | None,
     call: dict[str, Any],
     given: Sequence[Condition],
@@ -197,7 +196,7 @@ def _walk(
         model=str(model.cfg.model_name),
         attribution=attr,
         vector=vector,
-        prompts=tuple((f"p{i:03d}", as_messages(m)) for i, m in enumerate(prompts)),
+        prompts=tuple((f"p{i:03d}", m) for i, m in enumerate(prompts)),
         samples=samples,
         summary=summarise(samples),
         dose=doses.curve,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -200,14 +201,15 @@ def command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]
 
 
 def test_a_name_in_brackets_is_text_and_no_markup(tiny_folder: Path, tmp_path: Path) -> None:
-    lines = (Path(star.__file__).parent / "data" / "traits" / "agreement.jsonl").read_text().splitlines()
-    header = json.loads(lines[0]) | {"trait": "a[/b]c"}
-    path = tmp_path / "mine.jsonl"
-    path.write_text("\n".join([json.dumps(header), *lines[1:5]]) + "\n")
-    out = str(tmp_path / "map.safetensors")
-    result = runner.invoke(app, ["attribute", "--model", str(tiny_folder), "--trait", str(path), "--out", out])
+    model = str(shutil.copytree(tiny_folder, tmp_path / "a[" / "b]c"))
+    vector, prompts = str(tmp_path / "vector.safetensors"), tmp_path / "prompts.txt"
+    prompts.write_text("Hello\n")
+    made = ["extract", "--model", model, "--hook-point", "blocks.1.hook_resid_post", "--out", vector]
+    assert runner.invoke(app, made).exit_code == 0
+    given = ["--vector", vector, "--prompts", str(prompts), "--seeds", "1", "--max-new-tokens", "2"]
+    result = runner.invoke(app, ["evaluate", "--model", model, *given])
     assert result.exit_code == 0, result.output
-    assert "a[/b]c" in result.output
+    assert "a[/b]c" in "".join(result.output.split())  # which wraps
 
 
 def test_a_terminal_without_the_letters_gets_marks_in_their_place(tiny_folder: Path, tmp_path: Path) -> None:

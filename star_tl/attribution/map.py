@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, jaxtyped
 from torch import Tensor
 
 from star_tl.attribution.choose import (
@@ -20,8 +20,8 @@ from star_tl.attribution.choose import (
     effects_of,
 )
 from star_tl.data.chat import SPANS, Span
-from star_tl.errors import StarError
-from star_tl.files import save_tensors
+from star_tl.errors import StarError, shown
+from star_tl.files import load_tensors, reading, save_tensors
 from star_tl.locus import COMPONENTS, WRITES, Locus, hook_name
 
 if TYPE_CHECKING:
@@ -51,6 +51,10 @@ _TENSORS = (
 )
 _FORMAT = "star_tl attribution 4"
 _TEXTS = ("trait", "method", "metric", "model", "fingerprint", "prompt_end")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -107,11 +111,41 @@ class AttributionMap:
     control_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        n = len(self.pair_ids)
-        if self.scores.shape[0] != n or self.head_scores.shape[0] != n or len(self.tokens) != n:
+        kinds = get_type_hints(type(self))
+        with jaxtyped("context"):  # a name in the shapes means one size throughout
+            for name in _TENSORS:
+                value = getattr(self, name)
+                if not isinstance(value, kinds[name]):
+                    found = (
+                        f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+                        if isinstance(value, Tensor)
+                        else value
+                    )
+                    raise StarError(
+                        f"{name} of an attribution map is {shown(str(found))}, which does not fit: attribute again."
+                    )
+        pairs, components, _, width = self.scores.shape
+        alike = len(self.pair_ids) == len(self.tokens) == len(self.spans) == pairs > 0
+        if not alike or components != len(COMPONENTS) or self.span_steering.shape[-1] != len(STRETCHES):
             raise StarError(
                 "An attribution map's scores, tokens and pairs differ in number: it was put together wrongly."
             )
+        if not _is_whole(self.prompt_end) or not 1 <= self.window <= self.prompt_end <= width:
+            raise StarError(f"prompt_end of an attribution map is {shown(repr(self.prompt_end))}: attribute again.")
+        if not bool((self.metric_clean + self.metric_corrupted + self.unaligned).isfinite().all()):
+            raise StarError("An attribution map's metric is NaN or infinite: attribute again.")
+        for name in ("trait", "method", "metric", "model", "fingerprint"):
+            if not isinstance(getattr(self, name), str):
+                raise StarError(f"{name} of an attribution map is {shown(repr(getattr(self, name)))}: give a text.")
+        named = all(len(row) == width and all(isinstance(t, str) for t in row) for row in self.tokens)
+        spans = [s for row in self.spans for s in row]
+        placed = all(isinstance(s.name, str) and s.name and _is_whole(s.start) and _is_whole(s.end) for s in spans)
+        if not (named and placed and all(isinstance(i, str) for i in (*self.pair_ids, *self.control_names))):
+            raise StarError("An attribution map's tokens, spans or names are no texts: attribute again.")
+        if len(self.control_names) != len(self.controls):
+            raise StarError("An attribution map's controls and their names differ in number: attribute again.")
+        if not all(0 <= s.start < s.end <= width for s in spans):
+            raise StarError("An attribution map's spans lie outside of its tokens: attribute again.")
 
     @property
     def n_layers(self) -> int:
@@ -299,7 +333,11 @@ class AttributionMap:
         return plot_choice(self)
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file that :meth:`load` reads."""
+        """Write one safetensors file that :meth:`load` reads; missing folders are made.
+
+        Raises:
+            StarError: the file cannot be written.
+        """
         meta = {name: str(getattr(self, name)) for name in _TEXTS}
         meta["format"] = _FORMAT
         meta["tokens"] = json.dumps(self.tokens)
@@ -310,30 +348,22 @@ class AttributionMap:
 
     @classmethod
     def load(cls, path: str | Path) -> AttributionMap:
-        """Read a file that :meth:`save` wrote. Raises StarError where it is something else."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                meta = file.metadata() or {}
-                if meta.get("format") != _FORMAT:
-                    raise StarError(f"{path} is no attribution map of this version of star_tl: attribute again.")
-                tensors: dict[str, Any] = {name: file.get_tensor(name) for name in _TENSORS}
-        except (SafetensorError, OSError) as error:
-            raise StarError(f"{path} cannot be read as safetensors ({error}).") from None
-        return cls(
-            **tensors,
-            trait=meta["trait"],
-            method=meta["method"],
-            metric=meta["metric"],
-            model=meta["model"],
-            fingerprint=meta["fingerprint"],
-            prompt_end=int(meta["prompt_end"]),
-            tokens=tuple(tuple(t) for t in json.loads(meta["tokens"])),
-            spans=tuple(tuple(Span(*s) for s in row) for row in json.loads(meta["spans"])),
-            pair_ids=tuple(json.loads(meta["pair_ids"])),
-            control_names=tuple(json.loads(meta["control_names"])),
-        )
+        """Read a file that :meth:`save` wrote. Raises StarError where it is something else, damaged or edited."""
+        meta, tensors = load_tensors(path, "attribution map", _FORMAT, _TENSORS)
+        with reading(path):
+            return cls(
+                **tensors,
+                trait=meta["trait"],
+                method=meta["method"],
+                metric=meta["metric"],
+                model=meta["model"],
+                fingerprint=meta["fingerprint"],
+                prompt_end=int(meta["prompt_end"]),
+                tokens=tuple(tuple(t) for t in json.loads(meta["tokens"])),
+                spans=tuple(tuple(Span(*s) for s in row) for row in json.loads(meta["spans"])),
+                pair_ids=tuple(json.loads(meta["pair_ids"])),
+                control_names=tuple(json.loads(meta["control_names"])),
+            )
 
     def __repr__(self) -> str:
         gain = float((self.metric_clean - self.metric_corrupted).mean())

@@ -30,14 +30,16 @@ from typing import Any
 
 import regex
 
-from star_tl.data.chat import Message, as_messages, with_instruction
+from star_tl.data.chat import Message, as_messages, check_text, with_instruction
 from star_tl.data.markers import compile_markers, find_markers
-from star_tl.errors import StarError, nearest
+from star_tl.errors import StarError, nearest, shown
+from star_tl.files import parse_json, read_text, replacing
 
 FOLDER = Path(__file__).parent / "traits"
 TRAITS = tuple(sorted(path.stem for path in FOLDER.glob("*.jsonl")))
 SPLITS = ("extraction", "heldout")
 METRICS = ("logprob", "logit")
+NAME = regex.compile(r"[^\W_][\w .+-]{0,98}\w|[^\W_]")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,13 @@ class Trait:
     def __post_init__(self) -> None:
         if not self.name or not self.positive_instruction or not self.negative_instruction:
             raise StarError("A trait needs a name, a positive_instruction and a negative_instruction.")
+        if not NAME.fullmatch(self.name):  # folders are called by it
+            raise StarError(
+                f"A trait cannot be called {shown(repr(self.name))}: use up to 100 letters, digits, spaces, _, - and "
+                "dots, the first a letter or digit."
+            )
+        for text in (self.positive_instruction, self.negative_instruction, self.description):
+            check_text(text, f"Trait {self.name!r}")
         try:
             self._pattern  # noqa: B018 - compiles
         except StarError as error:
@@ -85,14 +94,17 @@ class ContrastivePair:
     metric: str = "logprob"
 
     def __post_init__(self) -> None:
+        check_text(self.id, "A pair's id")
+        for text in (self.positive, self.negative):
+            check_text(text, f"pair {self.id!r}")
         if not self.positive.strip() or not self.negative.strip():
             raise StarError(f"pair {self.id!r} has an empty reply: write both.")
         if self.positive.strip() == self.negative.strip():
             raise StarError(f"pair {self.id!r} has equal replies: make them differ in the trait.")
         if self.split not in SPLITS:
-            raise StarError(f"pair {self.id!r} has split {self.split!r}: use {' or '.join(SPLITS)}.")
+            raise StarError(f"pair {self.id!r} has split {shown(repr(self.split))}: use {' or '.join(SPLITS)}.")
         if self.metric not in METRICS:
-            raise StarError(f"pair {self.id!r} has metric {self.metric!r}: use {' or '.join(METRICS)}.")
+            raise StarError(f"pair {self.id!r} has metric {shown(repr(self.metric))}: use {' or '.join(METRICS)}.")
         if (self.clean is None) != (self.corrupted is None):
             raise StarError(f"pair {self.id!r} has only one of clean and corrupted: give both or none.")
 
@@ -141,7 +153,7 @@ class Pairs:
         return pair.corrupted or with_instruction(pair.context, self.trait.negative_instruction)
 
     def save(self, path: str | Path) -> None:
-        """Write the JSONL file that :func:`load_pairs` reads."""
+        """Write the JSONL file that :func:`load_pairs` reads. Raises StarError where it cannot be written."""
         header = {
             "trait": self.trait.name,
             "description": self.trait.description,
@@ -150,7 +162,9 @@ class Pairs:
             "markers": list(self.trait.markers),
         }
         lines = [header] + [_as_json(pair) for pair in self.pairs]
-        Path(path).write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        with replacing(path) as partial:
+            partial.write_text(text, encoding="utf-8")
 
     def __repr__(self) -> str:
         held = sum(p.split == "heldout" for p in self.pairs)
@@ -169,12 +183,13 @@ def load_pairs(name_or_path: str | Path) -> Pairs:
     """
     text = str(name_or_path)
     path = FOLDER / f"{text}.jsonl" if text in TRAITS else Path(text)
-    if not path.is_file():
-        looks_like_path = "/" in text or text.endswith(".jsonl")
-        if looks_like_path:
-            raise StarError(f"No pairs file at {text}: check the path, or name a built-in trait ({', '.join(TRAITS)}).")
-        raise StarError(f"Unknown trait {text!r}.{nearest(text, TRAITS)}")
-    lines = [(i, line) for i, line in enumerate(_read(path).split("\n"), start=1) if line.strip()]
+    if not _exists(path):
+        if "/" in text or text.endswith(".jsonl"):
+            names = ", ".join(TRAITS)
+            raise StarError(f"No pairs file at {shown(text, 200)}: check the path, or name a built-in trait ({names}).")
+        raise StarError(f"Unknown trait {shown(repr(text))}.{nearest(text[:99], TRAITS)}")
+    written = read_text(path, "pairs file", "save it as UTF-8 JSONL")
+    lines = [(i, line) for i, line in enumerate(written.split("\n"), start=1) if line.strip()]
     if not lines:
         raise StarError(f"{path} is empty: the first line is the trait's header, the others are pairs.")
     trait = _trait(path, *lines[0])
@@ -183,20 +198,15 @@ def load_pairs(name_or_path: str | Path) -> Pairs:
     return Pairs(trait, tuple(_pair(path, number, line) for number, line in lines[1:]))
 
 
-def _read(path: Path) -> str:
+def _exists(path: Path) -> bool:
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise StarError(f"{path} is not UTF-8 text: save it as UTF-8 JSONL.") from None
+        return path.exists() and not path.is_dir()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _json(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise StarError(
-            f"{path}, line {number}: not valid JSON ({error.msg} at column {error.colno}): write one object a line."
-        ) from None
+    value = parse_json(line, str(path), "write one object a line", number)
     if not isinstance(value, dict):
         raise StarError(f"{path}, line {number}: not a JSON object: write {{...}}.")
     return value

@@ -21,15 +21,15 @@ a line. Their prompts are taken as they are, in both modes.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from star_tl.data.chat import Message, as_messages
+from star_tl.data.chat import PROMPT_KEYS, Message, as_messages
 from star_tl.errors import StarError, nearest
+from star_tl.files import parse_json, read_text
 
 MODES = ("single", "multi")
 READABLE = (
@@ -39,7 +39,6 @@ READABLE = (
 
 # An array of objects or texts, and not a prompt that begins with a remark in brackets.
 _ARRAY = re.compile(r'\s*\[\s*["{\]]')
-_PROMPT_KEYS = ("prompt", "messages", "context")
 # The published ESConv.json, its JSONL edition and FailedESConv.json name the two sides differently.
 _ESCONV_ROLES = {
     **dict.fromkeys(("seeker", "usr", "speaker"), "user"),
@@ -122,22 +121,13 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
     else:  # any text could be prompts: without this a table would be taken for them, row by row
         raise StarError(f"{path}: unknown format: give {READABLE}.")
     for i, (place, value) in enumerate(values):
-        if i == 0 and isinstance(value, dict) and "trait" in value and not any(k in value for k in _PROMPT_KEYS):
+        if i == 0 and isinstance(value, dict) and "trait" in value and not any(k in value for k in PROMPT_KEYS):
             continue  # the header of a pairs file
         yield place, value
 
 
 def _read(path: Path) -> str:
-    if path.is_dir():
-        raise StarError(f"{path} is a folder: name one file in it.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise StarError(f"No prompts file at {path}: check the path.") from None
-    except UnicodeDecodeError:
-        raise StarError(f"{path} is not UTF-8 text: give {READABLE}.") from None
-    except OSError as error:
-        raise StarError(f"{path} cannot be read ({error.strerror}): check the path and its permissions.") from None
+    text = read_text(path, "prompts file", f"give {READABLE}")
     if not text.strip():
         raise StarError(f"no prompts in {path}: the file is empty: give {READABLE}.")
     return text
@@ -145,12 +135,7 @@ def _read(path: Path) -> str:
 
 def _json(path: Path, line: int, text: str) -> Any:
     """The value of a JSON text that begins in this line of the file."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        reason = f"not valid JSON ({error.msg} at column {error.colno})"
-        remedy = "correct it (JSONL has one object a line) or download the file again"
-        raise StarError(f"{path}, line {line + error.lineno - 1}: {reason}: {remedy}.") from None
+    return parse_json(text, str(path), "correct it (JSONL has one object a line) or download the file again", line)
 
 
 def _items(where: str, name: str, record: Any, mode: str, max_turns: int, seed: int) -> Iterator[PromptItem]:
@@ -159,7 +144,7 @@ def _items(where: str, name: str, record: Any, mode: str, max_turns: int, seed: 
         record = {"prompt": record}
     if not isinstance(record, dict):
         raise StarError(f"{where}: not a dialogue or prompt: give {READABLE}.")
-    if any(key in record for key in _PROMPT_KEYS):
+    if any(key in record for key in PROMPT_KEYS):
         own = _own_prompt(where, name, record)
         if own is not None:
             yield own
@@ -188,7 +173,7 @@ def _items(where: str, name: str, record: Any, mode: str, max_turns: int, seed: 
 
 def _own_prompt(where: str, name: str, record: dict[str, Any]) -> PromptItem | None:
     """A line of one's own format. A last message of the assistant is what its side replied."""
-    prompt = next(record[key] for key in _PROMPT_KEYS if key in record)
+    prompt = next(record[key] for key in PROMPT_KEYS if key in record)
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
     try:

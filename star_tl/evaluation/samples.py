@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from star_tl.data.chat import Prompt
+from star_tl.data.chat import Prompt, as_prompts
 from star_tl.data.pairs import Trait
 from star_tl.errors import StarError
 from star_tl.evaluation.scores import score
@@ -63,6 +63,7 @@ def sample_conditions(
         StarError: a prompt that leaves no room, or ``out`` holds the samples of another call, is damaged, or cannot be
             written to; what was written before is kept, and an equal call goes on from there.
     """
+    prompts = as_prompts(prompts)
     asked = [condition.prompted(prompts) for condition in conditions]
     ids = [render_prompts(model, chats, sampling.max_new_tokens) for chats in asked]
     call = describe(model, ids, conditions, sampling)

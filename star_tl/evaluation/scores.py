@@ -16,7 +16,7 @@ import torch
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from star_tl.data.chat import Prompt, render
+from star_tl.data.chat import Prompt, as_prompts, render
 from star_tl.data.markers import plain
 from star_tl.data.pairs import Trait
 from star_tl.errors import StarError
@@ -61,6 +61,7 @@ def score(
     Raises:
         StarError: another number of replies than of prompts.
     """
+    prompts = as_prompts(prompts)
     if len(prompts) != len(replies):
         raise StarError("score needs as many replies as prompts.")
     rows = []

@@ -12,12 +12,11 @@ import numpy as np
 import pandas as pd
 from statsmodels.stats.proportion import proportion_confint
 
-from star_tl.data.chat import Prompt, as_messages
+from star_tl.data.chat import Prompt, as_prompts
 from star_tl.data.pairs import Trait
 from star_tl.errors import StarError
 from star_tl.evaluation.samples import sample_conditions
 from star_tl.evaluation.scores import mark_coherent
-from star_tl.generation.sampling import check_arguments
 from star_tl.generation.settings import Sampling
 from star_tl.models.backend import Model
 from star_tl.steering.condition import Condition
@@ -97,7 +96,6 @@ def choose_strength(
     Raises:
         StarError: strengths that are none, zero or of both signs, or no prompts.
     """
-    check_arguments(prompts, seed)
     for strength in strengths:
         vector.scaled(strength)
     signs = {math.copysign(1, x) for x in strengths if x}
@@ -107,7 +105,7 @@ def choose_strength(
         )
     if not limit > 0:
         raise StarError(f"limit is {limit!r}: give the most drift in nats per token, above 0.")
-    chats = [as_messages(p) for p in prompts]
+    chats = as_prompts(prompts)
 
     def at(strengths: Sequence[float], seed: int) -> list[Condition]:
         return [Condition("steered", vector, float(x), positions, seed=seed) for x in strengths]

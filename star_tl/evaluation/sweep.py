@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from typing_extensions import Unpack
 
-from star_tl.data.chat import Prompt, as_messages
+from star_tl.data.chat import Prompt, as_prompts
 from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError
 from star_tl.evaluation.samples import sample_conditions
 from star_tl.evaluation.scores import mark_coherent
 from star_tl.files import check_writable
-from star_tl.generation.sampling import check_arguments
 from star_tl.generation.settings import Sampling, SamplingOptions, settled
 from star_tl.locus import Locus, hook_name
 from star_tl.models.backend import Model
@@ -120,8 +119,7 @@ def compare(
         StarError: bad arguments, or ``out`` cannot be written to or holds the samples of another sweep.
     """
     settings = settled(sampling, options)
-    check_arguments(prompts if prompts is not None else pairs.heldout.prompts, 0)
-    chosen = [as_messages(p) for p in (prompts if prompts is not None else pairs.heldout.prompts)]
+    chosen = as_prompts(prompts if prompts is not None else pairs.heldout.prompts)
     places = loci or [Locus(hook_name("resid_post", i)) for i in range(model.cfg.n_layers)]
     for name, values in (("strengths", strengths), ("positions", positions), ("seeds", seeds), ("loci", places)):
         if isinstance(values, str) or not len(values):

@@ -13,7 +13,6 @@ import difflib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from typing_extensions import Unpack
 
-from star_tl.data.chat import Prompt, render, stop_ids
+from star_tl.data.chat import Prompt, as_prompts, render, stop_ids
 from star_tl.errors import StarError
 from star_tl.generation.decoding import Pass, begin
 from star_tl.generation.settings import Sampling, SamplingOptions, settled
@@ -87,7 +86,7 @@ def generate(
 
     Args:
         model: from :func:`star_tl.load_model`, of either backend.
-        prompts: texts or chats.
+        prompts: texts or chats, in any of the forms that :func:`star_tl.data.chat.as_prompts` reads.
         hooks: ``[(name, fn)]``, e.g. ``vector.hooks(strength=1.0)``; active during prompt and reply.
         condition: in place of hooks, a :class:`star_tl.Condition`: vector, strength, positions, instruction and seed.
         seed: the same seed gives the same text for the same prompt and hooks; in bfloat16 and float16 in the same
@@ -99,7 +98,7 @@ def generate(
         StarError: no prompts, an empty one, one that leaves no room for a reply, an argument out of range, two
             arguments that say the same, or logits that are NaN or infinite where nothing was steered.
     """
-    settings = settled(sampling, options)
+    settings, prompts = settled(sampling, options), as_prompts(prompts)
     hooks, asked, seed = _meant(model, prompts, hooks, condition, seed)
     rendered = render_prompts(model, asked, settings.max_new_tokens)
     replies: list[Reply | None] = [None] * len(rendered)
@@ -130,7 +129,8 @@ def stream(
     Raises:
         StarError: as :func:`generate`.
     """
-    settings = replace(settled(sampling, options), batch_size=max(1, len(prompts)))
+    prompts = as_prompts(prompts)
+    settings = replace(settled(sampling, options), batch_size=len(prompts))
     hooks, asked, seed = _meant(model, prompts, hooks, condition, seed)
     if condition is not None:
         hooks = condition.hooks(model.tokenizer, prompts)
@@ -146,10 +146,9 @@ def _meant(
     seed: int | None,
 ) -> tuple[Sequence[NamedHook], Sequence[Prompt], int]:
     """Hooks, prompts and seed, checked."""
-    check_arguments(prompts, 0 if seed is None else seed)
     _check_hooks(model, hooks)
     if condition is None:
-        return hooks, prompts, 0 if seed is None else seed
+        return hooks, prompts, Condition(seed=0 if seed is None else seed).seed  # which is checked there
     for name, given in (("hooks", len(hooks) > 0), ("seed", seed is not None)):
         if given:
             raise StarError(f"{name} and a condition are both given: the condition says it already.")
@@ -373,13 +372,3 @@ def _check_hooks(model: Model, hooks: Sequence[NamedHook]) -> None:
         if isinstance(name, str) and name not in model.hook_dict:
             close = difflib.get_close_matches(name, model.hook_dict, n=1, cutoff=0.0)[0]
             raise StarError(f"The model has no hook point {name!r}: model.hook_dict has {close!r}, say.")
-
-
-def check_arguments(prompts: Sequence[Prompt], seed: int) -> None:
-    """Raises StarError where these arguments of :func:`generate` cannot be used."""
-    if isinstance(prompts, str):
-        raise StarError("prompts is one text: give a list of prompts.")
-    if len(prompts) == 0:  # also of a pandas column, whose truth value is undefined
-        raise StarError("There are no prompts: give at least one.")
-    if not isinstance(seed, Integral):
-        raise StarError(f"seed is {seed!r}: use a whole number.")

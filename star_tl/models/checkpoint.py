@@ -10,13 +10,12 @@ from typing import Any, Protocol
 
 import torch
 
-from star_tl.errors import StarError
+from star_tl.errors import StarError, shown
+from star_tl.files import reading
+from star_tl.models.config import LLAMA, architecture, checked, read_config
 from star_tl.models.size import Size, llama_size, size_of, transformers_size
 from star_tl.models.transformers_folder import read_transformers
 from star_tl.models.weights import HeldTensor, Stored, read_json, stored_tensors
-
-LLAMA = "LlamaForCausalLM"
-_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
 class Checkpoint(Protocol):
@@ -47,22 +46,9 @@ class Checkpoint(Protocol):
         """The tokenizer, with its chat template."""
         ...
 
-
-def architecture(config: Mapping[str, Any]) -> str:
-    """The first architecture that a config names."""
-    return (config.get("architectures") or ["unknown"])[0]
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of the folder. Raises StarError where there is none or it cannot be read."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise StarError(f"{folder} holds no config.json: give a folder that save_pretrained wrote.")
-    config = read_json(path)
-    absent = [key for key in _SIZES if key not in config]
-    if LLAMA in (config.get("architectures") or ()) and absent:
-        raise StarError(f"{path} lacks {', '.join(absent)}: download or save the model again.")
-    return config
+    def end_tokens(self) -> Any:
+        """``eos_token_id`` of the generation config: what ends a reply beside what the tokenizer says."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -89,15 +75,28 @@ class Folder:
         return read_transformers(self.path, dtype, first_n_layers)
 
     def tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
+        from transformers import AutoConfig, AutoTokenizer
 
         try:
             return AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
+            try:  # which the tokenizer's class is looked up in
+                if (self.path / "config.json").exists():
+                    AutoConfig.from_pretrained(self.path, trust_remote_code=False)
+            except Exception as fault:
+                raise StarError(
+                    f"{self.path / 'config.json'} cannot be used ({shown(str(fault), 200)}): download the model again."
+                ) from None
             raise StarError(
-                f"No tokenizer could be read from {self.path} ({reason}): save one beside the weights."
+                f"No tokenizer could be read from {self.path} ({shown(str(error), 200)}): save one beside the weights."
             ) from None
+
+    def end_tokens(self) -> Any:
+        path = self.path / "generation_config.json"
+        if not path.exists():
+            return None
+        with reading(path):
+            return read_json(path).get("eos_token_id")
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ class InMemory:
         return type(self.model).__name__
 
     def config(self) -> dict[str, Any]:
-        return self.model.config.to_dict() | {"architectures": [self.title]}
+        return checked(self.model.config.to_dict() | {"architectures": [self.title]}, self.title)
 
     def size(self) -> Size:
         return size_of(self.model)
@@ -140,3 +139,7 @@ class InMemory:
             raise StarError(
                 f"This {self.title} names no tokenizer that is here ({place!r}): give load_model its tokenizer."
             ) from None
+
+    def end_tokens(self) -> Any:
+        held = getattr(self.model, "generation_config", None)
+        return held.eos_token_id if held is not None else None

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from star_tl.errors import StarError
-from star_tl.models.checkpoint import LLAMA
+from star_tl.models.config import LLAMA, checked
 from star_tl.models.size import Size, llama_size, transformers_size
 from star_tl.models.transformers_folder import read_transformers
 from star_tl.models.weights import Stored
@@ -285,7 +285,7 @@ class GgufFile:
         rope: dict[str, Any] = {"rope_type": "default", "rope_theta": base}
         if factors := stored.get("rope_freqs.weight"):
             rope |= self._llama3(factors, base, d_head)
-        return {
+        config = {
             "architectures": [LLAMA],
             "model_type": "llama",
             "vocab_size": embedding.shape[0],
@@ -302,6 +302,7 @@ class GgufFile:
             "mlp_bias": "blk.0.ffn_down.bias" in stored,
             "tie_word_embeddings": "output.weight" not in stored,
         }
+        return checked(config, str(self.path))
 
     def _count(self, key: str, default: int | None = None) -> int:
         value = self.metadata.get(f"llama.{key}", default)
@@ -406,3 +407,6 @@ class GgufFile:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return self._by_transformers(PreTrainedTokenizerFast.from_pretrained)
+
+    def end_tokens(self) -> Any:
+        return None  # the tokenizer names its own

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import errno
 import importlib.util
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from star_tl.errors import StarError, nearest
+from star_tl.errors import StarError, nearest, shown
 from star_tl.models.checkpoint import Checkpoint, Folder
 from star_tl.models.gguf import GgufFile, is_gguf
 from star_tl.models.size import SHAPES, Size
@@ -35,6 +36,17 @@ FILES = (
     "generation_config.json",
     "chat_template*",
 )
+# By name, because the Hub's client changed the library that it speaks HTTP with.
+_CUT = {
+    "RemoteProtocolError",
+    "ReadError",
+    "ReadTimeout",
+    "WriteError",
+    "ChunkedEncodingError",
+    "IncompleteRead",
+    "ProtocolError",
+}
+_LOGIN = "run `hf auth login` or set HF_TOKEN"
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,9 @@ class HubModel:
 
     def tokenizer(self) -> Any:
         return Folder(download(self.title, FILES)).tokenizer()
+
+    def end_tokens(self) -> Any:
+        return Folder(download(self.title, FILES)).end_tokens()
 
 
 def cached(name: str) -> Path | None:
@@ -88,34 +103,69 @@ def not_installed() -> StarError:
 
 
 def download(name: str, files: Sequence[str]) -> Path:
-    """The folder of a repository's files of these patterns, downloaded where they are not in the cache.
+    """The folder of a Hub model with these files (patterns), downloaded where they are not yet.
+
+    Args:
+        name: on the Hub, ``owner/model``.
+        files: names or patterns.
 
     Raises:
-        StarError: the name is unknown or gated, the Hub cannot be reached, or the disk is full.
+        StarError: no such model, no access to it, too many requests, a fault of the Hub, a network that shows a page of
+            its own, a cut connection, none at all, or a full disk.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
 
-    if "/" not in name and "\\" not in name and name not in ("gpt2",):
-        raise StarError(f"Unknown model {name!r}: give a folder or a Hub name.{nearest(name, KNOWN)}")
+    if "/" not in name and "\\" not in name and name != "gpt2":
+        raise StarError(f"Unknown model {shown(repr(name))}: give a folder or a Hub name.{nearest(name[:99], KNOWN)}")
     try:
         return Path(snapshot_download(name, allow_patterns=list(files)))
-    except GatedRepoError:
-        raise StarError(
-            f"{name} is gated: accept its licence on huggingface.co and set HF_TOKEN, or run `hf auth login`."
-        ) from None
-    except (RepositoryNotFoundError, HFValidationError):
-        raise StarError(f"{name} is neither a folder nor a model on the Hub.{nearest(name, KNOWN)}") from None
-    except (LocalEntryNotFoundError, OSError, ConnectionError) as error:
-        if getattr(error, "errno", None) == errno.ENOSPC:
-            raise StarError(
-                f"The disk is full: {name} needs more room; free some, or set HF_HOME to another."
-            ) from None
-        raise StarError(
-            f"{name} is not downloaded and the Hub cannot be reached: connect once, or name a local folder or 'demo'."
-        ) from None
+    except Exception as error:
+        raise StarError(_explained(error, name)) from None
+
+
+def _explained(error: BaseException, name: str) -> str:
+    from huggingface_hub import constants
+    from huggingface_hub.errors import FileMetadataError, GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    what = shown(name, 120)
+    chain = list(_chain(error))
+    status = next((s for e in chain if (s := getattr(getattr(e, "response", None), "status_code", None))), None)
+    if any(isinstance(e, GatedRepoError) for e in chain):
+        return f"{what} is gated: accept its licence on huggingface.co and set HF_TOKEN, or run `hf auth login`."
+    if any(isinstance(e, (RepositoryNotFoundError, HFValidationError)) for e in chain):
+        private = f" (for a private one {_LOGIN})" if status == 401 else ""
+        return f"{what} is neither a folder nor a model on the Hub{private}.{nearest(name[:99], KNOWN)}"
+    if any(getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT) for e in chain):
+        return f"The disk is full: {what} needs more room; free some, or set HF_HOME to another."
+    if any(isinstance(e, PermissionError) for e in chain):
+        return f"{what} cannot be stored in {constants.HF_HUB_CACHE}: set HF_HOME to a folder that you may write to."
+    if status in (401, 403):
+        return f"The Hub gives no access to {what} ({status}): {_LOGIN}, with a token that may read it."
+    if status == 429:
+        return f"The Hub had too many requests from here (429): wait some minutes, or {_LOGIN}, which allows more."
+    if status is not None and status >= 500:
+        return f"The Hub has a fault of its own ({status}): call again later, or name a local folder or 'demo'."
+    if any(isinstance(e, (FileMetadataError, json.JSONDecodeError)) for e in chain):
+        return (
+            f"What answered for {what} at {constants.ENDPOINT} is not the Hub: log in to the network in a browser, or "
+            "correct HF_ENDPOINT."
+        )
+    if any(type(e).__name__ in _CUT for e in chain):
+        return f"The connection was cut while {what} was downloaded: call again, what came whole is kept."
+    if status is not None:
+        return f"The Hub refuses {what} ({status}): name another model, a local folder or 'demo'."
+    if any(isinstance(e, (OSError, ConnectionError)) or "Connect" in type(e).__name__ for e in chain):
+        return (
+            f"{what} is not downloaded and the Hub cannot be reached: connect once, or name a local folder or 'demo'."
+        )
+    return f"{what} cannot be downloaded ({shown(str(error))}): call again, or name a local folder or 'demo'."
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and those that led to it."""
+    seen: set[int] = set()
+    following: BaseException | None = error
+    while following is not None and id(following) not in seen:
+        yield following
+        seen.add(id(following))
+        following = following.__cause__ or following.__context__

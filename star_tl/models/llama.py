@@ -8,7 +8,6 @@ and values of a layer lie in one matrix, gate and up projection in another.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -45,14 +44,10 @@ def hooked_config(hf: dict[str, Any], dtype: torch.dtype, device: str) -> Hooked
         }
     elif kind != "default":
         raise StarError(f"Rope scaling {kind!r} is not supported: use a checkpoint with 'llama3' or none.")
-    activation = hf.get("hidden_act", "silu")
+    activation = hf.get("hidden_act") or "silu"
     if activation not in SUPPORTED_ACTIVATIONS:
         known = ", ".join(sorted(SUPPORTED_ACTIVATIONS))
         raise StarError(f"The activation {activation!r} is not supported: use a checkpoint with one of {known}.")
-    eps, base = hf.get("rms_norm_eps", 1e-6), rope.get("rope_theta", hf.get("rope_theta", 10000.0))
-    for key, value in (("rms_norm_eps", eps), ("rope_theta", base)):
-        if not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise StarError(f"The config gives {value!r} as {key}, which must be a positive number: correct it.")
     return HookedTransformerConfig(
         n_layers=hf["num_hidden_layers"],
         d_model=hf["hidden_size"],
@@ -60,9 +55,9 @@ def hooked_config(hf: dict[str, Any], dtype: torch.dtype, device: str) -> Hooked
         n_heads=heads,
         n_key_value_heads=kv_heads if kv_heads != heads else None,
         d_mlp=hf["intermediate_size"],
-        n_ctx=hf.get("max_position_embeddings", 2048),
+        n_ctx=hf.get("max_position_embeddings") or 2048,
         d_vocab=hf["vocab_size"],
-        eps=eps,
+        eps=hf.get("rms_norm_eps") or 1e-6,
         act_fn=activation,
         normalization_type="RMS",
         final_rms=True,
@@ -70,7 +65,7 @@ def hooked_config(hf: dict[str, Any], dtype: torch.dtype, device: str) -> Hooked
         positional_embedding_type="rotary",
         rotary_adjacent_pairs=False,
         rotary_dim=d_head,
-        rotary_base=base,
+        rotary_base=rope.get("rope_theta") or hf.get("rope_theta") or 10000.0,
         original_architecture="LlamaForCausalLM",
         model_name=hf.get("_name_or_path") or "llama",
         init_weights=False,

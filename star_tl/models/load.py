@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
@@ -14,10 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from star_tl.errors import StarError, nearest
+from star_tl.data.chat import chat_format, check_template, set_chat_format
+from star_tl.errors import StarError, nearest, shown
 from star_tl.models.bridge import load_bridge
 from star_tl.models.bridge import weights as bridge_weights
-from star_tl.models.checkpoint import LLAMA, Checkpoint, Folder, InMemory, architecture
+from star_tl.models.checkpoint import Checkpoint, Folder, InMemory
+from star_tl.models.config import LLAMA, architecture
 from star_tl.models.gguf import GgufFile, is_gguf
 from star_tl.models.hooked import load_other
 from star_tl.models.hooked import weights as hooked_weights
@@ -47,6 +50,7 @@ def load_model(
     first_n_layers: int | None = None,
     backend: str | None = None,
     tokenizer: Any = None,
+    template_args: Mapping[str, Any] | None = None,
 ) -> HookedTransformer | TransformerBridge:
     """A model with TransformerLens's hook points, parameters frozen, in evaluation mode, without processed weights.
 
@@ -70,6 +74,8 @@ def load_model(
             HookedTransformers. In a bridge's own ``hooks`` and ``generate`` what is added at ``hook_resid_mid`` reaches
             the MLP only, and a sliding window shorter than the prompt misleads positions: sample with star_tl.
         tokenizer: a transformers tokenizer in place of the model's own, for an object that names none.
+        template_args: passed to the chat template by name wherever it is used, such as ``{"enable_thinking": False}``;
+            ``{"chat_template": "rag"}`` chooses among several templates.
 
     Where embeddings are tied, ``W_U`` and ``W_E`` are one matrix, as in HuggingFace: an edit of one in place is an
     edit of both. TransformerLens's ``process_weights_`` and ``load_state_dict`` part them first.
@@ -82,7 +88,7 @@ def load_model(
     if isinstance(name, HookedTransformer | TransformerBridge):
         if (dtype, device, first_n_layers) != (None, None, None):
             raise StarError("A model of TransformerLens is taken as it is: leave out dtype, device and first_n_layers.")
-        return _taken(name, tokenizer)
+        return _taken(name, tokenizer, template_args)
     dtype = str(dtype).removeprefix("torch.") if dtype is not None else None
     if dtype is not None and dtype not in DTYPES:
         raise StarError(f"Unknown dtype {dtype!r}.{nearest(dtype, DTYPES)}")
@@ -116,7 +122,7 @@ def load_model(
     chosen = DTYPES[dtype] if dtype else torch.bfloat16 if size.parameters > 1e9 else torch.float32
     check_memory(called, size, chosen, device, copies=1 if kind == LLAMA or backend == "bridge" else 2)
     read = load_bridge if backend == "bridge" else load_llama if kind == LLAMA else load_other
-    tokenizer = _completed(tokenizer or checkpoint.tokenizer())
+    tokenizer = _completed(tokenizer or checkpoint.tokenizer(), checkpoint.end_tokens(), template_args)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         model = read(checkpoint, kind, chosen, device, first_n_layers)
@@ -127,12 +133,14 @@ def load_model(
     return model.requires_grad_(False).eval()
 
 
-def _taken(model: HookedTransformer | TransformerBridge, tokenizer: Any) -> HookedTransformer | TransformerBridge:
+def _taken(
+    model: HookedTransformer | TransformerBridge, tokenizer: Any, template_args: Mapping[str, Any] | None
+) -> HookedTransformer | TransformerBridge:
     """A model that somebody else has made, with all that star_tl wants of one."""
     tokenizer = tokenizer or model.tokenizer
     if tokenizer is None:
         raise StarError("This model has no tokenizer: give load_model one.")
-    model.tokenizer = _completed(tokenizer)
+    model.tokenizer = _completed(tokenizer, chat_format(tokenizer).stop_ids, template_args)
     model.cfg.tokenizer_prepends_bos = len(tokenizer.encode("")) > 0
     _check_numbers(model, model.cfg.model_name)
     if isinstance(model, HookedTransformer):
@@ -214,7 +222,10 @@ def _check_spread(device: str, size: Size) -> None:
         raise StarError(f"{device} are more devices than the model's {size.layers} layers: name {size.layers} at most.")
 
 
-def _completed(tokenizer: Any) -> Any:
+def _completed(tokenizer: Any, end_tokens: Any, template_args: Mapping[str, Any] | None) -> Any:
+    check_template(tokenizer)
+    kept = chat_format(tokenizer).template_args
+    set_chat_format(tokenizer, end_tokens, kept if template_args is None else template_args)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if not tokenizer.chat_template:
@@ -236,7 +247,11 @@ def find_checkpoint(name: str | Path) -> Checkpoint:
         if found := smollm2():
             return found
         raise not_installed()
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError):  # a name that no file can have
+        return HubModel(str(name))
     if (path / ADAPTER).is_file() and not (path / "config.json").is_file():
         base = adapter_settings(path)["base_model_name_or_path"]
         beside = path / base  # a base that was saved beside its adapter
@@ -248,5 +263,5 @@ def find_checkpoint(name: str | Path) -> Checkpoint:
     if is_gguf(path):
         return GgufFile(path)
     if path.exists():
-        raise StarError(f"{name} is no GGUF file: give a .gguf file, or a folder in HuggingFace format.")
+        raise StarError(f"{shown(str(name))} is no GGUF file: give a .gguf file, or a folder in HuggingFace format.")
     return HubModel(str(name))

@@ -153,6 +153,9 @@ class Adapter:
         own = (self.path / "tokenizer_config.json").is_file()
         return Folder(self.path).tokenizer() if own else self.base.tokenizer()
 
+    def end_tokens(self) -> Any:
+        return self.base.end_tokens()
+
 
 def adapter_settings(folder: Path) -> dict[str, Any]:
     """``adapter_config.json`` of a folder. Raises StarError where it names no base."""

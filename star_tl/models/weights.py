@@ -19,9 +19,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from star_tl.errors import StarError
+from star_tl.errors import StarError, shown
+from star_tl.files import parse_json, read_text, regular_file
 
 _STORED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_AGAIN = "download or save the model again"
 _PIECE = 1 << 24  # elements that are read, and where need be converted, at a time
 _QUIET_SECONDS = 2.0  # a model that loads faster shows no progress bar
 
@@ -88,12 +90,9 @@ class HeldTensor:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object that a JSON file holds. Raises StarError where it holds none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise StarError(f"{path} is not valid JSON ({error}): download or save the model again.") from None
+    value = parse_json(read_text(path, remedy=_AGAIN), str(path), _AGAIN)
     if not isinstance(value, dict):
-        raise StarError(f"{path} holds no JSON object: download or save the model again.")
+        raise StarError(f"{path} holds no JSON object: {_AGAIN}.")
     return value
 
 
@@ -104,27 +103,42 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         StarError: a shard is missing, damaged or truncated, or holds numbers that are not floats.
     """
     index = folder / "model.safetensors.index.json"
-    shards = sorted(set(read_json(index).get("weight_map", {}).values())) if index.is_file() else ["model.safetensors"]
+    shards = _shards(index) if index.exists() else ["model.safetensors"]
     found: dict[str, StoredTensor] = {}
     for shard in shards:
         path = folder / shard
-        if not path.is_file():
-            raise StarError(f"{folder} lacks {shard}: download or save the model again, as safetensors.")
+        if not path.exists():
+            raise StarError(f"{folder} lacks {shard}: {_AGAIN}, as safetensors.")
         found |= safetensors_in(path)
     return found
+
+
+def _shards(index: Path) -> list[str]:
+    places = read_json(index).get("weight_map", {})
+    if not isinstance(places, dict):
+        raise StarError(f"{index} holds no weight_map of names and files: {_AGAIN}.")
+    for shard in places.values():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise StarError(
+                f"{index} places a tensor in {shown(repr(shard))}, which is no file of the folder: {_AGAIN}."
+            )
+    return sorted(set(places.values()))
 
 
 def safetensors_in(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one safetensors file, by name, in their order in it.
 
     Raises:
-        StarError: the file is damaged, or holds numbers that are not floats.
+        StarError: the file is no regular one, damaged, or holds numbers that are not floats.
     """
+    regular_file(path)
     try:
         with safe_open(path, framework="pt"):  # checks the header against itself and the file's length
             pass
     except SafetensorError as error:
-        raise StarError(f"{path} is damaged ({error}): download it again.") from None
+        raise StarError(f"{path} is damaged ({shown(str(error))}): download it again.") from None
+    except OSError as error:
+        raise StarError(f"{path} cannot be read ({error.strerror or error}): check its permissions.") from None
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))

@@ -163,6 +163,11 @@ class Injection:
         columns = self.schedule.columns(end, now.offset, activation.shape[1])
         if not columns:
             return activation
+        if activation.shape[-1] != self.vectors.shape[-1]:
+            raise StarError(
+                f"The vector has width {self.vectors.shape[-1]} and the model {activation.shape[-1]} there: extract it "
+                "from this model."
+            )
         rows, at, added = self._place(columns, len(activation), activation.device)
         where = (rows, at, *(() if self.head is None else (self.head,)))
         # bf16 would round a small vector away against a large residual: add in float32.

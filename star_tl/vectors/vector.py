@@ -13,13 +13,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from star_tl.errors import StarError
-from star_tl.files import save_tensors
+from star_tl.data.chat import check_text, template_hash
+from star_tl.errors import StarError, shown
+from star_tl.files import load_tensors, reading, save_tensors
 from star_tl.locus import Locus, NamedHook
 from star_tl.models.backend import Model
 from star_tl.steering.hooks import injection_hooks
 
 FORMAT = "star_tl vector 1"
+_TEXTS = ("trait", "method", "model", "fingerprint", "template")
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,54 @@ class SteeringVector:
     template: str
 
     def __post_init__(self) -> None:
-        if self.vector.ndim != 2 or self.vector.shape[0] != len(self.locus.positions):
+        if not isinstance(self.vector, Tensor) or not self.vector.is_floating_point():
+            kind = str(getattr(self.vector, "dtype", type(self.vector).__name__)).removeprefix("torch.")
             raise StarError(
-                f"A vector of shape {tuple(self.vector.shape)} does not fit {len(self.locus.positions)} positions."
+                f"A steering vector is made of {kind}: give floating-point numbers, as vector.float() does."
             )
+        shape = tuple(self.vector.shape)
+        if len(shape) != 2 or shape[0] != len(self.locus.positions) or shape[1] < 2:
+            raise StarError(
+                f"A vector of shape {shape} does not fit {len(self.locus.positions)} positions: give a row for each."
+            )
+        for name in _TEXTS:
+            if not isinstance(getattr(self, name), str):
+                raise StarError(f"{name} of a steering vector is {shown(repr(getattr(self, name)))}: give a text.")
+            check_text(getattr(self, name), f"{name} of a steering vector")
+        norm, n = self.residual_norm, self.n_pairs
+        if isinstance(norm, bool) or not isinstance(norm, Real) or not (math.isfinite(norm) and norm > 0):
+            raise StarError(f"residual_norm is {shown(repr(norm))}: give the mean norm at the locus, above 0.")
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise StarError(f"n_pairs is {shown(repr(n))}: give the number of pairs, at least 1.")
         if not bool(torch.isfinite(self.vector).all()):
-            raise StarError("The steering vector holds NaN or infinite values.")
+            raise StarError("The steering vector holds NaN or infinite values: extract it again.")
+
+    def __add__(self, other: SteeringVector) -> SteeringVector:
+        """Both at once. Raises StarError unless they are of one model and at one locus."""
+        if not isinstance(other, SteeringVector):
+            return NotImplemented
+        check_alike(self, other)
+        name = f"{self.trait} + {other.trait}"
+        return replace(self, vector=self.vector + other.vector, trait=name, method="combined")
+
+    def __mul__(self, factor: float) -> SteeringVector:
+        """As many times the vector; strength 1 then is ``factor`` times what it was."""
+        if isinstance(factor, bool) or not isinstance(factor, Real):
+            return NotImplemented
+        return replace(self, vector=self.scaled(factor), trait=f"{float(factor):g} {self.trait}")
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, factor: float) -> SteeringVector:
+        if isinstance(factor, bool) or not isinstance(factor, Real) or not factor:
+            return NotImplemented
+        return self * (1 / factor)
+
+    def __neg__(self) -> SteeringVector:
+        return self * -1
+
+    def __sub__(self, other: SteeringVector) -> SteeringVector:
+        return self + -other if isinstance(other, SteeringVector) else NotImplemented
 
     @property
     def norm(self) -> float:
@@ -86,12 +130,20 @@ class SteeringVector:
 
     def check(self, model: Model) -> None:
         """Raise StarError unless the vector was extracted from this model."""
-        from star_tl.data.chat import template_hash
         from star_tl.models.load import fingerprint
 
         if fingerprint(model) != self.fingerprint:
+            ours, theirs = shown(repr(self.model)), shown(repr(str(model.cfg.model_name)))
+            other = (
+                f"from {ours}, not from {theirs}" if ours != theirs else f"from other weights than those of this {ours}"
+            )
+            raise StarError(f"This vector was extracted {other}: extract it again.")
+        cfg, locus = model.cfg, self.locus
+        width = cfg.d_model if locus.head is None else cfg.d_head
+        if locus.layer >= cfg.n_layers or (locus.head or 0) >= cfg.n_heads or self.vector.shape[1] != width:
             raise StarError(
-                f"This vector was extracted from {self.model!r}, not from {model.cfg.model_name!r}: extract it again."
+                f"This vector is of width {self.vector.shape[1]} at {locus}, and the model has {cfg.n_layers} layers "
+                f"of {cfg.n_heads} heads and width {width} there: extract it again."
             )
         if model.tokenizer is not None and template_hash(model.tokenizer) != self.template:
             raise StarError(
@@ -100,7 +152,11 @@ class SteeringVector:
             )
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file whose metadata says all that :meth:`load` needs."""
+        """Write one safetensors file whose metadata says all that :meth:`load` needs; missing folders are made.
+
+        Raises:
+            StarError: the file cannot be written.
+        """
         from star_tl.version import __version__
 
         meta = {
@@ -125,29 +181,19 @@ class SteeringVector:
         """Read a saved vector; with ``model``, check that it belongs to it.
 
         Raises:
-            StarError: not a vector file, or a vector for another model or chat template.
+            StarError: not a vector file, a damaged or edited one, or a vector for another model or chat template.
         """
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                meta = file.metadata() or {}
-                if meta.get("format") != FORMAT:
-                    raise StarError(f"{path} is not a steering vector of star_tl.")
-                tensor = file.get_tensor("vector")
-        except (SafetensorError, OSError) as error:
-            raise StarError(f"{path} cannot be read as safetensors ({error}).") from None
-        loaded = cls(
-            vector=tensor,
-            locus=Locus(meta["hook_point"], tuple(json.loads(meta["positions"])), json.loads(meta["head"])),
-            trait=meta["trait"],
-            method=meta["method"],
-            residual_norm=float(meta["residual_norm"]),
-            n_pairs=int(meta["n_pairs"]),
-            model=meta["model"],
-            fingerprint=meta["fingerprint"],
-            template=meta["template"],
-        )
+        meta, tensors = load_tensors(path, "steering vector", FORMAT, ("vector",))
+        with reading(path):
+            loaded = cls(
+                vector=tensors["vector"],
+                locus=Locus(meta["hook_point"], tuple(json.loads(meta["positions"])), json.loads(meta["head"])),
+                residual_norm=float(meta["residual_norm"]),
+                n_pairs=int(meta["n_pairs"]),
+                **{name: meta[name] for name in _TEXTS},
+            )
+            if not math.isclose(loaded.norm, float(meta["norm"]), rel_tol=1e-3):
+                raise StarError("its numbers are not those that were saved: extract it again.")
         if model is not None:
             loaded.check(model)
         return loaded
@@ -170,4 +216,13 @@ class SteeringVector:
         return (
             f"SteeringVector({self.trait}, {self.method}, {self.locus}, norm {self.norm:.2f} = "
             f"{self.fraction:.0%} of the residual, {self.n_pairs} pairs, {self.model})"
+        )
+
+
+def check_alike(one: SteeringVector, other: SteeringVector) -> None:
+    """Raises StarError unless two vectors are of one model and at one locus."""
+    if (one.fingerprint, one.locus) != (other.fingerprint, other.locus):
+        raise StarError(
+            f"The vectors are of {one.model!r} at {one.locus} and of {other.model!r} at {other.locus}: "
+            "extract them from one model at one locus."
         )

@@ -779,10 +779,57 @@ def test_loading_something_else_says_so(tmp_path: Path) -> None:
     save_file({"vector": torch.ones(2)}, str(other), metadata={"format": "star_tl vector 1"})
     with pytest.raises(StarError, match="cannot be read"):
         AttributionMap.load(text)
-    with pytest.raises(StarError, match="cannot be read"):
+    with pytest.raises(StarError, match="No attribution map at"):
         AttributionMap.load(tmp_path / "absent.safetensors")
     with pytest.raises(StarError, match="no attribution map of this version"):
         AttributionMap.load(other)
+
+
+DAMAGED_MAPS = {
+    "no prompt_end": ({"prompt_end": None}, {}),
+    "prompt_end of words": ({"prompt_end": "near"}, {}),
+    "prompt_end beyond": ({"prompt_end": "99999"}, {}),
+    "prompt_end of none": ({"prompt_end": "0"}, {}),
+    "tokens nested deep": ({"tokens": "[" * 100_000}, {}),
+    "tokens of numbers": ({"tokens": "[[1]]"}, {}),
+    "spans of texts": ({"spans": '[[["user", "a", "b"]]]'}, {}),
+    "spans outside": ({"spans": '[[["user", 0, 99999]]]'}, {}),
+    "spans of another form": ({"spans": "[[1]]"}, {}),
+    "ids of none": ({"pair_ids": "null"}, {}),
+    "fewer ids": ({"pair_ids": '["a"]'}, {}),
+    "names without controls": ({"control_names": '["joy"]'}, {}),
+    "no trait": ({"trait": None}, {}),
+    "bool": ({}, {"scores": lambda t: t > 0}),
+    "int": ({}, {"drift_gradients": lambda t: t.long()}),
+    "complex": ({}, {"steering": lambda t: t.to(torch.complex64)}),
+    "narrow": ({}, {"scores": lambda t: t[..., :1]}),
+    "one layer": ({}, {"gradients": lambda t: t[:, :1]}),
+    "other heads": ({}, {"head_steering": lambda t: t[:, :1]}),
+    "NaN metric": ({}, {"metric_clean": lambda t: t * torch.nan}),
+    "no metric": ({}, {"metric_clean": None}),
+    "a number": ({}, {"unaligned": lambda t: t.sum()}),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED_MAPS)
+def test_a_damaged_or_edited_map_is_refused_in_one_line(tiny: HookedTransformer, tmp_path: Path, case: str) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    path = tmp_path / "map.safetensors"
+    attribute(tiny, unequal_pairs()).save(path)
+    with safe_open(str(path), framework="pt") as file:
+        meta, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    edits, changes = DAMAGED_MAPS[case]
+    for name, change in changes.items():
+        tensors[name] = change(tensors[name]).contiguous() if change else None
+    held = {k: v for k, v in tensors.items() if v is not None}
+    save_file(held, str(path), metadata={k: v for k, v in (meta | edits).items() if v is not None})
+    with pytest.raises(StarError) as failure:
+        AttributionMap.load(path)
+    assert str(path) in str(failure.value)
+    assert len(str(failure.value).splitlines()) == 1
+    assert len(str(failure.value)) < 500
 
 
 def test_the_table_has_a_row_per_layer() -> None:

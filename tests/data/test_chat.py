@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
+from chat_templates import FAMILIES, NO_SYSTEM, THINKING
 from conftest import SPECIAL, TEMPLATE
 from tokenizers.processors import TemplateProcessing
 
-from star_tl.data.chat import Rendered, as_messages, render, reply_ids, stop_ids, template_hash, with_instruction
+from star_tl.data.chat import (
+    Rendered,
+    as_messages,
+    as_prompts,
+    render,
+    reply_ids,
+    set_chat_format,
+    stop_ids,
+    template_hash,
+    with_instruction,
+)
+from star_tl.data.prompts import PromptItem
 from star_tl.errors import StarError
 
 BOS, HEADER, END_HEADER, EOT = SPECIAL[:4]
@@ -19,14 +36,6 @@ NO_BOS = TEMPLATE.replace("{{ '<|begin_of_text|>' }}", "")
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-# Like Gemma's: no system role, turns must alternate, the assistant is called model.
-NO_SYSTEM = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
-    "{% endif %}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('Conversation roles must alternate\nuser/assistant') }}{% endif %}"
-    "{{ '<start_of_turn>' + m['role'].replace('assistant', 'model') + '\n' + m['content'] | trim + '<end_of_turn>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
 DROPS_SYSTEM = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] != 'system' %}{{ m['role'] + ': ' + m['content'] + '\n' }}"
@@ -51,6 +60,7 @@ TEMPLATES = {
     "chatml": CHATML,
     "default system": DEFAULT_SYSTEM,
     "rewrites history": REWRITES_HISTORY,
+    **FAMILIES,
 }
 
 CHAT = (
@@ -95,18 +105,13 @@ def span_texts(tokenizer: Any, rendered: Rendered) -> dict[str, str]:
 @pytest.mark.parametrize("prompt", PROMPTS)
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("adds_bos", [False, True], ids=["plain tokenizer", "tokenizer adds BOS"])
-def test_ids_are_the_templates_own_with_bos_exactly_once(
-    variant: Variant, template: str, prompt: str, adds_bos: bool
-) -> None:
+def test_ids_are_those_of_apply_chat_template(variant: Variant, template: str, prompt: str, adds_bos: bool) -> None:
     tok = variant(TEMPLATES[template], adds_bos)
     messages = [dict(m) for m in as_messages(PROMPTS[prompt])]
+    if template == "no system" and messages[0]["role"] == "system":
+        messages = [{"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}, *messages[2:]]
     expected = tok.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=False)
-    if expected[0] != tok.bos_token_id:
-        assert template in ("without BOS", "chatml")
-        expected = [tok.bos_token_id, *expected]
-    ids = render(tok, PROMPTS[prompt]).ids
-    assert list(ids) == expected
-    assert ids.count(tok.bos_token_id) == 1
+    assert list(render(tok, PROMPTS[prompt]).ids) == expected
 
 
 def test_a_tokenizer_without_bos_gets_none(variant: Variant) -> None:
@@ -145,19 +150,204 @@ def test_spans_hold_each_turn_with_its_markup(tokenizer: Any) -> None:
     }
 
 
-def test_a_default_system_turn_belongs_to_the_first_turn(variant: Variant) -> None:
-    tok = variant(DEFAULT_SYSTEM)
-    assert span_texts(tok, render(tok, "hi")) == {
-        "user 1": f"{BOS}[system]Be helpful.[end][user]hi[end]",
+SPANNED = {
+    "default system": {
+        "system": f"{BOS}[system]Be helpful.[end]",
+        "user 1": "[user]hi[end]",
         "header": "[assistant]",
+    },
+    "chatml, default system": {
+        "system": "<|im_start|>system\nYou are a kind machine.<|im_end|>\n",
+        "user 1": "<|im_start|>user\nhi<|im_end|>\n",
+        "header": "<|im_start|>assistant\n",
+    },
+    "dated system": {
+        "system": f"{BOS}{HEADER}system{END_HEADER}\n\nKnowledge ends: December 2023\nToday: 26 Jul 2024\n\n{EOT}",
+        "user 1": f"{HEADER}user{END_HEADER}\n\nhi{EOT}",
+        "header": f"{HEADER}assistant{END_HEADER}\n\n",
+    },
+    "thinking": {"user 1": "<|im_start|>user\nhi<|im_end|>\n", "header": "<|im_start|>assistant\n"},
+    "no system": {"user 1": f"{BOS}<start_of_turn>user\nhi<end_of_turn>\n", "header": "<start_of_turn>model\n"},
+    "brackets": {"user 1": f"{BOS}[INST] hi[/INST]"},
+}
+
+
+@pytest.mark.parametrize("template", SPANNED)
+def test_a_system_turn_of_the_templates_own_is_a_span_of_its_own(variant: Variant, template: str) -> None:
+    tok = variant(TEMPLATES[template])
+    assert span_texts(tok, render(tok, "hi")) == SPANNED[template]
+
+
+@pytest.mark.parametrize("word", ["user", "system", "a", "s", "kind", "<|im_end|>", "You are a kind machine."])
+@pytest.mark.parametrize("template", ["llama3", *SPANNED])
+def test_words_that_the_markup_has_too_do_not_mislead(variant: Variant, template: str, word: str) -> None:
+    tok = variant(TEMPLATES[template])
+    chat = [
+        {"role": "user", "content": word},
+        {"role": "assistant", "content": word},
+        {"role": "user", "content": word},
+    ]
+    found, other = (
+        span_texts(tok, render(tok, chat)),
+        span_texts(tok, render(tok, [m | {"content": "QQQ"} for m in chat])),
+    )
+    assert list(found) == list(other)
+    assert {k: v.replace("QQQ", word) for k, v in other.items()} == found
+
+
+THOUGHTFUL = (
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi!\n"},
+    {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nHello."},
+    {"role": "user", "content": " How are you? "},
+)
+
+
+def test_turns_that_the_template_rewrites_keep_their_spans(variant: Variant) -> None:
+    tok = variant(THINKING)
+    assert span_texts(tok, render(tok, THOUGHTFUL)) == {
+        "system": "<|im_start|>system\nBe brief.<|im_end|>\n",
+        "user 1": "<|im_start|>user\nHi!\n<|im_end|>\n",
+        "assistant 1": "<|im_start|>assistant\nHello.<|im_end|>\n",
+        "user 2": "<|im_start|>user\n How are you? <|im_end|>\n",
+        "header": "<|im_start|>assistant\n",
+    }
+    tok = variant(REWRITES_HISTORY)
+    assert list(span_texts(tok, render(tok, CHAT))) == ["system", "user 1", "assistant 1", "user 2", "header"]
+
+
+def test_a_system_message_in_the_last_user_turn_is_found_there(variant: Variant) -> None:
+    tok = variant(TEMPLATES["brackets"])
+    assert span_texts(tok, render(tok, CHAT)) == {
+        "user 1": f"{BOS}[INST] My cat is ill 🐈.[/INST]",
+        "assistant 1": f" Oh no! Since when?{EOT}",
+        "system": "[INST] You are kind.\n\n",
+        "user 2": "Since yesterday\n\nShe won't eat.[/INST]",
     }
 
 
-def test_where_turns_cannot_be_told_apart_the_prompt_is_one_span(variant: Variant) -> None:
-    tok = variant(REWRITES_HISTORY)
-    spans = span_texts(tok, render(tok, CHAT))
-    assert set(spans) == {"prompt", "header"}
-    assert spans["header"] == "[assistant]"
+def test_where_marks_change_the_rendering_the_prompt_is_one_span(variant: Variant) -> None:
+    tok = variant("{% for m in messages %}{{ m['content'] | length }} {% endfor %}")
+    assert set(span_texts(tok, render(tok, CHAT))) == {"prompt"}
+
+
+# --- the rest of the chat format -------------------------------------------------------------
+
+
+def test_template_arguments_reach_the_template_and_its_hash(variant: Variant) -> None:
+    tok = variant(THINKING)
+    plain, before = text_of(tok, render(tok, "hi")), template_hash(tok)
+    set_chat_format(tok, template_args={"enable_thinking": False})
+    assert text_of(tok, render(tok, "hi")) == plain + "<think>\n\n</think>\n\n"
+    assert span_texts(tok, render(tok, "hi"))["header"] == "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    assert template_hash(tok) != before
+    assert template_hash(variant(THINKING)) == before
+
+
+@pytest.mark.parametrize("form", ["dict", "list"])
+def test_of_several_templates_the_default_is_taken_or_the_one_that_is_named(variant: Variant, form: str) -> None:
+    named = {"default": TEMPLATE, "short": NO_HEADER}
+    tok = variant(None)
+    tok.chat_template = named if form == "dict" else [{"name": k, "template": v} for k, v in named.items()]
+    assert render(tok, CHAT) == render(variant(TEMPLATE), CHAT)
+    assert template_hash(tok) == template_hash(variant(TEMPLATE))
+    assert reply_ids(tok, "Yes.") == reply_ids(variant(TEMPLATE), "Yes.")
+    set_chat_format(tok, template_args={"chat_template": "short"})
+    assert render(tok, CHAT) == render(variant(NO_HEADER), CHAT)
+    with pytest.raises(StarError, match=r"no chat template 'long'.*default, short"):
+        set_chat_format(tok, template_args={"chat_template": "long"})
+
+
+def test_several_templates_without_a_default_ask_for_a_name(variant: Variant) -> None:
+    tok = variant(None)
+    tok.chat_template = {"short": NO_HEADER}
+    with pytest.raises(StarError, match=r"template_args=.*short"):
+        render(tok, "hi")
+
+
+@pytest.mark.parametrize("eos", [7, [7, 3], None])
+def test_stop_ids_are_joined_by_those_of_the_generation_config(variant: Variant, eos: Any) -> None:
+    tok = variant(TEMPLATE)
+    before = set(stop_ids(tok))
+    set_chat_format(tok, eos)
+    assert set(stop_ids(tok)) == before | ({7} if eos else set())
+
+
+@pytest.mark.parametrize("eos", ["7", [None], True, -1, [1.5]])
+def test_end_tokens_that_are_no_ids_are_refused(variant: Variant, eos: Any) -> None:
+    with pytest.raises(StarError, match=r"end-of-turn tokens .* token ids"):
+        set_chat_format(variant(TEMPLATE), eos)
+
+
+@pytest.mark.parametrize("args", [["enable_thinking"], {1: 2}, {"tokenize": True}, 5])
+def test_template_arguments_that_cannot_be_passed_are_refused(variant: Variant, args: Any) -> None:
+    with pytest.raises(StarError, match="template_args"):
+        set_chat_format(variant(TEMPLATE), template_args=args)
+
+
+# --- prompts in many forms -------------------------------------------------------------------
+
+TEXTS = ["Hi!", "I had a bad day."]
+AS_CHATS = [({"role": "user", "content": t},) for t in TEXTS]
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        TEXTS,
+        tuple(TEXTS),
+        (t for t in TEXTS),
+        np.array(TEXTS),
+        np.array(TEXTS, dtype=object),
+        pd.Series(TEXTS),
+        pd.DataFrame({"prompt": TEXTS, "n": [1, 2]}),
+        [{"prompt": t} for t in TEXTS],
+        [{"messages": list(c), "id": 1} for c in AS_CHATS],
+        [PromptItem(str(i), c, "x") for i, c in enumerate(AS_CHATS)],
+        AS_CHATS,
+    ],
+    ids=lambda p: type(p).__name__,
+)
+def test_prompts_are_read_whatever_they_come_in(prompts: Any) -> None:
+    assert as_prompts(prompts) == AS_CHATS
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [
+        ("I failed.", ["one text", "give a list"]),
+        (np.str_("I failed."), ["one text", "give a list"]),
+        ({"a": "I failed."}, ["a dict", "give a list"]),
+        ({"role": "user", "content": "x"}, ["one message", "give a list"]),
+        (list(AS_CHATS[0]), ["one chat", "[chat]"]),
+        (pd.DataFrame({"text": TEXTS}), ["table without a column", "'prompt'", "frame['text']"]),
+        (Path("prompts.txt"), ["is a path", "load_prompts"]),
+        ([1, 2, 3], ["token ids", "decode"]),
+        ([[1, 2], [3]], ["token ids", "decode"]),
+        (np.array([[1, 2], [3, 4]]), ["token ids", "decode"]),
+        (torch.tensor([[1, 2]]), ["token ids", "decode"]),
+        ([torch.tensor([1, 2])], ["token ids", "decode"]),
+        (itertools.repeat("again"), ["more than 1,000,000"]),
+        ([], ["There are no prompts"]),
+        (iter(()), ["There are no prompts"]),
+        (None, ["is None", "give a list"]),
+        (3, ["is 3", "give a list"]),
+        (np.array("x"), ["give a list"]),
+        ([None], ["Prompt 0", "neither a text nor messages"]),
+        (["a", ""], ["Prompt 1", "is empty"]),
+        (["a", float("nan")], ["Prompt 1", "neither"]),
+        ([{"role": "user", "content": "a"}, "b"], ["Prompt 0", "neither"]),
+        ([b"bytes"], ["Prompt 0", "neither"]),
+        (b"bytes", ["give"]),
+        (["\ud83d"], ["Prompt 0", "half a character"]),
+    ],
+    ids=lambda p: type(p).__name__,
+)
+def test_what_are_no_prompts_is_refused_in_one_line(prompts: Any, words: list[str]) -> None:
+    with pytest.raises(StarError) as failure:
+        as_prompts(prompts)
+    assert all(w in str(failure.value) for w in words), str(failure.value)
+    assert "\n" not in str(failure.value)
 
 
 def test_a_template_without_assistant_header_has_no_header_span(variant: Variant) -> None:
@@ -231,7 +421,7 @@ def test_a_refused_system_message_alone_becomes_the_user_message(variant: Varian
 def test_a_template_with_a_system_role_keeps_the_instruction_there(variant: Variant) -> None:
     tok = variant(CHATML)
     text = text_of(tok, render(tok, with_instruction("hi", "Be warm.")))
-    assert text.startswith(f"{BOS}<|im_start|>system\nBe warm.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n")
+    assert text.startswith("<|im_start|>system\nBe warm.<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n")
 
 
 # --- replies ---------------------------------------------------------------------------------
@@ -253,7 +443,7 @@ def test_prompt_and_reply_decode_to_the_templates_text_of_the_whole_chat(
     else:
         whole = tok.apply_chat_template(chat, tokenize=False)
     ids = [*render(tok, CHAT[1:]).ids, *reply_ids(tok, f"  {reply}\n")]
-    assert tok.decode(ids, skip_special_tokens=False) + closing == BOS + whole.removeprefix(BOS)
+    assert tok.decode(ids, skip_special_tokens=False) + closing == (BOS if template is None else "") + whole
 
 
 def test_a_reply_has_no_bos_even_where_the_tokenizer_adds_it(variant: Variant) -> None:

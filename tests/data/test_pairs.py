@@ -261,6 +261,33 @@ def test_an_unknown_name_is_refused_with_the_known_ones(name: str, words: list[s
     assert "Did you mean" in str(failure.value) or name != "politness"
 
 
+@pytest.mark.parametrize("name", ["../../../../esc", "a/b", "a\\b", ".hidden", "a[/b]c", "x" * 101, "a\nb", " a", "a "])
+def test_a_name_that_could_leave_its_folder_is_refused(name: str) -> None:
+    with pytest.raises(StarError, match="A trait cannot be called") as failure:
+        Trait(name, "a", "b", ())
+    assert len(str(failure.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["emotional_support", "Höflichkeit", "one two-3", "感謝", "a.b", "x"])
+def test_a_name_of_words_is_kept(name: str) -> None:
+    assert Trait(name, "a", "b", ()).name == name
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, '{"id": ' + "9" * 5000 + "}"])
+def test_json_beyond_measure_is_refused_with_its_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "deep.jsonl"
+    path.write_text(f"{GOOD}\n{text}")
+    with pytest.raises(StarError, match=r"line 2: not valid JSON .*: write one object a line"):
+        load_pairs(path)
+
+
+def test_half_characters_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "half.jsonl"
+    path.write_text(f"{GOOD}\n{changed(PAIR, positive=chr(0xD83D))}")
+    with pytest.raises(StarError, match=r"line 2: .* half a character"):
+        load_pairs(path)
+
+
 def test_pairs_need_at_least_one_pair() -> None:
     with pytest.raises(StarError, match="has no pairs: add at least one"):
         Pairs(Trait("cheer", "a", "b", ()), ())

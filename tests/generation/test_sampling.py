@@ -239,7 +239,7 @@ def test_a_prompt_may_fill_the_context_and_not_more(write_llama, tokenizer):
         ("hello", "one text: give a list"),
         ([""], "empty"),
         (["fine", "  "], "empty"),
-        ([{"role": "user", "content": "one chat, not a list of chats"}], "neither a text nor messages"),
+        ([{"role": "user", "content": "one chat, not a list of chats"}], "one chat: give a list"),
         ([None], "neither a text nor messages"),
     ],
 )

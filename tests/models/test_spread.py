@@ -29,7 +29,7 @@ from star_tl.generation import sampling
 from star_tl.locus import Locus
 from star_tl.models import load as loading
 from star_tl.models import size as sizes
-from star_tl.models.checkpoint import read_config
+from star_tl.models.config import read_config
 from star_tl.models.fast.forward import llama_forward
 from star_tl.models.lens import HookedTransformer
 from star_tl.models.load import fingerprint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,7 +206,6 @@ def test_extraction_leaves_no_hooks(tiny: HookedTransformer, method: str) -> Non
         (LOCI[2], {"batch_size": -1}, "batch_size"),
         (Locus("blocks.3.hook_resid_post"), {}, "it has 3 layers"),
         (Locus("blocks.1.attn.hook_z", (-1,), 4), {}, "it has 4 per layer"),
-        (Locus("blocks.1.attn.hook_z", (-1,), -1), {}, "no head -1"),
         (Locus("blocks.1.hook_resid_post", (-400, -1)), {}, "shorter than the locus's position -400"),
     ],
 )
@@ -363,8 +363,132 @@ def test_loading_something_else_says_so(tmp_path: Path) -> None:
     text, other = tmp_path / "text.safetensors", tmp_path / "other.safetensors"
     text.write_text("not a vector")
     save_file({"vector": torch.ones(2)}, str(other), metadata={"format": "star_tl attribution 1"})
-    for path in (text, tmp_path / "absent.safetensors", tmp_path):
-        with pytest.raises(StarError, match="cannot be read"):
+    os.mkfifo(tmp_path / "pipe")
+    said = {
+        text: "cannot be read as safetensors",
+        tmp_path / "absent.safetensors": "No steering vector at",
+        tmp_path: "is a folder",
+        tmp_path / "pipe": "is a pipe or a device",
+        Path("/dev/zero"): "is a pipe or a device",
+        tmp_path / ("n" * 5000): "cannot be read",
+        tmp_path / "null\0byte": "cannot be read",
+        other: "is no steering vector",
+    }
+    for path, words in said.items():
+        with pytest.raises(StarError, match=words) as failure:
             SteeringVector.load(path)
-    with pytest.raises(StarError, match="not a steering vector"):
-        SteeringVector.load(other)
+        assert len(str(failure.value).splitlines()) == 1
+        assert len(str(failure.value)) < 500
+
+
+DAMAGED = {
+    "no positions": ({"positions": None}, {}),
+    "positions are texts": ({"positions": '["a", "b"]'}, {}),
+    "positions are fractions": ({"positions": "[-1.5, -2.0]"}, {}),
+    "positions are a number": ({"positions": "-1"}, {}),
+    "positions are switches": ({"positions": "[true, false]"}, {}),
+    "positions are no JSON": ({"positions": "[-1"}, {}),
+    "positions nested deep": ({"positions": "[" * 100_000}, {}),
+    "too many positions": ({"positions": "[-3, -2, -1]"}, {}),
+    "a huge head": ({"head": "99999999999999999999", "hook_point": "blocks.0.attn.hook_z"}, {}),
+    "a head of a text": ({"head": '"1"', "hook_point": "blocks.0.attn.hook_z"}, {}),
+    "a huge layer": ({"hook_point": f"blocks.{'9' * 5000}.hook_resid_post"}, {}),
+    "no hook point": ({"hook_point": "embed"}, {}),
+    "no residual": ({"residual_norm": "0"}, {}),
+    "NaN residual": ({"residual_norm": "nan"}, {}),
+    "residual of words": ({"residual_norm": "much"}, {}),
+    "negative residual": ({"residual_norm": "-1.0"}, {}),
+    "no pairs": ({"n_pairs": "0"}, {}),
+    "pairs of words": ({"n_pairs": "9" * 5000}, {}),
+    "no model": ({"model": None}, {}),
+    "another norm": ({"norm": "1.0"}, {}),
+    "width 1": ({}, {"vector": torch.ones(2, 1)}),
+    "edited": ({}, {"vector": torch.ones(2, 3)}),
+    "bool": ({}, {"vector": torch.ones(2, 3, dtype=torch.bool)}),
+    "int": ({}, {"vector": torch.ones(2, 3, dtype=torch.int64)}),
+    "complex": ({}, {"vector": torch.ones(2, 3, dtype=torch.complex64)}),
+    "NaN": ({}, {"vector": torch.full((2, 3), float("nan"))}),
+    "flat": ({}, {"vector": torch.ones(6)}),
+    "empty": ({}, {"vector": torch.ones(0, 3)}),
+    "another name": ({}, {"vectors": torch.ones(2, 3)}),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_or_edited_file_is_refused_in_one_line(tmp_path: Path, case: str) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    path = tmp_path / "vector.safetensors"
+    made().save(path)
+    assert torch.equal(SteeringVector.load(path).vector, made().vector)
+    with safe_open(str(path), framework="pt") as file:
+        meta, tensors = file.metadata(), {"vector": file.get_tensor("vector")}
+    edits, others = DAMAGED[case]
+    save_file(others or tensors, str(path), metadata={k: v for k, v in (meta | edits).items() if v is not None})
+    with pytest.raises(StarError) as failure:
+        SteeringVector.load(path)
+    assert str(path) in str(failure.value)
+    assert len(str(failure.value).splitlines()) == 1
+    assert len(str(failure.value)) < 500
+
+
+def test_a_vector_of_another_width_is_refused_with_and_without_its_model(tiny: HookedTransformer) -> None:
+    vector = extract_vector(tiny, unequal_pairs(), LOCI[2])
+    wide = dataclasses.replace(vector, vector=torch.ones(2, 2 * tiny.cfg.d_model))
+    with pytest.raises(StarError, match=r"is of width 64 .* extract it again"):
+        wide.check(tiny)
+    with pytest.raises(StarError, match="has width 64 and the model 32"):
+        star.sample(tiny, ["hi there"], hooks=wide.hooks(), max_new_tokens=2)
+
+
+def test_of_one_name_it_says_that_the_weights_differ(tiny: HookedTransformer) -> None:
+    vector = dataclasses.replace(extract_vector(tiny, unequal_pairs(), LOCI[2]), fingerprint="0" * 16)
+    with pytest.raises(StarError, match="from other weights than those of this") as failure:
+        vector.check(tiny)
+    assert "not from" not in str(failure.value)
+
+
+def test_saving_makes_missing_folders_and_leaves_no_part(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "vector.safetensors"
+    made().save(path)
+    made(trait="other").save(path)
+    assert SteeringVector.load(path).trait == "other"
+    assert [p.name for p in path.parent.iterdir()] == ["vector.safetensors"]
+    (tmp_path / "link").symlink_to(path)
+    made(trait="third").save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert SteeringVector.load(path).trait == "third"
+
+
+@pytest.mark.parametrize("name", ["", "pipe", "file/vector", "n" * 5000, "null\0byte"])
+def test_a_place_that_cannot_be_written_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StarError, match="name another"):
+        made().save(tmp_path / name)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "pipe"]
+
+
+# Arithmetic.
+
+
+def test_vectors_of_one_locus_add_up_and_scale() -> None:
+    one, other = made(), made(vector=torch.tensor([[1.0, 0.0, 2.0], [0.0, -1.0, 0.5]]), trait="calm")
+    assert torch.equal((one + other).vector, one.vector + other.vector)
+    assert torch.equal((one - other).vector, one.vector - other.vector)
+    assert torch.equal((2 * one).vector, 2 * one.vector)
+    assert torch.equal((one * 0.5).vector, (one / 2).vector)
+    assert torch.equal((-one).vector, -one.vector)
+    assert (one + 2 * other).trait == f"{one.trait} + 2 calm"
+    assert (one + other).locus == one.locus
+    assert (2 * one).hooks(1.0)[1][1].vectors.equal(one.hooks(2.0)[1][1].vectors)
+    with pytest.raises(StarError, match="one model at one locus"):
+        one + other.at_layer(3)
+    with pytest.raises(StarError, match="finite number"):
+        float("inf") * one
+    for wrong in ("2", None, True, [2]):
+        with pytest.raises(TypeError):
+            one * wrong  # pyright: ignore
+    with pytest.raises(TypeError):
+        one + 1  # pyright: ignore
