@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from star_tl.attribution import AttributionMap as AttributionMap
     from star_tl.attribution import attribute as attribute
     from star_tl.attribution.exact import exact_effects as exact_effects
+    from star_tl.attribution.outcome import OutcomeMap as OutcomeMap
+    from star_tl.attribution.outcome import attribute_outcome as attribute_outcome
     from star_tl.attribution.verify import verify as verify
     from star_tl.data.pairs import ContrastivePair as ContrastivePair
     from star_tl.data.pairs import Pairs as Pairs
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from star_tl.vectors import combine as combine
     from star_tl.vectors import extract_vector as extract_vector
     from star_tl.vectors import project_off as project_off
+    from star_tl.vectors.outcome import extract_outcome_vector as extract_outcome_vector
     from star_tl.view.explorer.widget import explore as explore
 
 _HOMES = {
@@ -55,11 +58,13 @@ _HOMES = {
     "Sampling": "generation.settings",
     "ContrastivePair": "data.pairs",
     "Locus": "locus",
+    "OutcomeMap": "attribution.outcome",
     "Pairs": "data.pairs",
     "StarError": "errors",
     "SteeringVector": "vectors",
     "Trait": "data.pairs",
     "attribute": "attribution",
+    "attribute_outcome": "attribution.outcome",
     "choose_strength": "evaluation.strength",
     "combine": "vectors",
     "compare": "evaluation.sweep",
@@ -67,6 +72,7 @@ _HOMES = {
     "copy_free_layout": "models.layout",
     "exact_effects": "attribution.exact",
     "explore": "view.explorer.widget",
+    "extract_outcome_vector": "vectors.outcome",
     "extract_vector": "vectors",
     "generate": "generation.sampling",
     "load_model": "models",

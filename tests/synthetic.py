@@ -8,7 +8,9 @@ import pandas as pd
 import torch
 
 from star_tl.attribution.map import AttributionMap
+from star_tl.attribution.outcome import OutcomeMap
 from star_tl.data.chat import Span
+from star_tl.generation.settings import Sampling
 from star_tl.locus import COMPONENTS, Locus
 from star_tl.vectors import SteeringVector
 
@@ -90,6 +92,32 @@ def priced(effects: torch.Tensor, costs: torch.Tensor, width: int = 64) -> tuple
     directions[:, 0], gradients[..., 0] = 1, effects
     drift = (width * costs).sqrt()[:, None, :, None] * torch.eye(width)[None, :, None]
     return directions, gradients, drift
+
+
+def outcome(replies: int = 48, prompts: int = 12, layers: int = 5, heads: int = 4, peak: int = 3) -> OutcomeMap:
+    """An outcome map whose layer ``peak`` raises the reward most."""
+    generator = torch.Generator().manual_seed(0)
+    rewards = torch.randn(replies, generator=generator).double()
+    residual = torch.randn(layers, 4, replies, 8, dtype=torch.float64, generator=generator)
+    residual[peak] += rewards[:, None]
+    z = torch.randn(layers, 4, replies, heads, 2, dtype=torch.float64, generator=generator)
+    return OutcomeMap(
+        reward="kind <words>",
+        model="tiny",
+        fingerprint="0",
+        template="0",
+        sampling=Sampling(max_new_tokens=3),
+        seed=0,
+        budget=replies,
+        prompts=(({"role": "user", "content": "Hi"},),) * prompts,
+        prompt=torch.arange(replies) % prompts,
+        replies=("Hello",) * replies,
+        rewards=rewards,
+        tokens=torch.full((replies,), 3),
+        log_probs=torch.zeros(replies),
+        gradients={"resid_post": residual, "z": z},
+        norms={"resid_post": torch.ones(layers, 4), "z": torch.ones(layers, 4, heads)},
+    )
 
 
 def summary() -> pd.DataFrame:

@@ -343,6 +343,21 @@ def pick(
     """
     if temperature == 0:
         return logits.argmax(-1)
+    p = bounded(logits, temperature, top_p, min_p)
+    reached = p.cumsum(-1)
+    total = reached[:, -1:].contiguous()
+    index = torch.searchsorted(reached, uniform.double()[:, None] * total, right=True)
+    last = torch.searchsorted(reached, total)  # rounding must not run past what may be picked
+    return torch.minimum(index, last)[:, 0]
+
+
+def bounded(
+    logits: Float[Tensor, "row vocab"], temperature: float, top_p: float, min_p: float
+) -> Float[Tensor, "row vocab"]:
+    """What :func:`pick` draws from, in float64: probabilities at this temperature, 0 outside the bounds.
+
+    They are not scaled to sum to 1 again.
+    """
     p = (logits.double() / temperature).softmax(-1)
     if top_p < 1:
         ranked, order = p.sort(stable=True, dim=-1, descending=True)
@@ -350,11 +365,7 @@ def pick(
         p = p.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), 0.0)
     if min_p > 0:
         p = p.masked_fill(p < min_p * p.amax(-1, keepdim=True), 0.0)
-    reached = p.cumsum(-1)
-    total = reached[:, -1:].contiguous()
-    index = torch.searchsorted(reached, uniform.double()[:, None] * total, right=True)
-    last = torch.searchsorted(reached, total)  # rounding must not run past what may be picked
-    return torch.minimum(index, last)[:, 0]
+    return p
 
 
 def _uniforms(seed: int, ids: tuple[int, ...], count: int) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from star_tl.attribution.choose import GAIN_DRIFT, listed
 from star_tl.attribution.map import AttributionMap
+from star_tl.attribution.outcome import OutcomeMap
 from star_tl.attribution.verify import TOP
 from star_tl.data.chat import Span
 from star_tl.errors import StarError
@@ -232,6 +233,51 @@ def plot_choice(attr: AttributionMap) -> go.Figure:
         title = f"The pairs do not single out a layer for {_trait(attr)}{tie}"
     subtitle = f"vector added to the last prompt token; {_mean(attr)}; {SIGN}"
     return _finish(fig, title, subtitle, 680, _rows(attr.n_layers) + 150)
+
+
+def plot_outcome(outcome: OutcomeMap) -> go.Figure:
+    """Layer × position: what drift buys of the reward along the outcome's own direction there, cross-fitted."""
+    names = [*map(str, range(-outcome.window, 0)), "generated"]
+    hover = "blocks.%{y}.hook_resid_post<br>layer %{y}, position %{x}"
+    fig = _gain_map(outcome, outcome.gains(), outcome.errors(), names, hover)
+    fig.update_xaxes(title_text="position from the end of the prompt", type="category")
+    title = f"Where {visible(outcome.reward.replace('_', ' '), whitespace=False)} can be raised"
+    width = max(620, 2 * CELL * len(names) + 190)
+    return _finish(fig, title, _outcome_subtitle(outcome, "resid_post"), width, _rows(outcome.n_layers) + 150)
+
+
+def plot_outcome_heads(outcome: OutcomeMap, positions: str | int = "generated") -> go.Figure:
+    """Layer × head: the same at ``attn.hook_z``, at generated tokens or at one prompt position.
+
+    Raises:
+        StarError: a position that the map does not hold.
+    """
+    names = [*range(-outcome.window, 0), "generated"]
+    if positions not in names:
+        raise StarError(f"positions is {positions!r}: use 'generated' or -{outcome.window} to -1.")
+    gains, errors = (t[:, names.index(positions)] for t in (outcome.gains("z"), outcome.errors("z")))
+    heads = list(range(gains.shape[1]))
+    fig = _gain_map(outcome, gains, errors, heads, "blocks.%{y}.attn.hook_z<br>layer %{y}, head %{x}")
+    fig.update_xaxes(title_text="head", dtick=_step(len(heads)))
+    title = f"Heads that can raise {visible(outcome.reward.replace('_', ' '), whitespace=False)}"
+    place = "generated tokens" if positions == "generated" else f"prompt token {positions}"
+    subtitle = _outcome_subtitle(outcome, f"attn.hook_z, {place}")
+    return _finish(fig, title, subtitle, max(620, CELL * len(heads) + 190), _rows(outcome.n_layers) + 150)
+
+
+def _gain_map(outcome: OutcomeMap, gains: Tensor, errors: Tensor, x: Sequence[Any], hover: str) -> go.Figure:
+    hover += "<br>gain %{z:+.3f} ± %{customdata:.3f}<extra></extra>"
+    cells = {"z": gains.numpy(), "customdata": errors.numpy(), "x": x, "y": list(range(outcome.n_layers))}
+    fig = go.Figure(go.Heatmap(**cells, hovertemplate=hover, coloraxis="coloraxis", xgap=1, ygap=1))
+    bar = _colorbar(title={"text": "gain (reward)", "side": "top", "font": {"size": 13}})
+    fig.update_layout(coloraxis=_coloraxis(gains.numpy(), bar))
+    fig.update_xaxes(showgrid=False)
+    _layer_axis(fig, outcome.n_layers)
+    return fig
+
+
+def _outcome_subtitle(outcome: OutcomeMap, where: str) -> str:
+    return f"{where}; reward at {GAIN_DRIFT:g} nat drift per token, to first order; {len(outcome.replies)} replies"
 
 
 def plot_dose(dose: pandas.DataFrame) -> go.Figure:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
-from synthetic import attribution, dose, priced, result, summary
+from synthetic import attribution, dose, outcome, priced, result, summary
 
 from star_tl.errors import StarError
 from star_tl.evaluation.sweep import Comparison
@@ -29,6 +29,8 @@ from star_tl.view.plots import (
     plot_heads,
     plot_layers,
     plot_loci,
+    plot_outcome,
+    plot_outcome_heads,
     plot_tokens,
     signed,
     visible,
@@ -302,3 +304,27 @@ def test_the_map_plots_itself():
     assert ATTR.plot_heads() == plot_heads(ATTR)
     assert ATTR.plot_tokens(pair=1) == plot_tokens(ATTR, 1)
     assert ATTR.plot_choice() == plot_choice(ATTR)
+
+
+def test_an_outcome_map_shows_its_gains_with_their_errors():
+    found = outcome()
+    fig = plot_outcome(found)
+    (cells,) = fig.data
+    assert close(cells.z, found.gains())
+    assert close(cells.customdata, found.errors())
+    assert list(cells.x) == ["-3", "-2", "-1", "generated"]
+    assert "kind &lt;words&gt;" in fig.layout.title.text
+    assert "48 replies" in fig.layout.title.subtitle.text
+    assert fig.layout.coloraxis.cmin == -fig.layout.coloraxis.cmax
+    assert found.plot() == fig
+
+
+def test_heads_of_an_outcome_map_are_those_of_the_position_asked_for():
+    found = outcome()
+    for positions, place in (("generated", 3), (-2, 1)):
+        fig = plot_outcome_heads(found, positions)
+        assert close(fig.data[0].z, found.gains("z")[:, place])
+        assert close(fig.data[0].customdata, found.errors("z")[:, place])
+        assert found.plot_heads(positions) == fig
+    with pytest.raises(StarError, match="use 'generated' or -3 to -1"):
+        plot_outcome_heads(found, -4)

@@ -1,0 +1,97 @@
+"""Replies of the unsteered model, and what a reward says of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from star_tl.data.chat import Message, Prompt
+from star_tl.errors import StarError
+from star_tl.generation.samples_file import append, resume
+from star_tl.generation.sampling import Reply, in_batches
+from star_tl.generation.settings import Sampling
+from star_tl.models.backend import Model
+from star_tl.models.load import fingerprint
+
+# From a prompt's messages and a reply's text to a number; with an attribute ``batched`` that is true, from lists of
+# both to as many numbers.
+Reward = Callable[[Any, Any], Any]
+
+
+def check_sampling(options: Sampling) -> None:
+    """Raises StarError where a reply's probability could not be differentiated."""
+    if options.temperature == 0:
+        raise StarError("At temperature 0 there is one reply to a prompt and no gradient: use a temperature above 0.")
+    if options.repetition_penalty != 1:
+        raise StarError("attribute_outcome knows no gradient of a repetition penalty: leave it at 1.")
+    if options.stop:
+        raise StarError("attribute_outcome takes no stop texts, which no token draws: leave stop out.")
+
+
+def spread(n: int, prompts: int) -> Int[Tensor, " reply"]:
+    """The prompt of each of ``n`` replies: in turn, so that the first of them are spread evenly too."""
+    return torch.arange(n) % prompts
+
+
+def write_replies(
+    model: Model,
+    ids: Sequence[tuple[int, ...]],
+    prompt: Int[Tensor, " reply"],
+    options: Sampling,
+    seed: int,
+    known: Sequence[Reply],
+    out: Path | None,
+    progress: bool,
+) -> list[Reply]:
+    """A reply for every entry of ``prompt``: the first ``known``, others read from ``out`` if an equal call wrote them.
+
+    Raises:
+        StarError: ``out`` holds the samples of another call or cannot be written to, or the model broke.
+    """
+    keys = [(k // len(ids), int(i)) for k, i in enumerate(prompt)]
+    call: dict[str, Any] = {"model": fingerprint(model), "prompts": [list(x) for x in ids], "seed": seed}
+    call |= {k: v for k, v in asdict(options).items() if k not in ("batch_size", "log_probs")}
+    done = dict(zip(keys, known, strict=False))
+    if out is not None:
+        done = resume(out, call) | done
+    todo = [key for key in keys if key not in done]
+    # Seeds that nobody types, and other ones for every seed: replies must be independent, also of a later evaluation.
+    seeds = [((k + 1) << 64) + seed for k, _ in todo]
+    for batch, replies in in_batches(model, [ids[i] for _, i in todo], seeds, lambda _: (), options, progress):
+        found = {todo[row]: reply for row, reply in zip(batch, replies, strict=True)}
+        if out is not None:
+            append(out, found)
+        done |= found
+    replies = [done[key] for key in keys]
+    if any(reply.broken for reply in replies):
+        raise StarError("The model's logits became NaN or infinite without any steering: load it in another dtype.")
+    return replies
+
+
+def rewards_of(
+    reward: Reward, prompts: Sequence[tuple[Message, ...] | Prompt], texts: Sequence[str]
+) -> Float[Tensor, " reply"]:
+    """One finite number a reply, in float64.
+
+    Raises:
+        StarError: another number of rewards than replies, or one that is no finite number.
+    """
+    if getattr(reward, "batched", False):
+        values = list(reward(list(prompts), list(texts)))
+    else:
+        values = [reward(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+    if len(values) != len(texts):
+        raise StarError(f"The reward gave {len(values)} numbers for {len(texts)} replies: return one for each.")
+    for value, text in zip(values, texts, strict=True):
+        number = value.item() if hasattr(value, "item") else value
+        if not isinstance(number, Real) or not math.isfinite(number):
+            raise StarError(f"The reward of the reply {text[:40]!r} is {number!r}: return a finite number.")
+    return torch.tensor([float(value) for value in values], dtype=torch.float64)
