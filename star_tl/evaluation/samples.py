@@ -7,11 +7,7 @@ replies and not on how many conditions there are.
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,9 +17,8 @@ from tqdm.auto import tqdm
 
 from star_tl.data.chat import Prompt, as_prompts
 from star_tl.data.pairs import Trait
-from star_tl.errors import StarError
 from star_tl.evaluation.scores import score
-from star_tl.files import locked, output_path, replacing, unwritable
+from star_tl.generation.samples_file import SamplesFile, number_below, reply_of, reply_row, samples_file
 from star_tl.generation.sampling import Reply, in_batches, render_prompts
 from star_tl.generation.settings import Sampling
 from star_tl.locus import NamedHook
@@ -32,7 +27,6 @@ from star_tl.models.load import fingerprint
 from star_tl.steering.condition import Condition
 from star_tl.steering.hooks import row_hooks
 
-BYTES_PER_TOKEN = 24  # of a samples file, about: an id and its text
 Key = tuple[int, int]  # numbers of a condition and of a prompt
 
 
@@ -68,9 +62,10 @@ def sample_conditions(
     ids = [render_prompts(model, chats, sampling.max_new_tokens) for chats in asked]
     call = describe(model, ids, conditions, sampling)
     scored_for = hashlib.sha256(repr((trait.name, trait.markers)).encode()).hexdigest()[:16]
-    with _kept(out, call, scored_for, len(prompts)) as kept:
+    with samples_file(out, call) as file:
+        kept = Kept(file, len(conditions), len(prompts), scored_for)
         todo = [(c, i) for c in range(len(conditions)) for i in range(len(prompts)) if (c, i) not in kept.replies]
-        kept.check_room(len(todo) * sampling.max_new_tokens)
+        file.check_room(len(todo) * sampling.max_new_tokens)
 
         def hooks_of(batch: list[int]) -> list[NamedHook]:
             rows = [todo[k] for k in batch]
@@ -139,134 +134,48 @@ def _named(positions: str | Sequence[int] | None) -> str:
 
 
 class Kept:
-    """The replies and scores of a call so far, in memory and, where it has a path, line by line on disk.
+    """The replies and scores of a call so far, and their lines on disk.
 
-    The file's first line says which call it belongs to. A line of a reply follows when it is written, a line of scores
-    when all of a condition's replies are there; at the end the lines are put in order. Scores for another trait's
-    markers (``scored_for``) are not taken over, for they are soon made anew.
+    A line of a reply is written with the reply, a line of scores when all of a condition's replies are there; at the
+    end the lines are put in order. Scores for another trait's markers (``scored_for``) are not taken over, for they are
+    soon made anew.
     """
 
-    def __init__(self, path: Path | None, call: Mapping[str, Any], scored_for: str, prompts: int) -> None:
-        self.path, self.head = path, json.dumps(call, ensure_ascii=False)
-        self.conditions, self.prompts, self.scored_for = len(call["conditions"]), prompts, scored_for
+    def __init__(self, file: SamplesFile, conditions: int, prompts: int, scored_for: str) -> None:
+        self.file, self.conditions, self.prompts, self.scored_for = file, conditions, prompts, scored_for
         self.replies: dict[Key, Reply] = {}
         self.scores: dict[int, pd.DataFrame] = {}
-        if path is not None:
-            self._resume(path)
+        file.resume(self._take)
 
     def add(self, found: Mapping[Key, Reply]) -> None:
         """Keep these replies."""
         self.replies.update(found)
-        self._append([_reply_line(key, reply) for key, reply in found.items()])
+        self.file.append([self._reply_row(key) for key in found])
 
     def add_scores(self, condition: int, scores: pd.DataFrame) -> None:
         """Keep the scores of a condition's replies."""
         self.scores[condition] = scores
-        self._append([self._scores_line(condition)])
+        self.file.append([self._scores_row(condition)])
 
     def finish(self) -> None:
-        """Put the file's lines in order, so that it does not tell where it was stopped."""
-        if self.path is not None:
-            lines = [_reply_line(key, self.replies[key]) for key in sorted(self.replies)]
-            lines += [self._scores_line(c) for c in sorted(self.scores)]
-            self._rewrite(lines)
+        """Put the file's lines in order."""
+        rows = [self._reply_row(key) for key in sorted(self.replies)]
+        self.file.rewrite(rows + [self._scores_row(condition) for condition in sorted(self.scores)])
 
-    def check_room(self, tokens: int) -> None:
-        """Raises StarError where the disk has no room for so many more tokens."""
-        if self.path is None:
+    def _take(self, row: Mapping[str, Any]) -> None:
+        condition = number_below(row["condition"], self.conditions)
+        if "scores" not in row:
+            self.replies[condition, number_below(row["prompt"], self.prompts)] = reply_of(row)
             return
-        needed, free = BYTES_PER_TOKEN * tokens, shutil.disk_usage(self.path.parent).free
-        if needed > free:
-            raise StarError(
-                f"{self.path} needs {needed / 1e6:.1f} MB, but only {free / 1e6:.1f} MB are free: make room or name "
-                "another file."
-            )
+        frame = pd.DataFrame(row["scores"])
+        if len(frame) != self.prompts:
+            raise ValueError
+        if row["for"] == self.scored_for:
+            self.scores[condition] = frame
 
-    def _resume(self, path: Path) -> None:
-        try:
-            text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-        except OSError:
-            raise StarError(f"{path} cannot be read as samples of a sweep: name another file.") from None
-        head, *lines = text.split("\n")
-        if head != self.head and not (self.head.startswith(head) and not lines):  # a first line cut off: a new file
-            raise StarError(f"{path} holds the samples of another sweep: name another file.")
-        whole = lines[:-1]  # what follows the last line end was cut off in the middle
-        for number, line in enumerate(whole, start=2):
-            if line.strip():
-                self._read(line, number)
-        self._rewrite([line for line in whole if line.strip()])
+    def _reply_row(self, key: Key) -> dict[str, Any]:
+        return {"condition": key[0], "prompt": key[1], **reply_row(self.replies[key])}
 
-    def _read(self, line: str, number: int) -> None:
-        try:
-            row = json.loads(line)
-            condition = _number(row["condition"], self.conditions)
-            if "scores" in row:
-                frame = pd.DataFrame(row["scores"])
-                if len(frame) != self.prompts:
-                    raise ValueError
-                if row["for"] == self.scored_for:
-                    self.scores[condition] = frame
-            else:
-                self.replies[condition, _number(row["prompt"], self.prompts)] = _reply(row)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise StarError(
-                f"{self.path}, line {number} is no sample of this sweep: delete the line, and what it held is written "
-                "anew, or name another file."
-            ) from None
-
-    def _scores_line(self, condition: int) -> str:
+    def _scores_row(self, condition: int) -> dict[str, Any]:
         rows = self.scores[condition].to_dict(orient="records")
-        line = {"condition": condition, "for": self.scored_for, "scores": rows}
-        return json.dumps(line, ensure_ascii=False)
-
-    def _append(self, lines: Sequence[str]) -> None:
-        if self.path is None:
-            return
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(f"{line}\n" for line in lines))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise StarError(
-                f"{self.path} cannot be written to ({error.strerror}): make room there and call again; what it holds "
-                "is kept."
-            ) from None
-
-    def _rewrite(self, lines: Sequence[str]) -> None:
-        assert self.path is not None
-        with replacing(self.path) as partial:
-            partial.write_text("".join(f"{line}\n" for line in [self.head, *lines]), encoding="utf-8")
-
-
-@contextmanager
-def _kept(out: str | Path | None, call: Mapping[str, Any], scored_for: str, prompts: int) -> Iterator[Kept]:
-    if out is None:
-        yield Kept(None, call, scored_for, prompts)
-        return
-    path = output_path(out)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(path, error) from None
-    with locked(path):
-        yield Kept(path, call, scored_for, prompts)
-
-
-def _number(value: object, below: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < below:
-        raise ValueError
-    return value
-
-
-def _reply(row: Mapping[str, Any]) -> Reply:
-    text, tokens, stopped, broken = (row[key] for key in ("text", "tokens", "stopped", "broken"))
-    right = isinstance(text, str) and isinstance(stopped, bool) and isinstance(broken, bool)
-    if not right or not isinstance(tokens, list) or any(type(t) is not int or t < 0 for t in tokens):
-        raise ValueError
-    return Reply(text, tuple(tokens), stopped, broken)
-
-
-def _reply_line(key: Key, reply: Reply) -> str:
-    row = {"condition": key[0], "prompt": key[1], "text": reply.text, "tokens": reply.tokens}
-    return json.dumps(row | {"stopped": reply.stopped, "broken": reply.broken}, ensure_ascii=False)
+        return {"condition": condition, "for": self.scored_for, "scores": rows}

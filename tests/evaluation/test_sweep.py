@@ -23,6 +23,7 @@ import torch
 import star_tl as star
 from star_tl.errors import StarError
 from star_tl.evaluation import samples, sweep
+from star_tl.generation import samples_file
 from star_tl.locus import Locus
 from star_tl.steering.hooks import injection_hooks, row_hooks
 
@@ -122,7 +123,7 @@ def test_a_file_of_another_sweep_is_refused_and_kept(tiny, pairs, tmp_path: Path
     out = tmp_path / "samples.jsonl"
     grid(tiny, pairs, out=out)
     before = out.read_bytes()
-    with pytest.raises(StarError, match="holds the samples of another sweep"):
+    with pytest.raises(StarError, match="holds the samples of another call"):
         grid(tiny, pairs, out=out, strengths=(3.0,))
     assert out.read_bytes() == before
 
@@ -132,7 +133,7 @@ def test_a_file_of_other_pairs_is_refused(tiny, pairs, tmp_path: Path) -> None:
     grid(tiny, pairs, out=out)
     marked = replace(pairs, trait=replace(pairs.trait, markers=("the",)))
     assert grid(tiny, marked, out=out).to_frame().shows.any(), "markers only score what was written"
-    with pytest.raises(StarError, match="holds the samples of another sweep"):
+    with pytest.raises(StarError, match="holds the samples of another call"):
         grid(tiny, replace(pairs, pairs=pairs.pairs[1:]), out=out)
 
 
@@ -213,7 +214,7 @@ def test_a_full_disk_is_found_before_anything_is_sampled(tiny, pairs, tmp_path: 
     with no_file_above(100), pytest.raises(StarError, match=r"cannot be written to \([^\n]+make room"):
         grid(tiny, pairs, out=out)
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(samples.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 2000}))
+    monkeypatch.setattr(samples_file.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 2000}))
     with pytest.raises(StarError, match=r"needs 0.[0-9] MB, but only 0.0 MB are free: make room"):
         grid(tiny, pairs, out=out, max_new_tokens=400)
     assert not sampled

@@ -30,13 +30,14 @@ from star_tl.attribution.outcome.gradients import (
 )
 from star_tl.attribution.outcome.map import Direction, OutcomeMap
 from star_tl.attribution.outcome.sample import Reward, check_sampling, rewards_of, spread, write_replies
-from star_tl.data.chat import Prompt, as_messages, template_hash
+from star_tl.data.chat import Prompt, as_prompts, template_hash
 from star_tl.errors import StarError, nearest
-from star_tl.generation.sampling import Reply, check_arguments, render_prompts
+from star_tl.generation.sampling import Reply, render_prompts
 from star_tl.generation.settings import Sampling
 from star_tl.models.backend import Model
 from star_tl.models.load import fingerprint
 from star_tl.models.size import free_memory
+from star_tl.steering.condition import Condition
 
 WINDOW = 8  # prompt tokens, from the end, that gradients are kept for
 ROUNDS = 4  # looks at the best cells before the budget is spent
@@ -79,16 +80,16 @@ def attribute_outcome(
         StarError: bad arguments, a reward that gives no finite number for a reply, ``out`` is another call's or cannot
             be written to, or gradients of so many replies do not fit into memory.
     """
-    check_arguments(prompts, seed)
+    Condition(seed=seed)  # raises where it is none
+    chats = tuple(as_prompts(prompts))
     check_sampling(sampling)
-    needed = len(prompts) * (2 if len(prompts) >= MANY_PROMPTS else 4)
+    needed = len(chats) * (2 if len(chats) >= MANY_PROMPTS else 4)
     if n < needed:
-        raise StarError(f"{n} replies are too few for {len(prompts)} prompts: use at least {needed}, or fewer prompts.")
+        raise StarError(f"{n} replies are too few for {len(chats)} prompts: use at least {needed}, or fewer prompts.")
     first = max(needed, -(-n // ROUNDS)) if least is None else least
     if not needed <= first <= n:
         raise StarError(f"least is {first}: use {needed} to {n}.")
     points = _points(model, hook_points)
-    chats = tuple(as_messages(prompt) for prompt in prompts)
     ids = render_prompts(model, chats, sampling.max_new_tokens)
     window = max(1, min(WINDOW, min(len(x) for x in ids) - 1))
     prompt = spread(n, len(chats))

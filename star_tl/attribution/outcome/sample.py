@@ -15,7 +15,7 @@ from torch import Tensor
 
 from star_tl.data.chat import Message, Prompt
 from star_tl.errors import StarError
-from star_tl.generation.samples_file import append, resume
+from star_tl.generation.samples_file import number_below, reply_of, reply_row, samples_file
 from star_tl.generation.sampling import Reply, in_batches
 from star_tl.generation.settings import Sampling
 from star_tl.models.backend import Model
@@ -24,6 +24,7 @@ from star_tl.models.load import fingerprint
 # From a prompt's messages and a reply's text to a number; with an attribute ``batched`` that is true, from lists of
 # both to as many numbers.
 Reward = Callable[[Any, Any], Any]
+MOST = 10**9  # replies to a prompt
 
 
 def check_sampling(options: Sampling) -> None:
@@ -59,17 +60,21 @@ def write_replies(
     keys = [(k // len(ids), int(i)) for k, i in enumerate(prompt)]
     call: dict[str, Any] = {"model": fingerprint(model), "prompts": [list(x) for x in ids], "seed": seed}
     call |= {k: v for k, v in asdict(options).items() if k not in ("batch_size", "log_probs")}
-    done = dict(zip(keys, known, strict=False))
-    if out is not None:
-        done = resume(out, call) | done
-    todo = [key for key in keys if key not in done]
-    # Seeds that nobody types, and other ones for every seed: replies must be independent, also of a later evaluation.
-    seeds = [((k + 1) << 64) + seed for k, _ in todo]
-    for batch, replies in in_batches(model, [ids[i] for _, i in todo], seeds, lambda _: (), options, progress):
-        found = {todo[row]: reply for row, reply in zip(batch, replies, strict=True)}
-        if out is not None:
-            append(out, found)
-        done |= found
+    done: dict[tuple[int, int], Reply] = {}
+
+    def take(row: dict[str, Any]) -> None:
+        done[number_below(row["reply"], MOST), number_below(row["prompt"], len(ids))] = reply_of(row)
+
+    with samples_file(out, call) as file:
+        file.resume(take)
+        done |= dict(zip(keys, known, strict=False))
+        todo = [key for key in keys if key not in done]
+        # Seeds that nobody types, other ones for every seed: replies must be independent, also of a later evaluation.
+        seeds = [((k + 1) << 64) + seed for k, _ in todo]
+        for batch, replies in in_batches(model, [ids[i] for _, i in todo], seeds, lambda _: (), options, progress):
+            found = {todo[row]: reply for row, reply in zip(batch, replies, strict=True)}
+            file.append([{"reply": k, "prompt": i, **reply_row(reply)} for (k, i), reply in found.items()])
+            done |= found
     replies = [done[key] for key in keys]
     if any(reply.broken for reply in replies):
         raise StarError("The model's logits became NaN or infinite without any steering: load it in another dtype.")
