@@ -559,8 +559,8 @@ def _show(result: RunResult) -> None:
     shown = ("unsteered", "steered", "primed")
     for heading in ("prompt", *shown):
         replies.add_column(heading, ratio=1, overflow="fold")
-    first = result.samples[result.samples.seed == result.samples.seed.iloc[0]]
-    texts = first.query("arm in @shown").pivot(index="prompt_id", columns="arm", values="text")
+    first = result.samples[(result.samples.seed == result.samples.seed.iloc[0]) & result.samples.arm.isin(shown)]
+    texts = first.pivot(index="prompt_id", columns="arm", values="text")
     from rich.text import Text
 
     for prompt_id, messages in result.prompts[:3]:

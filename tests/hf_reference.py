@@ -166,9 +166,8 @@ class OnHuggingFace:
         }[kind]()
 
     def greedy(self, ids: list[int], hooks: Any, steps: int) -> list[int]:
-        """The likeliest continuation without a cache; whole rows have no need of a clock."""
+        """The likeliest continuation without a cache; whole rows have no need of a count."""
         _, (name, function) = hooks
-        function.clock.tick(0, 0)
         written = list(ids)
         for _ in range(steps):
             written.append(int(self.run_with_hooks(torch.tensor([written]), [(name, function)])[0, -1].argmax()))

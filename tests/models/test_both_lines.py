@@ -33,6 +33,7 @@ from star_tl.locus import Locus
 from star_tl.models.backend import Model, empty_cache, residual_stream, unembed
 from star_tl.models.lens import HAS_HOOKED_TRANSFORMER, HookedTransformer, TransformerBridge
 from star_tl.models.size import SHAPES, llama_size
+from star_tl.steering.condition import Condition
 
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 2e-5}  # another order of summation in float32, of numbers of order 1
 # Llama first: its bridge is built before HuggingFace's gemma would be asked, were it asked in this process.
@@ -194,7 +195,9 @@ def test_steered_texts_and_scores_are_those_of_huggingface(tiny: Model, truth: A
     )
     unsteered = star.generate(tiny, PROMPTS, max_new_tokens=6, temperature=0, progress=False)
     assert [r.tokens for r in replies] != [r.tokens for r in unsteered]
-    scores = star.score(tiny, star.load_pairs("politeness").trait, PROMPTS, replies, vector, 1.0, "generated")
+    scores = star.score(
+        tiny, star.load_pairs("politeness").trait, PROMPTS, replies, Condition("steered", vector, 1.0, "generated")
+    )
     there = replace(locus, hook_point=locus.hook_point.replace("resid_mid", "attn_out"))  # the same sum
     for prompt, reply, logprob in zip(PROMPTS, replies, scores.logprob, strict=True):
         ids = list(render(tiny.tokenizer, prompt).ids)
