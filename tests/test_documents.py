@@ -123,7 +123,7 @@ def test_the_readme_names_functions_and_ways_that_there_are() -> None:
     assert len(called) >= 10
     for owner, name in called:
         assert hasattr(owners[owner], name), (owner, name)
-    for way in (*attribution.METHODS, *vectors.METHODS, *SCHEDULES):
+    for way in (*attribution.ESTIMATORS, *vectors.METHODS, *SCHEDULES):
         assert f'"{way}"' in text, way
 
 

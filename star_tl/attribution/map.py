@@ -98,7 +98,7 @@ class AttributionMap:
     differences: Float[Tensor, "layer d"]
     gradients: Float[Tensor, "pair layer d"]
     drift_gradients: Float[Tensor, "pair draw layer d"]
-    position_effects: Float[Tensor, "pair layer window"]
+    position_effects: Float[Tensor, "pair layer priced"]
     controls: Float[Tensor, "control layer d"]
     metric_corrupted: Float[Tensor, " pair"]
     metric_clean: Float[Tensor, " pair"]
@@ -124,6 +124,8 @@ class AttributionMap:
                     raise StarError(
                         f"{name} of an attribution map is {shown(str(found))}, which does not fit: attribute again."
                     )
+        if self.position_effects.shape[-1] != (self.window if self.prices_layers else 0):
+            raise StarError("An attribution map's position_effects do not fit its gradients: attribute again.")
         pairs, components, _, width = self.scores.shape
         alike = len(self.pair_ids) == len(self.tokens) == len(self.spans) == pairs > 0
         if not alike or components != len(COMPONENTS) or self.span_steering.shape[-1] != len(STRETCHES):

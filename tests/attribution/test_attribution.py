@@ -804,6 +804,8 @@ DAMAGED_MAPS = {
     "complex": ({}, {"steering": lambda t: t.to(torch.complex64)}),
     "narrow": ({}, {"scores": lambda t: t[..., :1]}),
     "one layer": ({}, {"gradients": lambda t: t[:, :1]}),
+    "fewer places": ({}, {"position_effects": lambda t: t[..., 1:]}),
+    "no gradients": ({}, {"gradients": lambda t: t[..., :0]}),
     "other heads": ({}, {"head_steering": lambda t: t[:, :1]}),
     "NaN metric": ({}, {"metric_clean": lambda t: t * torch.nan}),
     "no metric": ({}, {"metric_clean": None}),
