@@ -33,12 +33,11 @@ class EveryToken:
 
     @property
     def measured(self) -> dict[str, float]:
-        """Drift and effect of both, by name."""
-        rows = self.table.set_index("arm")
+        """Drift and effect of all three, by name."""
         names = {"drift": "drift, nats per token", "trait_rate": "coherent replies with the trait"}
-        ends = {"low_rate": "the same, lower end of 95 %", "high_rate": "the same, upper end of 95 %"}
-        found = {label: float(rows.loc["every token", column]) for column, label in (names | ends).items()}
-        return found | {f"{label}, located": float(rows.loc["located", column]) for column, label in names.items()}
+        names |= {"low_rate": "lower end of 95 %", "high_rate": "upper end of 95 %"}
+        rows = self.table.set_index("arm").loc[["every token", "located", "unsteered"], list(names)]
+        return {f"{arm}: {names[str(key)]}": float(value) for arm, row in rows.iterrows() for key, value in row.items()}
 
 
 def fit_every_token(

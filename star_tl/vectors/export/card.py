@@ -55,7 +55,7 @@ def _markdown(card: dict[str, Any], usage: str) -> str:
             for key, value in card.items()
             if key not in ("measured", "licence")
         ),
-        *(f"| {name} | {value:.3g} |" for name, value in card["measured"].items()),
+        *(f"| {name} | {_shown(value)} |" for name, value in card["measured"].items()),
         *([] if card["measured"] else ["| drift and effect | not measured |"]),
         "| licence | yours to choose; the model's own goes with it |",
         "",
@@ -68,3 +68,7 @@ def _markdown(card: dict[str, Any], usage: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

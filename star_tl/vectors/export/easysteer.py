@@ -62,8 +62,8 @@ def _usage(request: Request, path: Path) -> str:
     return (
         "As the default of EasySteer's vLLM, or as the field `steering` of a request:\n\n"
         f"    vllm serve MODEL --steering-config {path.name}{several}\n\n"
-        "Written by the specification that the project publishes (payloads of version 1), and not run there: its "
-        "reader stands in a fork of vLLM, and the package easysteer on the index is another project's."
+        "Checked with the project's own classes (payloads of version 1); its engine, a fork of vLLM that needs a GPU, "
+        "was not run. The package easysteer on the index is another project's."
     )
 
 

@@ -44,7 +44,7 @@ def _usage(request: Request, path: Path) -> str:
         "vllm-lens, for one prompt:\n\n"
         f"    held = json.load(open({path.name!r}))\n{count}"
         f'    steering = SteeringVector.model_validate(held["vector"]{where})\n\n'
-        "Checked against its published classes; its engine, which needs a GPU, was not run here."
+        "Checked with its own classes and the function that adds; its engine, which needs a GPU, was not run."
     )
 
 
