@@ -43,6 +43,6 @@ def test_nothing_is_fitted_where_nothing_is_added(tiny: Any) -> None:
     for located in (Condition(), Condition("steered", steering_vector(), 0.0)):
         with pytest.raises(StarError, match="strength is 0"):
             fit_every_token(tiny, unequal_pairs(), located, SHORT)
-    vector = steering_vector("blocks.2.hook_resid_post", scale=1e-9)
+    nowhere = Condition("steered", steering_vector(), 1.0, (-5000,))  # no prompt is so long
     with pytest.raises(StarError, match="raise its strength"):
-        fit_every_token(tiny, unequal_pairs(), Condition("steered", vector, 1e-3), SHORT)
+        fit_every_token(tiny, unequal_pairs(), nowhere, SHORT)

@@ -91,7 +91,7 @@ def test_llama_cpp_computes_what_we_do_at_every_token(tiny_folder: Path, tmp_pat
 def test_llama_cpp_writes_what_we_write_on_the_demo_model(tmp_path: Path) -> None:
     demo = star.load_model("demo", device="cpu")
     vector = star.extract_vector(demo, star.load_pairs("politeness"), star.Locus("blocks.5.hook_resid_post"))
-    assert_llama_cpp_writes_the_same(demo, write_gguf(DEMO, tmp_path / "demo.gguf"), vector, tmp_path / "v.gguf")
+    assert_llama_cpp_writes_the_same(demo, write_gguf(DEMO, tmp_path / "demo.gguf"), vector, tmp_path / "v.gguf", 1.5)
 
 
 @needs_llama_cpp
@@ -102,14 +102,16 @@ def test_llama_cpp_writes_what_we_write_on_smollm2(tmp_path: Path) -> None:
     model, pairs = star.load_model("smollm2", device="cpu"), star.load_pairs("politeness")
     few = replace(pairs, pairs=pairs.extraction.pairs[:8])
     vector = star.extract_vector(model, few, star.Locus("blocks.15.hook_resid_post"))
-    assert_llama_cpp_writes_the_same(model, found.path, vector, tmp_path / "v.gguf")
+    assert_llama_cpp_writes_the_same(model, found.path, vector, tmp_path / "v.gguf", 0.7)
 
 
-def assert_llama_cpp_writes_the_same(model: Any, path: Path, vector: SteeringVector, out: Path) -> None:
+def assert_llama_cpp_writes_the_same(
+    model: Any, path: Path, vector: SteeringVector, out: Path, strength: float
+) -> None:
     """Greedy text, which a vector at every token changes."""
-    vector.export("gguf", out, 0.7, "all")
+    vector.export("gguf", out, strength, "all")
     prompt = render(model.tokenizer, "I lost my keys.").ids
-    ways = (Condition("steered", vector, 0.7, "all"), Condition())
+    ways = (Condition("steered", vector, strength, "all"), Condition())
     ours, plain = (
         star.generate(model, ["I lost my keys."], condition=way, max_new_tokens=16, temperature=0.0)[0].tokens
         for way in ways
