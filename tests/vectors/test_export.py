@@ -247,6 +247,16 @@ def test_the_snippet_alone_computes_what_we_do(tiny_folder: Path, tiny: Any, tmp
         assert (found[f"{name} logits 0"] - found["unsteered"]).abs().max() > 0.1
 
 
+def test_the_snippet_can_be_imported_and_leaves_the_vectors_own_file_alone(tmp_path: Path) -> None:
+    vector = steering_vector()
+    vector.save(tmp_path / "v.safetensors")
+    vector.export("snippet", tmp_path / "v.py")
+    assert torch.equal(SteeringVector.load(tmp_path / "v.safetensors").vector, vector.vector)
+    for name in ("v.safetensors", "v", "my-vector.py", "1.py"):
+        with pytest.raises(StarError, match="cannot be imported"):
+            vector.export("snippet", tmp_path / name)
+
+
 def test_the_snippet_runs_on_gpt2(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=600, n_positions=64, n_embd=32, n_layer=3, n_head=2)).eval()
@@ -373,7 +383,7 @@ def test_positions_that_a_format_cannot_hold_are_refused(
         "easysteer": ("every 2", "decay 2"),
         "vllm-lens": ("prompt", "generated", "every 2", "decay 2"),
     }.get(format, tuple(p for p in POSITIONS if p != "all"))
-    request, path = Request(steering_vector(), 1.0, positions, tiny_folder), tmp_path / "there.json"
+    request, path = Request(steering_vector(), 1.0, positions, tiny_folder), tmp_path / "there.py"
     if positions not in unheld:
         assert all(p.exists() for p in export(request, format, path))
         return
@@ -392,7 +402,7 @@ def test_places_that_a_format_cannot_hold_are_refused(tiny_folder: Path, tmp_pat
         refused += [steering_vector("blocks.0.hook_resid_post"), steering_vector("blocks.1.hook_resid_pre")]
     for vector in refused:
         with pytest.raises(StarError, match="extract the vector"):
-            vector.export(format, tmp_path / "v", 1.0, "all", tiny_folder)
+            vector.export(format, tmp_path / "v.py", 1.0, "all", tiny_folder)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -61,6 +61,8 @@ def _check(config: Mapping[str, Any], layer: int, row: Tensor) -> None:
         raise StarError(
             f"Only a Llama has a place for a folded vector, not {architecture(config)}: export 'snippet' or 'gguf'."
         )
+    if config.get("quantization_config"):
+        raise StarError("A quantized checkpoint cannot be written anew: name the unquantized one.")
     if len(row) != config["hidden_size"] or layer >= config["num_hidden_layers"]:
         raise StarError(
             f"A vector of width {len(row)} at layer {layer} does not fit this model of width {config['hidden_size']} "

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from star_tl.errors import StarError
 from star_tl.files import replacing, save_tensors
 from star_tl.steering.positions import Decay, Every
 from star_tl.vectors.export.request import Format, Request
 
 _CODE = '''"""{title}
 
-Positions are counted from the prompt's end, -1 its last token; pad prompts on the left:
+Positions are counted from the prompt's end, -1 its last token. Prompts have at least two tokens, padding on the left:
 
     with steered(model, inputs["input_ids"].shape[1]):
         model.generate(**inputs)
@@ -22,7 +23,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-ROWS = load_file(Path(__file__).with_suffix(".safetensors"))["rows"]
+ROWS = load_file(Path(__file__).with_suffix(".rows.safetensors"))["rows"]
 
 
 def added(p):
@@ -55,7 +56,10 @@ def _write(request: Request, path: Path) -> None:
     vector, layer, added = request.vector, request.layer("A hook on a layer"), _added(request)
     title = f"{vector.trait} in {Path(vector.model).name}: added after layer {layer} at {request.schedule.name}."
     title = title.replace("\\", "/").replace('"', "'")
-    save_tensors(path.with_suffix(".safetensors"), {"rows": request.rows}, {"trait": vector.trait})
+    if path.suffix != ".py" or not path.stem.isidentifier():
+        raise StarError(f"{path.name!r} cannot be imported: name a file such as steer.py.")
+    # The vector's own file may well bear the name of this one.
+    save_tensors(path.with_suffix(".rows.safetensors"), {"rows": request.rows}, {"trait": vector.trait})
     with replacing(path) as partial:
         partial.write_text(_CODE.replace("{title}", title).replace("{added}", added).replace("{layer}", str(layer)))
 
@@ -76,7 +80,7 @@ def _added(request: Request) -> str:
 
 
 def _usage(request: Request, path: Path) -> str:
-    return f"""Keep `{path.stem}.safetensors` beside it; it needs torch, transformers and safetensors:
+    return f"""Keep `{path.stem}.rows.safetensors` beside it; it needs torch, transformers and safetensors:
 
     from {path.stem} import steered
 
