@@ -50,11 +50,14 @@ class _ListsMethods(TyperCommand):
     """A command whose help lists the records behind ``--method``, which are imported only when it is asked for."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
+        records: dict[str, Any]
         if self.name == "attribute":
             from star_tl.attribution import ESTIMATORS as records
+        elif self.name == "export":
+            from star_tl.vectors.export import FORMATS as records
         else:
             from star_tl.vectors import METHODS as records
-        (option,) = (p for p in self.params if p.name == "method")
+        (option,) = (p for p in self.params if p.name in ("method", "format"))
         cast("Any", option).help = "; ".join(map(str, records.values())) + "."
         super().format_help(ctx, formatter)
 
@@ -440,6 +443,62 @@ def evaluate(
     conditions = [replace(w, seed=seed) for w in ways for seed in range(seeds)]
     samples = sample_conditions(loaded, pairs.trait, questions, conditions, sampling, out)
     _print_frame(summarise(mark_coherent(samples)), repr(steering))
+
+
+@app.command(cls=_ListsMethods)
+@one_line_errors
+def export(
+    format: Annotated[str, typer.Argument(help="The format.")],
+    vector: Annotated[Path, typer.Option("--vector", help="The vector to export.")],
+    out: Annotated[Path, typer.Option("--out", help="The file; for huggingface a new folder.")],
+    model: Annotated[
+        str | None, typer.Option("--model", help="Its model; default the name that the vector has.")
+    ] = None,
+    strength: StrengthOption = 1.0,
+    positions: PositionsOption = None,
+    every_token: Annotated[
+        bool,
+        typer.Option("--every-token", help="Add at every token in place of --positions, at no more drift; measured."),
+    ] = False,
+    trait: Annotated[
+        str | None, typer.Option("--trait", help="Pairs to measure --every-token on; default the vector's trait.")
+    ] = None,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    backend: BackendOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Write a vector for llama.cpp, transformers, vLLM and others, with a recipe card."""
+    from star_tl.steering.condition import Condition
+
+    at = _positions(positions)
+    Condition(strength=strength, positions=at)
+    if trait is not None and not every_token:
+        raise StarError("--trait names the pairs that --every-token is measured on: give that too, or leave it out.")
+    from star_tl.vectors import SteeringVector
+    from star_tl.vectors.export import Request, format_named
+    from star_tl.vectors.export import export as write
+
+    chosen = format_named(format)
+    if not chosen.folder:
+        _check_file(out, overwrite)
+    steering = SteeringVector.load(vector)
+    name, measured = model or steering.model, {}
+    if every_token or model is not None or chosen.folder:
+        loaded = _load(name, dtype, device, backend, None)
+        steering.check(loaded)
+        if every_token:
+            from star_tl.data.pairs import load_pairs
+            from star_tl.evaluation.every_token import fit_every_token
+
+            located = Condition("located", steering, strength, at)
+            fitted = fit_every_token(loaded, load_pairs(trait or steering.trait), located)
+            _print_frame(
+                fitted.table, f"added at every token at strength {fitted.strength:.3g}, beside the located vector"
+            )
+            strength, at, measured = fitted.strength, "all", fitted.measured
+    written = write(Request(steering, strength, at, name, measured), format, out)
+    typer.echo(f"Wrote {', '.join(map(str, written))}.")
 
 
 @app.command()

@@ -9,10 +9,11 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 from collections.abc import Sequence
-from ctypes import POINTER, Structure, c_bool, c_char_p, c_float, c_int8, c_int32, c_uint64, c_void_p
+from ctypes import POINTER, Structure, c_bool, c_char_p, c_float, c_int8, c_int32, c_size_t, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
 
+import gguf
 import torch
 from numpy import stack
 from numpy.ctypeslib import as_array
@@ -43,6 +44,8 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "llama_model_load_from_file": (c_void_p, [c_char_p, Settings]),
     "llama_init_from_model": (c_void_p, [c_void_p, Settings]),
     "llama_model_get_vocab": (c_void_p, [c_void_p]),
+    "llama_model_n_layer": (c_int32, [c_void_p]),
+    "llama_set_adapter_cvec": (c_int32, [c_void_p, POINTER(c_float), c_size_t, c_int32, c_int32, c_int32]),
     "llama_vocab_n_tokens": (c_int32, [c_void_p]),
     "llama_tokenize": (c_int32, [c_void_p, c_char_p, c_int32, POINTER(c_int32), c_int32, c_bool, c_bool]),
     "llama_batch_init": (Batch, [c_int32, c_int32, c_int32]),
@@ -59,10 +62,22 @@ def installed() -> bool:
     return importlib.util.find_spec("xllamacpp") is not None
 
 
-class LlamaCpp:
-    """One model and one context of llama.cpp; use as a context manager."""
+def control_vector(path: Path) -> Tensor:
+    """``[layer d]`` from layer 1 on, as common_control_vector_load makes it of a GGUF file."""
+    directions = {t.name: torch.from_numpy(t.data.copy()) for t in gguf.GGUFReader(path).tensors}
+    layers = {int(name.removeprefix("direction.")): row for name, row in directions.items() if "direction." in name}
+    assert all(layer > 0 and row.ndim == 1 and row.dtype == torch.float32 for layer, row in layers.items())
+    held = torch.zeros(max(layers), len(next(iter(layers.values()))))
+    for layer, row in layers.items():
+        held[layer - 1] = row
+    return held
 
-    def __init__(self, path: Path) -> None:
+
+class LlamaCpp:
+    """One model and one context of llama.cpp, under a control vector or none; use as a context manager."""
+
+    def __init__(self, path: Path, control: Tensor | None = None) -> None:
+        self.control = control
         spec = importlib.util.find_spec("xllamacpp")
         assert spec is not None
         assert spec.submodule_search_locations is not None
@@ -90,16 +105,25 @@ class LlamaCpp:
         assert n >= 0
         return list(room[:n])
 
+    def context(self) -> int:
+        context = self.c.llama_init_from_model(self.model, self.c.llama_context_default_params())
+        if self.control is not None:
+            data = self.control.contiguous()
+            pointer, layers = ctypes.cast(data.data_ptr(), POINTER(c_float)), self.c.llama_model_n_layer(self.model)
+            done = self.c.llama_set_adapter_cvec(context, pointer, data.numel(), data.shape[1], 1, layers)
+            assert done == 0, "llama.cpp does not take the control vector"
+        return context
+
     def logits(self, tokens: Sequence[int]) -> Tensor:
         """Logits after every token, [position, vocab]."""
-        context = self.c.llama_init_from_model(self.model, self.c.llama_context_default_params())
+        context = self.context()
         found = self.read(context, tokens, 0)
         self.c.llama_free(context)
         return found
 
     def greedy(self, tokens: Sequence[int], n: int) -> list[int]:
         """The ``n`` most likely tokens after these, one after another."""
-        context = self.c.llama_init_from_model(self.model, self.c.llama_context_default_params())
+        context = self.context()
         found: list[int] = []
         for i in range(n):
             last = self.read(context, found[-1:] or tokens, len(tokens) + i - 1 if found else 0)

@@ -252,3 +252,46 @@ def test_a_link_is_followed_and_stays(tiny_folder: Path, tmp_path: Path) -> None
     assert result.exit_code == 0, result.output
     assert link.is_symlink()
     assert star.AttributionMap.load(tmp_path / "far" / "real.safetensors").trait == "agreement"
+
+
+def test_a_vector_is_exported_or_refused_in_one_line(tiny: Any, tiny_folder: Path, tmp_path: Path) -> None:
+    pairs, vector, out = star.load_pairs("agreement"), tmp_path / "v.safetensors", tmp_path / "v.gguf"
+    star.extract_vector(tiny, pairs, star.Locus("blocks.1.hook_resid_post")).save(vector)
+    export = ["export", "gguf", "--vector", str(vector), "--out", str(out)]
+    for arguments, said in (
+        (export, "--every-token"),
+        ([*export, "--positions", "generated"], "cannot hold the positions"),
+        ([*export, "--trait", "agreement"], "--every-token"),
+        (["export", "ggug", *export[2:]], "Did you mean 'gguf'"),
+        ([*export, "--positions", "all", "--model", "demo"], "not from 'demo'"),
+    ):
+        refused = runner.invoke(app, arguments)
+        assert refused.exit_code == 2
+        assert said in refused.output
+        assert len(refused.output.splitlines()) == 1
+        assert list(tmp_path.iterdir()) == [vector]
+    written = runner.invoke(app, [*export, "--positions", "all"])
+    assert written.exit_code == 0, written.output
+    assert all(str(tmp_path / name) in written.output for name in ("v.gguf", "v.gguf.card.json", "v.gguf.card.md"))
+    assert "exists" in runner.invoke(app, [*export, "--positions", "all"]).output
+    folder = ["export", "huggingface", "--vector", str(vector), "--out", str(tmp_path / "folded"), "--positions", "all"]
+    assert runner.invoke(app, folder).exit_code == 0
+    assert "new folder" in runner.invoke(app, [*folder, "--overwrite"]).output
+
+
+def test_a_located_vector_is_fitted_to_every_token_and_both_are_printed(tiny: Any, tmp_path: Path) -> None:
+    lines = (Path(star.__file__).parent / "data" / "traits" / "agreement.jsonl").read_text().splitlines()
+    (tmp_path / "few.jsonl").write_text("\n".join(lines[:5]) + "\n")
+    vector = star.extract_vector(tiny, star.load_pairs("agreement"), star.Locus("blocks.1.hook_resid_post"))
+    vector.save(tmp_path / "v.safetensors")
+    out = tmp_path / "v.gguf"
+    given = ["--vector", str(tmp_path / "v.safetensors"), "--out", str(out), "--every-token", "--strength", "6"]
+    result = runner.invoke(app, ["export", "gguf", *given, "--trait", str(tmp_path / "few.jsonl")])
+    assert result.exit_code == 0, result.output
+    card = json.loads((tmp_path / "v.gguf.card.json").read_text())
+    drift = {arm: card["measured"][f"{arm}: drift, nats per token"] for arm in ("located", "every token", "unsteered")}
+    assert 0 == drift["unsteered"] < drift["every token"] <= drift["located"]
+    for arm, value in drift.items():
+        assert f"{value:.3f}" in next(line for line in result.output.splitlines() if arm in line and "│" in line)
+    assert card["positions"] == "all"
+    assert 0 < card["strength"] < 6

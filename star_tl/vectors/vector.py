@@ -176,6 +176,30 @@ class SteeringVector:
         }
         save_tensors(path, {"vector": self.vector}, meta)
 
+    def export(
+        self,
+        format: str,
+        path: str | Path,
+        strength: float = 1.0,
+        positions: str | Sequence[int] | None = None,
+        model: str | Path | None = None,
+    ) -> None:
+        """Write the vector as another program reads it, and a recipe card beside it.
+
+        Args:
+            format: a key of :data:`star_tl.vectors.export.FORMATS`.
+            path: the file, or for ``huggingface`` the new folder.
+            strength: what is written; the other program can scale it further.
+            positions: as in :meth:`hooks`; ``"all"`` is what most programs can hold.
+            model: for ``huggingface``, whose weights to write; default the vector's own.
+
+        Raises:
+            StarError: the format cannot hold the place or the positions, or ``path`` cannot be written to.
+        """
+        from star_tl.vectors.export import Request, export
+
+        export(Request(self, strength, positions, model), format, path)
+
     @classmethod
     def load(cls, path: str | Path, model: Model | None = None) -> SteeringVector:
         """Read a saved vector; with ``model``, check that it belongs to it.

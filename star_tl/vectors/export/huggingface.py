@@ -1,0 +1,133 @@
+"""A Llama's checkpoint with the vector folded into a bias, which everything that reads Llamas applies."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from star_tl.errors import StarError
+from star_tl.files import output_folder, replacing, save_tensors, unwritable
+from star_tl.models.checkpoint import LLAMA, architecture
+from star_tl.models.hub import cached
+from star_tl.models.load import find_checkpoint
+from star_tl.models.weights import Stored
+from star_tl.vectors.export.request import Format, Request
+
+SHARD_BYTES = 4 << 30
+_ATTENTION = ("hook_attn_out", "hook_resid_mid")  # added to what attention writes, which is added there too
+
+
+def _write(request: Request, path: Path) -> None:
+    row, (module, layer) = request.every_token("A folded bias"), _place(request)
+    checkpoint = find_checkpoint(request.model or request.vector.model)
+    config = checkpoint.config()
+    _check(config, layer, row)
+    folder = output_folder(path)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise StarError(f"{path} holds files already: name a new folder.")
+    stored = checkpoint.tensors()
+    flag = "attention_bias" if module == "self_attn.o_proj" else "mlp_bias"
+    biases = {name: torch.zeros(size) for name, size in _biases(config, flag) if name not in stored}
+    target = f"model.layers.{layer}.{module}.bias"
+    biases[target] = (_read(stored[target]).float() if target in stored else biases[target]) + row
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _save(folder, stored, biases)
+        checkpoint.tokenizer().save_pretrained(folder)
+    except OSError as error:
+        raise unwritable(path, error) from None
+    source = getattr(checkpoint, "path", None) or cached(checkpoint.title)  # where the text ends may stand there only
+    if source and (generation := source / "generation_config.json").is_file():
+        (folder / generation.name).write_bytes(generation.read_bytes())
+    with replacing(folder / "config.json") as partial:
+        partial.write_text(json.dumps(config | {flag: True}, indent=2) + "\n")
+
+
+def _place(request: Request) -> tuple[str, int]:
+    """The module whose bias it becomes, and its layer."""
+    if request.vector.locus.hook_point.endswith(_ATTENTION):
+        return "self_attn.o_proj", request.vector.locus.layer
+    return "mlp.down_proj", request.layer("A folded bias")
+
+
+def _check(config: Mapping[str, Any], layer: int, row: Tensor) -> None:
+    if architecture(config) != LLAMA:
+        raise StarError(
+            f"Only a Llama has a place for a folded vector, not {architecture(config)}: export 'snippet' or 'gguf'."
+        )
+    if config.get("quantization_config"):
+        raise StarError("A quantized checkpoint cannot be written anew: name the unquantized one.")
+    if len(row) != config["hidden_size"] or layer >= config["num_hidden_layers"]:
+        raise StarError(
+            f"A vector of width {len(row)} at layer {layer} does not fit this model of width {config['hidden_size']} "
+            f"with {config['num_hidden_layers']} layers: name the model that it was extracted from."
+        )
+
+
+def _biases(config: Mapping[str, Any], flag: str) -> Iterator[tuple[str, int]]:
+    """Every bias that a Llama has under this flag of its config, with its size."""
+    width, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
+    d_head = config.get("head_dim") or width // heads
+    shared = d_head * (config.get("num_key_value_heads") or heads)
+    if flag == "mlp_bias":
+        sizes = {"mlp.gate_proj": inner, "mlp.up_proj": inner, "mlp.down_proj": width}
+    else:
+        sizes = dict(zip("qkvo", (d_head * heads, shared, shared, width), strict=True))
+        sizes = {f"self_attn.{part}_proj": size for part, size in sizes.items()}
+    for layer in range(config["num_hidden_layers"]):
+        yield from ((f"model.layers.{layer}.{module}.bias", size) for module, size in sizes.items())
+
+
+def _dtype(stored: Stored) -> torch.dtype:
+    """As it is stored; float32 where it is quantized."""
+    return getattr(stored, "dtype", torch.float32)
+
+
+def _read(stored: Stored) -> Tensor:
+    tensor = torch.empty(stored.shape, dtype=_dtype(stored))
+    stored.read(tensor)
+    return tensor
+
+
+def _save(folder: Path, stored: Mapping[str, Stored], biases: Mapping[str, Tensor]) -> None:
+    """Shards of the weights as they are stored, then the biases, and the index of all; one shard is held at a time."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name in (n for n in stored if n not in biases):
+        nbytes = math.prod(stored[name].shape) * _dtype(stored[name]).itemsize
+        if size and size + nbytes > SHARD_BYTES:
+            shards, size = [*shards, []], 0
+        shards[-1].append(name)
+        size += nbytes
+    index: dict[str, str] = {}
+    for number, names in enumerate([*shards, list(biases)], start=1):
+        file = f"model-{number:05}-of-{len(shards) + 1:05}.safetensors"
+        held = dict(biases) if number > len(shards) else {name: _read(stored[name]) for name in names}
+        save_tensors(folder / file, held, {"format": "pt"})
+        index |= dict.fromkeys(names, file)
+    with replacing(folder / "model.safetensors.index.json") as partial:
+        partial.write_text(json.dumps({"metadata": {}, "weight_map": index}, indent=1) + "\n")
+
+
+def _usage(request: Request, path: Path) -> str:
+    module, layer = _place(request)
+    return (
+        f"The vector is the bias of `model.layers.{layer}.{module}`; the other new biases are zero. It is a Llama like "
+        f'any other: `AutoModelForCausalLM.from_pretrained("{path.name}")`, `vllm serve {path.name}`.'
+    )
+
+
+HUGGINGFACE = Format(
+    "huggingface",
+    "transformers, vLLM",
+    "a Llama's checkpoint with the vector as a bias, at every token",
+    _write,
+    _usage,
+    folder=True,
+)
