@@ -47,7 +47,6 @@ LACKING = (
     "datasets",
     "dill",
     "multiprocess",
-    "xxhash",
     "fancy_einsum",
     "typeguard",
     "transformers_stream_generator",
@@ -200,10 +199,11 @@ def huggingface(case: Case, folder: Path, device: str) -> None:
 
     from star_tl.attribution.align import prepare
 
-    placed: dict[str, Any] = {"device_map": device} if importlib.util.find_spec("accelerate") else {}
-
     def load() -> Any:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, case.dtype), **placed).to(device)
+        options: dict[str, Any] = {"dtype": getattr(torch, case.dtype)}
+        if importlib.util.find_spec("accelerate"):  # straight onto the card
+            return AutoModelForCausalLM.from_pretrained(folder, device_map=device, **options)
+        return AutoModelForCausalLM.from_pretrained(folder, **options).to(device)
 
     model, seconds = timed(load, device)
     report("loading", f"{seconds:.2f} s")

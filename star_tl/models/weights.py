@@ -26,7 +26,7 @@ from star_tl.files import parse_json, read_text, regular_file
 
 _STORED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _AGAIN = "download or save the model again"
-_PIECE = 1 << 21  # elements that a thread reads, and where need be converted, at a time
+_PIECE = 1 << 20  # elements that a thread reads, and where need be converted, at a time
 # Threads that read, by kind of device; on others, of which some serve a single thread only, the caller's alone.
 _READERS = {"cpu": min(4, os.cpu_count() or 1), "cuda": 8}
 _QUIET_SECONDS = 2.0  # a model that loads faster shows no progress bar

@@ -316,9 +316,13 @@ def test_out_of_memory_is_told_from_other_errors_also_behind_a_broken_recording(
     assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
     assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"))
     assert not out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
-    with pytest.raises(RuntimeError, match="capture") as broken:
+
+    def record() -> None:
         try:
             raise torch.OutOfMemoryError("planted")
         finally:
             raise RuntimeError("operation failed due to a previous error during capture")
+
+    with pytest.raises(RuntimeError, match="capture") as broken:
+        record()
     assert out_of_memory(broken.value)

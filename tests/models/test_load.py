@@ -587,6 +587,15 @@ def test_several_readers_read_what_one_reads_also_in_inference_mode(
         assert torch.equal(one, several)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_goes_onto_a_gpu_is_what_the_processor_reads(tiny_folder: Path, dtype: str) -> None:
+    here, there = (star.load_model(tiny_folder, dtype=dtype, device=device) for device in ("cpu", "cuda"))
+    for (name, own), other in zip(here.named_parameters(), there.parameters(), strict=True):
+        assert torch.equal(own, other.cpu()), name
+
+
 def test_the_default_is_float16_on_a_gpu_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     for supported, expected in ((True, torch.bfloat16), (False, torch.float16)):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, s=supported: s)
