@@ -40,7 +40,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, logging
 
 import star_tl as star
-from star_tl.attribution.align import prepare
+from star_tl.attribution.align import PreparedPair, prepare
 from star_tl.models.load import DEMO
 from star_tl.models.size import SHAPES, free_memory, llama_size
 
@@ -54,11 +54,13 @@ SHAPE = SHAPES["meta-llama/Llama-3.1-8B-Instruct"]
 SPREAD = 0.02  # of the random weights: projections, scores and logits are then of order 1
 
 
-def write_checkpoint(folder: Path, layers: int) -> None:
-    """LLaMA 3.1-8B's config with ``layers`` layers, random weights in bfloat16, the demo model's tokenizer."""
+def write_checkpoint(folder: Path, layers: int, shape: dict[str, Any] = SHAPE, device: str = "cpu") -> None:
+    """A config of this shape with ``layers`` layers, the demo model's tokenizer, and random weights in bfloat16, which
+    are drawn on ``device``.
+    """
     config = LlamaConfig(
         architectures=["LlamaForCausalLM"],
-        **{**SHAPE, "num_hidden_layers": layers},
+        **{**shape, "num_hidden_layers": layers},
         max_position_embeddings=131072,
         rms_norm_eps=1e-5,
         rope_parameters={
@@ -76,7 +78,8 @@ def write_checkpoint(folder: Path, layers: int) -> None:
     )
     config.save_pretrained(folder)
     AutoTokenizer.from_pretrained(DEMO).save_pretrained(folder)
-    d, mlp, vocabulary, keys = 4096, SHAPE["intermediate_size"], SHAPE["vocab_size"], 8 * 128
+    d, mlp, vocabulary = shape["hidden_size"], shape["intermediate_size"], shape["vocab_size"]
+    keys = d // shape["num_attention_heads"] * shape["num_key_value_heads"]
     shapes = {
         "self_attn.q_proj": (d, d),
         "self_attn.k_proj": (keys, d),
@@ -86,16 +89,16 @@ def write_checkpoint(folder: Path, layers: int) -> None:
         "mlp.up_proj": (mlp, d),
         "mlp.down_proj": (d, mlp),
     }
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
 
-    def weight(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.bfloat16).normal_(std=SPREAD, generator=generator)
+    def weight(*size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.bfloat16, device=device).normal_(std=SPREAD, generator=generator).cpu()
 
     def one() -> Tensor:
         return torch.ones(d, dtype=torch.bfloat16)
 
     def layer(i: int) -> dict[str, Tensor]:
-        own = {f"{name}.weight": weight(*shape) for name, shape in shapes.items()}
+        own = {f"{name}.weight": weight(*size) for name, size in shapes.items()}
         own |= {"input_layernorm.weight": one(), "post_attention_layernorm.weight": one()}
         return {f"model.layers.{i}.{name}": tensor for name, tensor in own.items()}
 
@@ -105,7 +108,10 @@ def write_checkpoint(folder: Path, layers: int) -> None:
     shards: list[Callable[[], dict[str, Tensor]]] = [
         lambda: {"model.embed_tokens.weight": weight(vocabulary, d)},
         *(several(first) for first in range(0, layers, LAYERS_PER_SHARD)),
-        lambda: {"lm_head.weight": weight(vocabulary, d), "model.norm.weight": one()},
+        lambda: (
+            {"model.norm.weight": one()}
+            | ({} if config.tie_word_embeddings else {"lm_head.weight": weight(vocabulary, d)})
+        ),
     ]
     places, total = {}, 0
     for i, make in enumerate(shards, start=1):
@@ -196,16 +202,12 @@ def transformer_lens(folder: Path, dtype: str, device: str) -> Arm:
     return attribute, decode, _bytes(model)
 
 
-def huggingface_hook(folder: Path, dtype: str, device: str) -> Arm:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
-    model.requires_grad_(False)
-    for parameter in model.parameters():  # mapped files are read at first use: let that count as loading
-        parameter.view(-1)[::1024].sum()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    holder = type("Holder", (), {"tokenizer": tokenizer})()  # all that prepare reads of a model
-    pair = prepare(holder, pairs_of_length(holder, ROW, 1))[0]
+def residual_scores(model: Any, pair: PreparedPair) -> Tensor:
+    """Gradient times difference at every layer's output of a transformers model; returns the middle layer's difference
+    at the last prompt token.
+    """
     layers, middle = model.model.layers, len(model.model.layers) // 2
-    shifts: list[Tensor] = []
+    shift = torch.empty(0)
 
     def run(prompt: tuple[int, ...], reply: tuple[int, ...]) -> tuple[list[Tensor], Tensor]:
         seen: list[Tensor] = []
@@ -218,7 +220,7 @@ def huggingface_hook(folder: Path, dtype: str, device: str) -> Arm:
 
         handles = [model.model.embed_tokens.register_forward_hook(root)]
         handles += [layer.register_forward_hook(keep) for layer in layers]
-        ids = torch.tensor([[*prompt, *reply]], device=device)
+        ids = torch.tensor([[*prompt, *reply]], device=model.device)
         try:
             logits = model(ids).logits[:, -len(reply) - 1 : -1]
         finally:
@@ -226,18 +228,33 @@ def huggingface_hook(folder: Path, dtype: str, device: str) -> Arm:
                 handle.remove()
         return seen, logits.log_softmax(-1).gather(-1, ids[:, -len(reply) :, None]).mean()
 
+    for reply in (pair.positive, pair.negative):
+        with torch.no_grad():
+            clean, _ = run(pair.clean.ids, reply)
+        corrupted, metric = run(pair.corrupted.ids, reply)
+        gradients = torch.autograd.grad(metric, corrupted)
+        for a, b, gradient in zip(clean, corrupted, gradients, strict=True):
+            ((a - b.detach()) * gradient).sum(-1)
+        shift = (clean[middle] - corrupted[middle].detach())[0, len(pair.clean) - 1]
+    return shift
+
+
+def huggingface_hook(folder: Path, dtype: str, device: str) -> Arm:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
+    model.requires_grad_(False)
+    for parameter in model.parameters():  # mapped files are read at first use: let that count as loading
+        parameter.view(-1)[::1024].sum()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    holder = type("Holder", (), {"tokenizer": tokenizer})()  # all that prepare reads of a model
+    pair = prepare(holder, pairs_of_length(holder, ROW, 1))[0]
+    layers, middle = model.model.layers, len(model.model.layers) // 2
+    shifts: list[Tensor] = []
+
     def attribute() -> None:
-        for reply in (pair.positive, pair.negative):
-            with torch.no_grad():
-                clean, _ = run(pair.clean.ids, reply)
-            corrupted, metric = run(pair.corrupted.ids, reply)
-            gradients = torch.autograd.grad(metric, corrupted)
-            for a, b, gradient in zip(clean, corrupted, gradients, strict=True):
-                ((a - b.detach()) * gradient).sum(-1)
-            shifts.append((clean[middle] - corrupted[middle].detach())[0, len(pair.clean) - 1])
+        shifts.append(residual_scores(model, pair))
 
     def decode(count: int) -> int:
-        handle = layers[middle].register_forward_hook(lambda module, args, out: out + shifts[0])
+        handle = layers[middle].register_forward_hook(lambda module, args, out: out + shifts[-1])
         ids = torch.tensor([pair.clean.ids], device=device)
         try:
             out = model.generate(

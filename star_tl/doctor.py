@@ -15,7 +15,7 @@ from star_tl.errors import StarError, nearest, shown
 from star_tl.models.checkpoint import Checkpoint, Folder
 from star_tl.models.hub import KNOWN, HubModel, cached, smollm2
 from star_tl.models.load import find_checkpoint
-from star_tl.models.size import SHAPES, Size, free_memory, llama_size
+from star_tl.models.size import SHAPES, Size, default_dtype, free_memory, llama_size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -46,6 +46,7 @@ class Examination:
 
     versions: dict[str, str]
     device: str
+    arithmetic: str
     free_gb: tuple[float, ...]
     fits: tuple[Fit, ...]
     speed: dict[str, float]
@@ -67,7 +68,9 @@ def examine(model: str | None = None, seconds: float = 5.0) -> Examination:
     devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if device == "cuda" else [device]
     free = [free_memory(d) for d in devices]
     fits = tuple(_fit(name, size, free) for name, size in sizes)
-    return Examination(_versions(), _describe(device), tuple(f / 1e9 for f in free), fits, _speed(seconds))
+    return Examination(
+        _versions(), _describe(device), _arithmetic(device), tuple(f / 1e9 for f in free), fits, _speed(seconds)
+    )
 
 
 def tables(found: Examination) -> Iterator[Table]:
@@ -78,6 +81,7 @@ def tables(found: Examination) -> Iterator[Table]:
     for name, version in found.versions.items():
         machine.add_row(name, version)
     machine.add_row("device", found.device)
+    machine.add_row("arithmetic", found.arithmetic)
     machine.add_row("free memory", " + ".join(f"{gb:.1f} GB" for gb in found.free_gb))
     yield machine
     models = Table(
@@ -119,6 +123,18 @@ def _describe(device: str) -> str:
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         return f"cuda: {', '.join(names)}"
     return f"cpu, {torch.get_num_threads()} threads"
+
+
+def _arithmetic(device: str) -> str:
+    """In what the models that are loaded without a dtype compute."""
+    large = str(default_dtype(10**10, device)).removeprefix("torch.")
+    said = f"{large} above a billion parameters, else float32"
+    if device != "cuda":
+        return said
+    without = ", for this GPU has no bfloat16" if large != "bfloat16" else ""
+    if torch.get_float32_matmul_precision() == "highest":
+        return f"{said}{without}; float32 products exact: torch.set_float32_matmul_precision('high') makes them TF32"
+    return f"{said}{without}; float32 products in TF32, to three digits"
 
 
 def _size(name: str) -> Size:

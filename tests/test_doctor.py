@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from star_tl import doctor
@@ -76,6 +77,21 @@ def test_the_command_prints_its_tables(cache: Path) -> None:
     refused = CliRunner().invoke(app, ["doctor", "--model", "someone/unseen"])
     assert refused.exit_code == 2
     assert refused.output.startswith("star-tl: Nothing is known here")
+
+
+def test_what_a_gpu_computes_in_is_said(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: "card")
+    monkeypatch.setattr(doctor, "free_memory", lambda device: 24e9)
+    for bf16, precision, words in (
+        (True, "highest", ("bfloat16 above a billion", "float32 products exact", "set_float32_matmul_precision")),
+        (False, "high", ("float16 above a billion", "this GPU has no bfloat16", "float32 products in TF32")),
+    ):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, found=bf16: found)
+        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda found=precision: found)
+        found = doctor.examine("demo").arithmetic
+        assert [w for w in words if w not in found] == []
 
 
 def test_speed_is_measured_within_its_time() -> None:

@@ -14,30 +14,32 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from star_tl.attribution.align import PreparedPair, prepare
+from star_tl.attribution.align import prepare
 from star_tl.attribution.drift import drift_gradients
 from star_tl.attribution.map import AttributionMap
 from star_tl.attribution.means import mean_differences
 from star_tl.attribution.passes import MODES, Receive, manual_backward
 from star_tl.attribution.request import Estimator, Request
 from star_tl.attribution.rows import Axis, PairBatch, Part, empty_map, pair_batch
-from star_tl.errors import StarError
 from star_tl.locus import COMPONENTS, NamedHook
 from star_tl.models.backend import Model
 from star_tl.models.fast.forward import llama_forward
 from star_tl.models.lens import HookedTransformer
+from star_tl.models.memory import fitting_batches, free_beside
 
 # Below this many token positions in a micro-batch a pass is bound by its number of operators, not by
 # arithmetic, and one batch takes fewer. Above it the two take like times in scripts/bench_attribution.py, and two
 # passes about half the memory.
 FEW_POSITIONS = 96
-MICRO_BATCH = 4096  # token positions, all rows together: beyond it a pass per pair gets no cheaper
+MICRO_BATCH = 4096  # token positions, all rows together: beyond it a pass per pair gets no cheaper on a CPU
+GRAPH_SHARE = 0.5  # of the free memory: the most that a micro-batch is meant to take
 
 Backward = Callable[[Model, PairBatch, Sequence[str], Receive], Tensor]
 
@@ -108,9 +110,10 @@ def score_pairs(request: Request, backward: Backward, method: str, copies: int =
     along: dict[str, Tensor] = {}
     ends: list[Float[Tensor, "pair layer window d"]] = []  # gradients at resid_post
 
-    def score(first: int, chunk: Sequence[PreparedPair]) -> None:
-        rows = pair_batch(model, chunk, request.metric)
-        at, stop = slice(first, first + len(chunk)), rows.prompts.shape[1]
+    def score(chunk: Sequence[int]) -> None:
+        at = slice(chunk[0], chunk[-1] + 1)
+        rows = pair_batch(model, prepared[at], request.metric)
+        stop = rows.prompts.shape[1]
         batch = _MicroBatch(rows, slice(stop - axis.window, stop))
         metrics = backward(model, rows, request.points, batch.receive).cpu()
         drift = drift_gradients(model, rows, request.draws, request.seed) if attr.prices_layers else None
@@ -134,23 +137,15 @@ def score_pairs(request: Request, backward: Backward, method: str, copies: int =
         if batch.ending:
             ends.append(torch.stack([batch.ending[i].to(device) for i in sorted(batch.ending)], 1).cpu())
 
+    def alone(at: int) -> str:
+        return (
+            f"Memory is too small for pair {prepared[at].pair.id!r} alone: "
+            "use mode='layer_by_layer', shorter pairs, or a model in bfloat16."
+        )
+
+    size = request.batch_size or max(1, positions_at_once(model) // (2 * copies * axis.width))
     with tqdm(total=n, desc="attribution", unit="pair", disable=not request.progress, delay=1) as bar:
-        first, size = 0, request.batch_size or max(1, MICRO_BATCH // (2 * copies * axis.width))
-        while first < n:
-            chunk = prepared[first : first + size]
-            try:
-                score(first, chunk)
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
-                    raise
-                if len(chunk) == 1:
-                    raise StarError(
-                        f"Memory is too small for pair {chunk[0].pair.id!r} alone: "
-                        "use mode='layer_by_layer', shorter pairs, or a model in bfloat16."
-                    ) from None
-                size = max(1, len(chunk) // 2)
-                continue
-            first += len(chunk)
+        for chunk, _ in fitting_batches(range(n), lambda left: size, score, alone, "pairs"):
             bar.update(len(chunk))
 
     for point, both in near.items():
@@ -173,8 +168,16 @@ def score_pairs(request: Request, backward: Backward, method: str, copies: int =
     return attr
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def positions_at_once(model: Model) -> int:
+    """Token positions of a micro-batch, all rows together: on a GPU what memory has room for, elsewhere no more than
+    pays.
+    """
+    cfg: Any = model.cfg
+    heads = 2 * (cfg.n_heads + (cfg.n_key_value_heads or cfg.n_heads)) * cfg.d_head
+    # A layer keeps its difference at every hook point and what its gradient is made of; the end, logits in float32.
+    layer = cfg.dtype.itemsize * (8 * cfg.d_model + heads + 4 * (cfg.d_mlp or 0))
+    room = int(GRAPH_SHARE * free_beside(model) / (cfg.n_layers * layer + 16 * cfg.d_vocab))
+    return room if torch.device(str(cfg.device)).type == "cuda" else min(MICRO_BATCH, room)
 
 
 ESTIMATOR = Estimator("atp", "attribution patching", "gradient times difference", ("mode",), attribute_atp)

@@ -26,6 +26,7 @@ from star_tl.data.pairs import Pairs
 from star_tl.locus import COMPONENTS, Locus, NamedHook, hook_name
 from star_tl.models.backend import Cache, Model, unembed
 from star_tl.models.lens import TransformerBridge, TransformerLensKeyValueCache, TransformerLensKeyValueCacheEntry
+from star_tl.models.memory import TOO_LONG, fitting_batches
 
 ROWS = {"cpu": 16, "elsewhere": 64}  # sequences per forward pass, two replies a patch: on a CPU more are no faster
 
@@ -193,10 +194,13 @@ def _effects_of_pair(
     end = rows.prompts.shape[1]
     for indices in by_layer.values():
         late_first = sorted(indices, key=lambda i: -_first_column(patches[i], end))
-        for first in range(0, len(late_first), patches_per_batch):
-            some = late_first[first : first + patches_per_batch]
-            patched = _patched_metrics(model, run, [patches[i] for i in some])
-            effects[some] = (patched - metrics[0]).float().cpu()
+
+        def work(some: Sequence[int]) -> Float[Tensor, " patch"]:
+            return (_patched_metrics(model, run, [patches[i] for i in some]) - metrics[0]).float().cpu()
+
+        batches = fitting_batches(late_first, lambda left: patches_per_batch, work, lambda patch: TOO_LONG, "patches")
+        for some, found in batches:
+            effects[list(some)] = found
     return effects, metrics.float().cpu()
 
 

@@ -13,6 +13,7 @@ from star_tl.data.pairs import Pairs
 from star_tl.locus import NamedHook, hook_name
 from star_tl.models.backend import Model, attached, residual_stream
 from star_tl.models.batch import make_batch
+from star_tl.models.memory import TOO_LONG, fitting_batches
 
 PROMPTS = 16
 
@@ -26,16 +27,21 @@ def mean_differences(model: Model, pairs: Pairs, batch_size: int | None = None) 
 
 
 def _sums(model: Model, prompts: Sequence[Prompt], batch_size: int) -> Float[Tensor, "layer d"]:
-    total = torch.zeros(model.cfg.n_layers, model.cfg.d_model, dtype=torch.float64)
+    def work(some: Sequence[Prompt]) -> Float[Tensor, "layer d"]:
+        sums: dict[int, Tensor] = {}
 
-    def add(layer: int) -> NamedHook:
-        def hook(activation: Tensor, hook: object) -> None:
-            total[layer] += activation[:, -1].sum(0, dtype=torch.float64).cpu()
+        def add(layer: int) -> NamedHook:
+            def hook(activation: Tensor, hook: object) -> None:
+                sums[layer] = activation[:, -1].sum(0, dtype=torch.float64).cpu()
 
-        return hook_name("resid_post", layer), hook
+            return hook_name("resid_post", layer), hook
 
-    for first in range(0, len(prompts), batch_size):
-        batch = make_batch(model, [render(model.tokenizer, p).ids for p in prompts[first : first + batch_size]])
+        batch = make_batch(model, [render(model.tokenizer, p).ids for p in some])
         with attached(model, list(map(add, range(model.cfg.n_layers)))):
             residual_stream(model, batch.tokens, batch.mask)
+        return torch.stack([sums[layer] for layer in range(model.cfg.n_layers)])
+
+    total = torch.zeros(model.cfg.n_layers, model.cfg.d_model, dtype=torch.float64)
+    for _, sums in fitting_batches(prompts, lambda left: batch_size, work, lambda prompt: TOO_LONG, "prompts"):
+        total += sums
     return total

@@ -25,6 +25,7 @@ from star_tl.generation.likelihood import kl_per_token, reply_logits, reply_logp
 from star_tl.generation.sampling import Reply
 from star_tl.models.backend import Model
 from star_tl.models.batch import make_batch, pad_id
+from star_tl.models.memory import fitting_batches
 from star_tl.steering.condition import UNSTEERED, Condition
 
 FIRST_PERSON = re.compile(r"\b(?:i|me|my|mine|myself)\b", re.IGNORECASE)
@@ -59,16 +60,21 @@ def score(
         batch_size: replies per forward pass.
 
     Raises:
-        StarError: another number of replies than of prompts.
+        StarError: another number of replies than of prompts, or memory is too small for a single one.
     """
     prompts = as_prompts(prompts)
     if len(prompts) != len(replies):
         raise StarError("score needs as many replies as prompts.")
+
+    def measure(at: Sequence[int]) -> list[dict[str, float]]:
+        return _fluency(model, [prompts[i] for i in at], [replies[i] for i in at], condition)
+
+    def alone(i: int) -> str:
+        return f"Memory is too small to score reply {i} alone: score shorter replies, or load the model in bfloat16."
+
     rows = []
-    for first in range(0, len(replies), batch_size):
-        part = slice(first, first + batch_size)
-        measured = _fluency(model, prompts[part], replies[part], condition)
-        rows += [_words(trait, reply) | m for reply, m in zip(replies[part], measured, strict=True)]
+    for at, measured in fitting_batches(range(len(replies)), lambda left: batch_size, measure, alone, "replies"):
+        rows += [_words(trait, replies[i]) | m for i, m in zip(at, measured, strict=True)]
     return pd.DataFrame(rows)
 
 

@@ -29,9 +29,8 @@ from star_tl.locus import NamedHook
 from star_tl.models.backend import Model
 from star_tl.models.batch import make_batch
 from star_tl.models.fast.decode import LlamaPass
-from star_tl.models.lens import get_device_for_block_index
+from star_tl.models.memory import fitting_batches, free_beside
 from star_tl.models.position import acts_on, reach
-from star_tl.models.size import free_memory
 from star_tl.steering.condition import Condition
 
 CACHE_SHARE = 0.25  # of the free memory: the most that the KV cache of a batch takes
@@ -170,29 +169,32 @@ def in_batches(
     so that what they share is read once.
     """
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))
+
+    def write(rows: Sequence[int]) -> list[Reply]:
+        rows = list(rows)
+        texts = _written(model, [prompts[i] for i in rows], [seeds[i] for i in rows], hooks_of(rows), options, False)
+        return list(texts)[-1]
+
+    def alone(row: int) -> str:
+        needed = len(prompts[row]) + options.max_new_tokens
+        return (
+            f"Memory is too small for a single row of {needed} tokens, prompt and reply: use a shorter prompt, "
+            "a lower max_new_tokens, or a model in bfloat16."
+        )
+
     with tqdm(total=len(prompts), desc="sampling", unit="reply", disable=not progress, delay=2) as bar:
-        while order:
-            rows, order = _next_batch(model, prompts, order, options)
-            replies: list[Reply] = []
-            for replies in _written(  # noqa: B007 - the last is wanted
-                model, [prompts[i] for i in rows], [seeds[i] for i in rows], hooks_of(rows), options, every=False
-            ):
-                pass
-            yield rows, replies
+        batches = fitting_batches(order, lambda left: _room(model, prompts, left, options), write, alone, "rows")
+        for rows, replies in batches:
+            yield list(rows), replies
             bar.update(len(rows))
 
 
-def _next_batch(
-    model: Model, prompts: Sequence[tuple[int, ...]], order: list[int], options: Sampling
-) -> tuple[list[int], list[int]]:
-    """As many of the next rows as batch size and memory allow, at least one, and the rest."""
+def _room(model: Model, prompts: Sequence[tuple[int, ...]], left: Sequence[int], options: Sampling) -> int:
+    """As many of the next rows as batch size and memory allow, at least one."""
     cfg: Any = model.cfg
-    devices = {get_device_for_block_index(layer, cfg) for layer in range(cfg.n_layers)}
-    free = min(free_memory(str(d)) for d in devices) * len(devices)  # each holds the cache of its own layers
     per_column = 2 * cfg.n_layers * (cfg.n_key_value_heads or cfg.n_heads) * cfg.d_head * cfg.dtype.itemsize
-    longest = len(prompts[order[min(options.batch_size, len(order)) - 1]]) + options.max_new_tokens
-    n = max(1, min(options.batch_size, int(CACHE_SHARE * free / (per_column * longest))))
-    return order[:n], order[n:]
+    longest = len(prompts[left[min(options.batch_size, len(left)) - 1]]) + options.max_new_tokens
+    return max(1, min(options.batch_size, int(CACHE_SHARE * free_beside(model) / (per_column * longest))))
 
 
 def render_prompts(model: Model, prompts: Sequence[Prompt], max_new_tokens: int) -> list[tuple[int, ...]]:

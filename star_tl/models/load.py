@@ -35,7 +35,7 @@ from star_tl.models.lens import (
 from star_tl.models.llama import load_llama
 from star_tl.models.lora import CONFIG as ADAPTER
 from star_tl.models.lora import Adapter, adapter_settings
-from star_tl.models.size import Size, check_memory
+from star_tl.models.size import Size, check_memory, default_dtype
 
 DEMO = Path(__file__).parent / "demo"
 BACKENDS = ("hooked", "bridge")
@@ -63,7 +63,7 @@ def load_model(
             place; GPT-2, Pythia, Gemma-2, Qwen-2.5 and 3, Mistral and Phi-3 by TransformerLens's converters, which
             hold the weights twice.
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``float64``, or torch's own. Default: float32 for
-            models under 1 B parameters, bfloat16 above.
+            models under 1 B parameters, bfloat16 above, or float16 on a GPU without bfloat16.
         device: where to put it. Default: ``cuda`` where there is one, else ``cpu``. GPUs in order, as in
             ``"cuda:0,cuda:1"``, share the layers of a Llama that is too large for one.
         first_n_layers: leave out all later layers, to look into a model that does not fit whole.
@@ -119,7 +119,7 @@ def load_model(
     if backend == "bridge":  # which never moves the residual stream
         size = replace(size, outside_when_spread=0)
     _check_spread(device, size)
-    chosen = DTYPES[dtype] if dtype else torch.bfloat16 if size.parameters > 1e9 else torch.float32
+    chosen = DTYPES[dtype] if dtype else default_dtype(size.parameters, device)
     check_memory(called, size, chosen, device, copies=1 if kind == LLAMA or backend == "bridge" else 2)
     read = load_bridge if backend == "bridge" else load_llama if kind == LLAMA else load_other
     tokenizer = _completed(tokenizer or checkpoint.tokenizer(), checkpoint.end_tokens(), template_args)

@@ -171,8 +171,18 @@ def size_of(model: Any) -> Size:
 def free_memory(device: str) -> int:
     """Bytes that can still be had on a device."""
     if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(device)[0]
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held  # PyTorch keeps what it has freed, for the next tensor
     return psutil.virtual_memory().available
+
+
+def default_dtype(parameters: int, device: str) -> torch.dtype:
+    """In 16 bits above a billion parameters, as float16 on GPUs that have no bfloat16; else float32."""
+    if parameters <= 1e9:
+        return torch.float32
+    if device.startswith("cuda") and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
 
 
 def check_memory(name: str, size: Size, dtype: torch.dtype, device: str, copies: int = 1) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from star_tl.data.chat import Prompt, render, reply_ids
-from star_tl.data.pairs import Pairs
+from star_tl.data.pairs import ContrastivePair, Pairs
 from star_tl.errors import StarError
 from star_tl.locus import Locus
 from star_tl.models.backend import Model, attached, residual_stream
 from star_tl.models.batch import TokenBatch, make_batch
+from star_tl.models.memory import TOO_LONG, fitting_batches
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -32,20 +36,19 @@ def in_prompts(model: Model, pairs: Pairs, locus: Locus, batch_size: int) -> Pai
     Raises:
         StarError: a prompt is shorter than the positions need.
     """
-    clean, corrupted = [], []
-    for first in range(0, len(pairs), batch_size):
-        chunk = pairs.pairs[first : first + batch_size]
-        clean.append(_at_positions(model, [pairs.clean_prompt(p) for p in chunk], locus))
-        corrupted.append(_at_positions(model, [pairs.corrupted_prompt(p) for p in chunk], locus))
-    both = torch.cat(clean), torch.cat(corrupted)
-    return PairActivations(*both, float(both[1].norm(dim=-1).mean()))
+
+    def work(chunk: Sequence[ContrastivePair]) -> Float[Tensor, "run pair position d"]:
+        runs = [pairs.clean_prompt(p) for p in chunk], [pairs.corrupted_prompt(p) for p in chunk]
+        return torch.stack([_at_positions(model, prompts, locus) for prompts in runs])
+
+    clean, corrupted = torch.cat(_batchwise(pairs, batch_size, work), 1)
+    return PairActivations(clean, corrupted, float(corrupted.norm(dim=-1).mean()))
 
 
 def in_replies(model: Model, pairs: Pairs, locus: Locus, batch_size: int) -> PairActivations:
     """The mean over each reply's own tokens after the context without an instruction, positive and negative."""
-    means, norms = [], []
-    for first in range(0, len(pairs), batch_size):
-        chunk = pairs.pairs[first : first + batch_size]
+
+    def work(chunk: Sequence[ContrastivePair]) -> tuple[Float[Tensor, "run pair 1 d"], Float[Tensor, " pair"]]:
         prompts = [render(model.tokenizer, p.context).ids for p in chunk] * 2
         replies = [
             reply_ids(model.tokenizer, text) for text in (*(p.positive for p in chunk), *(p.negative for p in chunk))
@@ -54,10 +57,17 @@ def in_replies(model: Model, pairs: Pairs, locus: Locus, batch_size: int) -> Pai
         found = _at(model, batch, locus, slice(batch.prompt_end, None))
         weights = batch.reply_mask.double().cpu()
         weights /= weights.sum(1, keepdim=True)
-        means.append((found * weights[..., None]).sum(1, keepdim=True).unflatten(0, (2, -1)))
-        norms.append((found.norm(dim=-1) * weights).sum(1)[len(chunk) :])
+        means = (found * weights[..., None]).sum(1, keepdim=True).unflatten(0, (2, -1))
+        return means, (found.norm(dim=-1) * weights).sum(1)[len(chunk) :]
+
+    means, norms = zip(*_batchwise(pairs, batch_size, work), strict=True)
     clean, corrupted = torch.cat(means, 1)
     return PairActivations(clean, corrupted, float(torch.cat(norms).mean()))
+
+
+def _batchwise(pairs: Pairs, batch_size: int, work: Callable[[Sequence[ContrastivePair]], Result]) -> list[Result]:
+    batches = fitting_batches(pairs.pairs, lambda left: batch_size, work, lambda pair: TOO_LONG, "pairs")
+    return [result for _, result in batches]
 
 
 def _at_positions(model: Model, prompts: Sequence[Prompt], locus: Locus) -> Float[Tensor, "row position d"]:

@@ -14,11 +14,13 @@ from by_hand import equal_length_pair, unequal_pairs
 from torch import Tensor
 
 import star_tl as star
-from star_tl.attribution import ESTIMATORS, Replies
+from star_tl.attribution import ESTIMATORS, Replies, atp
 from star_tl.attribution.align import ALIGNMENTS, prepare
 from star_tl.attribution.map import AttributionMap
+from star_tl.attribution.rows import pair_batch
 from star_tl.errors import StarError
 from star_tl.locus import COMPONENTS
+from star_tl.models import memory
 from star_tl.models.fast.backward import LlamaGradient
 from star_tl.models.fast.forward import LlamaForward
 from star_tl.models.lens import HookedTransformer
@@ -282,16 +284,50 @@ def too_large(limit: int) -> Callable[[Tensor, object], None]:
 def test_a_micro_batch_that_does_not_fit_is_halved_and_counts_once(model: HookedTransformer) -> None:
     wanted = attribute(model, unequal_pairs(), batch_size=1)
     sizes: list[int] = []
-    with model.hooks(
-        fwd_hooks=[
-            ("blocks.0.hook_resid_pre", lambda a, hook: sizes.append(len(a))),
-            ("blocks.2.hook_mlp_out", too_large(4)),
-        ]
+    with (
+        model.hooks(
+            fwd_hooks=[
+                ("blocks.0.hook_resid_pre", lambda a, hook: sizes.append(len(a))),
+                ("blocks.2.hook_mlp_out", too_large(4)),
+            ]
+        ),
+        pytest.warns(UserWarning, match=r"Memory ran out at \d+ pairs in a batch: going on with \d") as caught,
     ):
         got = attribute(model, unequal_pairs(), mode="one_batch")
+    assert len({str(w.message) for w in caught}) == len(caught)
     assert max(sizes) > 4
     for name in ("scores", "head_scores", "steering", "gradients", "drift_gradients", "metric_clean"):
         torch.testing.assert_close(getattr(got, name), getattr(wanted, name))
+
+
+def test_controls_and_patches_that_do_not_fit_are_halved(model: HookedTransformer) -> None:
+    pairs = unequal_pairs()
+    few = type(pairs)(pairs.trait, pairs.pairs[:1])
+    hooks = [("blocks.2.hook_resid_post", too_large(4))]
+    for options in ({"method": "exact"}, {"controls": [pairs]}):
+        wanted = attribute(model, few, **options)
+        with model.hooks(fwd_hooks=hooks), pytest.warns(UserWarning, match="Memory ran out"):
+            got = attribute(model, few, **options)
+        torch.testing.assert_close(got.scores, wanted.scores)
+        torch.testing.assert_close(got.controls, wanted.controls)
+
+
+def test_a_micro_batch_is_as_large_as_memory_allows(model: HookedTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def at_once(device: str, free: float) -> int:
+        monkeypatch.setattr(memory, "free_memory", lambda _: free)
+        with monkeypatch.context() as on:
+            on.setattr(model.cfg, "device", device)
+            return atp.positions_at_once(model)
+
+    assert at_once("cpu", 1e12) == atp.MICRO_BATCH
+    assert at_once("cuda", 80e9) > atp.MICRO_BATCH
+    assert at_once("cuda", 80e9) == pytest.approx(2 * at_once("cuda", 40e9), rel=1e-3)
+    assert at_once("cpu", 10e6) < atp.MICRO_BATCH
+    # What a graph of clean and corrupted rows was seen to hold.
+    rows = pair_batch(model, prepare(model, unequal_pairs()))
+    tokens = rows.prompts.numel() + 2 * rows.replies.numel()
+    weights = sum(p.nbytes for p in model.parameters())
+    assert atp.GRAPH_SHARE * 1e9 / at_once("cuda", 1e9) > (saved_bytes(model, "one_batch") - weights) / tokens
 
 
 def test_memory_too_small_for_one_pair_is_said(model: HookedTransformer) -> None:

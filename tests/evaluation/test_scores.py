@@ -14,9 +14,10 @@ from torch.distributions import Categorical, kl_divergence
 import star_tl as star
 from star_tl.data.pairs import Trait
 from star_tl.errors import StarError
+from star_tl.evaluation import scores
 from star_tl.evaluation.scores import mark_coherent, summarise
 from star_tl.evaluation.strength import dose_table
-from star_tl.generation.likelihood import kl_per_token
+from star_tl.generation.likelihood import kl_per_token, reply_logits
 from star_tl.generation.sampling import Reply
 from star_tl.steering.condition import Condition
 from star_tl.view.plots import plot_dose
@@ -52,6 +53,25 @@ def scored(tiny):
         return star.score(tiny, trait, PROMPTS[:1], [Reply(text, TOKENS[0], True)]).iloc[0]
 
     return score
+
+
+def test_a_batch_of_replies_that_does_not_fit_is_halved(tiny, monkeypatch):
+    condition = Condition(instruction="Be warm.")
+    expected = star.score(tiny, TRAIT, PROMPTS, replies(), condition)
+    sizes = []
+
+    def limited(model, batch, hooks=()):
+        sizes.append(len(batch.tokens))
+        if len(batch.tokens) > 1:
+            raise torch.OutOfMemoryError("planted")
+        return reply_logits(model, batch, hooks)
+
+    monkeypatch.setattr(scores, "reply_logits", limited)
+    with pytest.warns(UserWarning, match="Memory ran out at 3 replies in a batch: going on with 1") as caught:
+        found = star.score(tiny, TRAIT, PROMPTS, replies(), condition)
+    assert len(caught) == 1
+    assert sizes[0] == 3
+    pd.testing.assert_frame_equal(found, expected, atol=TOLERANCE)
 
 
 def test_kl_is_that_of_torch_distributions():

@@ -17,6 +17,8 @@ from star_tl.generation import sampling
 from star_tl.generation.likelihood import reply_logits, reply_logprobs
 from star_tl.generation.sampling import Reply, pick
 from star_tl.models.batch import make_batch
+from star_tl.models.fast.decode import LlamaPass
+from star_tl.models.memory import out_of_memory
 
 PROMPTS = (
     "Hello there, how was your day?",
@@ -276,3 +278,51 @@ def test_hooks_are_gone_after_sampling(tiny):
     star.sample(tiny, PROMPTS, steering_vector(scale=3.0).hooks(), max_new_tokens=4)
     assert hooks_left(tiny) == 0
     assert star.sample(tiny, PROMPTS, max_new_tokens=4) == before
+
+
+def small_memory(monkeypatch: pytest.MonkeyPatch, limit: int) -> list[int]:
+    """From the second token on no more rows than ``limit``; returns the rows of every pass."""
+    rows: list[int] = []
+    call = LlamaPass.__call__
+
+    def limited(self: LlamaPass, tokens: torch.Tensor) -> torch.Tensor:
+        rows.append(len(tokens))
+        if len(tokens) > limit and tokens.shape[1] == 1:
+            raise torch.OutOfMemoryError("planted")
+        return call(self, tokens)
+
+    monkeypatch.setattr(LlamaPass, "__call__", limited)
+    return rows
+
+
+@pytest.mark.hooked
+def test_a_batch_that_does_not_fit_is_halved_with_one_line_and_no_reply_is_lost(tiny, monkeypatch):
+    expected = star.generate(tiny, PROMPTS, max_new_tokens=6)
+    rows = small_memory(monkeypatch, 2)
+    with pytest.warns(UserWarning, match=r"^Memory ran out at 5 rows in a batch: going on with 2\.$") as caught:
+        assert star.generate(tiny, PROMPTS, max_new_tokens=6) == expected
+    assert len(caught) == 1
+    assert rows[0] == 5
+
+
+@pytest.mark.hooked
+def test_memory_too_small_for_one_row_is_said(tiny, monkeypatch):
+    small_memory(monkeypatch, 0)
+    with pytest.raises(StarError, match=r"Memory is too small for a single row of .* lower max_new_tokens"):
+        star.generate(tiny, PROMPTS[:1], max_new_tokens=6)
+
+
+def test_out_of_memory_is_told_from_other_errors_also_behind_a_broken_recording():
+    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
+    assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"))
+    assert not out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+    def record() -> None:
+        try:
+            raise torch.OutOfMemoryError("planted")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    with pytest.raises(RuntimeError, match="capture") as broken:
+        record()
+    assert out_of_memory(broken.value)

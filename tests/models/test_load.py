@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ from star_tl.data.chat import render, reply_ids
 from star_tl.errors import StarError
 from star_tl.models import load as loading
 from star_tl.models import size as sizes
+from star_tl.models import weights as reading
 from star_tl.models.batch import make_batch
 from star_tl.models.layout import copy_free_layout, is_copy_free
 from star_tl.models.load import fingerprint
@@ -545,6 +547,68 @@ def test_truncated_weights_are_refused_in_one_line(tiny_folder: Path, tmp_path: 
     content = path.read_bytes()
     path.write_bytes(content[: int(keep * len(content))])
     refused(tmp_path, str(path), "is damaged", "download it again")
+
+
+def test_an_error_in_one_of_several_readers_is_the_one_that_is_seen(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(reading._READERS, "cpu", 3)
+    threads: set[int] = set()
+    read = reading.StoredTensor.read
+
+    def interrupted(stored: reading.StoredTensor, target: torch.Tensor) -> None:
+        threads.add(threading.get_ident())
+        if len(stored.shape) > 1:
+            raise error
+        read(stored, target)
+
+    monkeypatch.setattr(reading.StoredTensor, "read", interrupted)
+    before = threading.active_count()
+    for error in (StarError("It is damaged: download it again."), KeyboardInterrupt()):
+        with pytest.raises(type(error)) as failure:
+            star.load_model(tiny_folder, device="cpu")
+        assert failure.value is error
+    assert threading.get_ident() not in threads
+    assert threading.active_count() == before, "no reader is left behind"
+
+
+def test_several_readers_read_what_one_reads_also_in_inference_mode(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "_PIECE", 100)
+    found = []
+    for readers in (1, 3):
+        monkeypatch.setitem(reading._READERS, "cpu", readers)
+        for mode in (torch.inference_mode, torch.no_grad):
+            for dtype in ("float32", "bfloat16"):
+                with mode():
+                    found.append(star.load_model(tiny_folder, dtype=dtype, device="cpu").W_in.float())
+    for one, several in zip(found[:4], found[4:], strict=True):
+        assert torch.equal(one, several)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_goes_onto_a_gpu_is_what_the_processor_reads(tiny_folder: Path, dtype: str) -> None:
+    here, there = (star.load_model(tiny_folder, dtype=dtype, device=device) for device in ("cpu", "cuda"))
+    for (name, own), other in zip(here.named_parameters(), there.parameters(), strict=True):
+        assert torch.equal(own, other.cpu()), name
+
+
+def test_the_default_is_float16_on_a_gpu_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    for supported, expected in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, s=supported: s)
+        assert sizes.default_dtype(8_030_261_248, "cuda:0") == expected
+        assert sizes.default_dtype(8_030_261_248, "cpu") == torch.bfloat16
+        assert sizes.default_dtype(135_000_000, "cuda:0") == torch.float32
+
+
+def test_memory_that_pytorch_keeps_for_the_next_tensor_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (5, 80))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 70)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 40)
+    assert sizes.free_memory("cuda:0") == 35
 
 
 def test_a_missing_or_unlisted_shard_is_refused_in_one_line(tiny_folder: Path, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from star_tl.evaluation.conversation import converse
 from star_tl.generation import sampling
 from star_tl.locus import Locus
 from star_tl.models import load as loading
+from star_tl.models import memory as memories
 from star_tl.models import size as sizes
 from star_tl.models.config import read_config
 from star_tl.models.fast.forward import llama_forward
@@ -178,9 +179,8 @@ def test_a_batch_is_cut_to_the_device_with_least_room(
 ) -> None:
     row = 14 * 2 * LAYERS * 2 * 8 * 8  # bytes of 14 columns' keys and values: layers, heads, width, float64
     room = {"lazy:0": 9e9, "lazy:1": 7.1 / 3 * row / sampling.CACHE_SHARE, "lazy:2": 9e9}
-    monkeypatch.setattr(sampling, "free_memory", room.__getitem__)
-    taken, left = sampling._next_batch(spread, [(5,) * 10] * 16, list(range(16)), sampling.Sampling(max_new_tokens=4))
-    assert (len(taken), len(left)) == (7, 9)
+    monkeypatch.setattr(memories, "free_memory", room.__getitem__)
+    assert sampling._room(spread, [(5,) * 10] * 16, range(16), sampling.Sampling(max_new_tokens=4)) == 7
 
 
 @pytest.mark.parametrize(
@@ -303,6 +303,7 @@ def cards(monkeypatch: pytest.MonkeyPatch, *free: float) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(free))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: "card")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     for module in (sizes, doctor):
         monkeypatch.setattr(module, "free_memory", lambda device: int(memory[device] * GB))
 

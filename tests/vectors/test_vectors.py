@@ -492,3 +492,20 @@ def test_vectors_of_one_locus_add_up_and_scale() -> None:
             one * wrong  # pyright: ignore
     with pytest.raises(TypeError):
         one + 1  # pyright: ignore
+
+
+@pytest.mark.parametrize("method", ["located", "reply_mean"])
+def test_pairs_that_do_not_fit_at_once_are_read_by_halves(exact: HookedTransformer, method: str) -> None:
+    locus = Locus("blocks.1.hook_resid_post")
+    expected = extract_vector(exact, unequal_pairs(), locus, method)
+    seen: list[int] = []
+
+    def small(activation: Tensor, hook: object) -> None:
+        seen.append(len(activation))
+        if len(activation) > 2:
+            raise torch.OutOfMemoryError("planted")
+
+    with exact.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", small)]), pytest.warns(UserWarning, match="Memory ran out"):
+        found = extract_vector(exact, unequal_pairs(), locus, method)
+    assert seen[0] > 2
+    torch.testing.assert_close(found.vector, expected.vector)

@@ -1,0 +1,412 @@
+"""All that a machine with a GPU can show, in one call of less than 8 minutes, as Markdown with a line for every fault.
+
+    scripts/gpu_check [--wheels FOLDER]     on the machine with the GPU
+    scripts/gpu_check --pack FOLDER         beforehand, where the package index can be reached
+    scripts/gpu_check --dry-run             on a CPU, at tiny sizes
+
+Runs the tests marked ``gpu`` and ``star-tl run`` on the demo model; compares attribution and texts with the CPU's; then
+measures LLaMA 3.1-8B's shape in bfloat16 and SmolLM2's in float32, with random weights made on the card, beside
+HuggingFace with hooks:
+
+    loading     safetensors from the disk's cache onto the card
+    pairs       star.attribute at all hook points, heads and positions, drift included, all pairs in one call; the best
+                of three. HuggingFace: gradient times difference at every layer's output only, pair after pair
+    decoding    a step of so many rows with a vector added at the middle layer, text and choice of tokens left out;
+                weights' bytes a second as a share of the rate at which the card copies; and how far the recorded
+                step's log-probabilities lie from the plain one's, as a share of their spread
+
+A machine with PyTorch, transformers, einops, jaxtyping, pandas, scipy, statsmodels, typer, rich and pytest lacks some
+of what star_tl imports: ``--pack`` downloads it as wheels without their dependencies, which ``--wheels`` puts behind
+what is installed. Every part runs in a process of its own, for one illegal access spoils the card for its process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+LACKING = (
+    "transformer_lens",
+    "plotly",
+    "narwhals",
+    "beartype",
+    "better_abc",
+    "datasets",
+    "dill",
+    "multiprocess",
+    "fancy_einsum",
+    "typeguard",
+    "transformers_stream_generator",
+    "gguf",
+)
+SECONDS = 450  # for everything
+PROMPT, STEPS = 24, 32  # tokens read before decoding, and steps that are timed
+FOUND = "found: "  # begins a line that a part reports by
+
+
+@dataclass(frozen=True)
+class Case:
+    """A shape to measure: pairs as (how many, tokens a row), and rows that decode together."""
+
+    shape: str
+    dtype: str
+    pairs: tuple[tuple[int, int], ...]
+    rows: tuple[int, ...]
+
+
+CASES = (
+    Case("meta-llama/Llama-3.1-8B-Instruct", "bfloat16", ((1, 48), (32, 48), (4, 192)), (1, 16, 64)),
+    Case("smollm2", "float32", ((1, 48), (128, 48), (4, 192)), (1, 16, 256)),
+)
+TINY = {
+    "vocab_size": 4608,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+TINY_CASES = tuple(Case(c.shape, c.dtype, ((1, 48), (2, 48)), (1, 3)) for c in CASES)
+
+
+# --- parts -----------------------------------------------------------------------------------
+
+
+def report(what: str, value: str) -> None:
+    print(FOUND + json.dumps([what, value]), flush=True)
+
+
+@contextmanager
+def reporting(what: str) -> Iterator[None]:
+    """An error becomes the line of what it kept from being measured."""
+    try:
+        yield
+    except Exception as error:
+        report(what, "FAULT: " + " ".join(f"{type(error).__name__}: {error}".split())[:200])
+
+
+def gpu_tests(device: str) -> None:
+    files = [str(f) for f in (HERE.parent / "tests").rglob("test_*.py") if "mark.gpu" in f.read_text(encoding="utf-8")]
+    options = ["-q", "-m", "gpu", "-p", "no:cacheprovider", *(["--collect-only"] if device == "cpu" else [])]
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__)), "--pytest", *options, *files], capture_output=True, text=True
+    )
+    lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines()
+    report("tests marked gpu", ("" if done.returncode == 0 else "FAULT: ") + lines[-1].strip("= "))
+
+
+def demo_run(device: str) -> None:
+    from star_tl.cli import app
+
+    with reporting("star-tl run on the demo model"), tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        tiny = ["--first-n-layers", "1", "--strength", "1", "--seeds", "1", "--max-new-tokens", "1"]
+        app(
+            ["run", "--device", device, "--out", f"{folder}/run", *(tiny if device == "cpu" else [])],
+            standalone_mode=False,
+        )
+        report("star-tl run on the demo model", f"ends, {time.perf_counter() - began:.0f} s")
+
+
+def same_as_cpu(device: str) -> None:
+    import star_tl as star
+
+    few, texts, prompts = [], [], []
+    for one in ("cpu", device):
+        model = star.load_model("demo", device=one)
+        pairs = star.load_pairs("emotional_support")
+        some = type(pairs)(pairs.trait, pairs.extraction.pairs[:4])
+        prompts = list(pairs.heldout.prompts)[: 24 if device != "cpu" else 2]
+        few.append(star.attribute(model, some, progress=False).scores)
+        texts.append(star.sample(model, prompts, max_new_tokens=24, progress=False))
+    apart = float((few[0] - few[1]).abs().max() / few[0].abs().max())
+    report(
+        "attribution beside the CPU's, demo model",
+        f"{'' if apart < 1e-4 else 'FAULT: '}{apart:.1e} of the largest score apart",
+    )
+    equal = sum(a == b for a, b in zip(*texts, strict=True))
+    report(
+        "texts equal to the CPU's, demo model", f"{'' if equal == len(prompts) else 'FAULT: '}{equal} of {len(prompts)}"
+    )
+    model = star.load_model("demo", device=device, dtype="bfloat16")
+    replies = star.generate(model, prompts[:1] * 64, max_new_tokens=24, progress=False)
+    empty = sum(not r.tokens or r.broken for r in replies)
+    report("64 rows of one prompt in bfloat16", f"{'FAULT: ' if empty else ''}{empty} of them empty or broken")
+
+
+def write(case: Case, folder: Path, device: str) -> None:
+    from bench_8b import write_checkpoint
+
+    from star_tl.models.size import SHAPES
+
+    shape = SHAPES[case.shape] if device != "cpu" else {**SHAPES[case.shape], **TINY}
+    write_checkpoint(folder, shape["num_hidden_layers"], shape, device)
+
+
+def star_tl(case: Case, folder: Path, device: str) -> None:
+    import torch
+    from bench_attribution import pairs_of_length
+
+    import star_tl as star
+    from star_tl.generation.decoding import begin
+    from star_tl.models.batch import make_batch
+    from star_tl.models.fast.decode import LlamaPass, RecordedStep
+    from star_tl.models.transformers_folder import CLOSE, difference
+    from star_tl.steering.hooks import injection_hooks
+
+    model, seconds = timed(lambda: star.load_model(folder, dtype=case.dtype, device=device), device)
+    report("loading", f"{seconds:.2f} s")
+    for count, length in case.pairs:
+        with reporting(named(count, length)):
+            pairs = pairs_of_length(model, length, count)
+            rate(count, length, lambda pairs=pairs: star.attribute(model, pairs, progress=False), device)
+    locus = star.Locus(f"blocks.{model.cfg.n_layers // 2}.hook_resid_post")
+    hooks = injection_hooks(torch.ones(1, model.cfg.d_model), locus, "generated")
+    for rows in case.rows:
+        with reporting(f"decode step, {rows} rows"):
+            read = make_batch(model, prompts(rows))
+            batch = begin(model, hooks, read.mask, PROMPT, PROMPT + STEPS + 4)
+            assert isinstance(batch, LlamaPass)
+            steps(rows, batch, read.tokens, weights(model), device)
+        with reporting(f"recorded beside plain step, {rows} rows"):
+            batch._forget()
+            tokens, column = read.tokens[:, -1:], batch.position.read
+            recorded = RecordedStep(batch.layers, column)(tokens, column)
+            plain = batch.layers.logits(batch.layers.read(tokens, column))
+            apart = difference(recorded, plain)
+            fault = "" if apart < CLOSE[batch.layers.cache.dtype] else "FAULT: "  # NaN is none below
+            report(f"recorded beside plain step, {rows} rows", f"{fault}{apart:.1e} apart")
+
+
+def huggingface(case: Case, folder: Path, device: str) -> None:
+    import torch
+    from bench_8b import residual_scores
+    from bench_attribution import pairs_of_length
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from star_tl.attribution.align import prepare
+
+    def load() -> Any:
+        options: dict[str, Any] = {"dtype": getattr(torch, case.dtype)}
+        if importlib.util.find_spec("accelerate"):  # straight onto the card
+            return AutoModelForCausalLM.from_pretrained(folder, device_map=device, **options)
+        return AutoModelForCausalLM.from_pretrained(folder, **options).to(device)
+
+    model, seconds = timed(load, device)
+    report("loading", f"{seconds:.2f} s")
+    model.eval().requires_grad_(False)
+    holder = type("Holder", (), {"tokenizer": AutoTokenizer.from_pretrained(folder)})()  # all that prepare reads
+    for count, length in case.pairs:
+        with reporting(named(count, length)):
+            pairs = prepare(holder, pairs_of_length(holder, length, count))
+            rate(count, length, lambda pairs=pairs: [residual_scores(model, p) for p in pairs], device)
+    middle = model.model.layers[len(model.model.layers) // 2]
+    for rows in case.rows:
+        with reporting(f"decode step, {rows} rows"), torch.no_grad():
+            cache: Any = None
+
+            def step(tokens: Any) -> Any:
+                nonlocal cache
+                out = model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                cache = out.past_key_values
+                return out.logits[:, -1]
+
+            handle = middle.register_forward_hook(lambda module, args, out: out + 1)
+            try:
+                steps(rows, step, torch.tensor(prompts(rows), device=device), weights(model), device)
+            finally:
+                handle.remove()
+
+
+def named(count: int, length: int) -> str:
+    return f"{count} pair{'s' if count > 1 else ''} of {length} tokens"
+
+
+def prompts(rows: int) -> list[tuple[int, ...]]:
+    return [tuple(300 + (31 * row + 7 * i) % 3000 for i in range(PROMPT)) for row in range(rows)]
+
+
+def weights(model: Any) -> int:
+    """Bytes of all parameters."""
+    held = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}
+    return sum(held.values())
+
+
+def wait(device: str) -> None:
+    import torch
+
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def timed(work: Callable[[], Any], device: str) -> tuple[Any, float]:
+    wait(device)
+    began = time.perf_counter()
+    result = work()
+    wait(device)
+    return result, time.perf_counter() - began
+
+
+def rate(count: int, length: int, work: Callable[[], Any], device: str) -> None:
+    tries = 3 if device != "cpu" else 1
+    work()  # whatever is done once
+    seconds = min(timed(work, device)[1] for _ in range(tries))
+    report(named(count, length), f"{seconds:.3f} s, {count / seconds:.1f} a second")
+
+
+def steps(rows: int, step: Callable[[Any], Any], tokens: Any, held: int, device: str) -> None:
+    from bench_8b import copying
+
+    def go_on(count: int) -> None:
+        nonlocal tokens
+        for _ in range(count):
+            tokens = step(tokens).argmax(-1)[:, None]
+
+    go_on(3)  # the prompt, and what is made at the first step
+    seconds = timed(lambda: go_on(STEPS), device)[1] / STEPS
+    share = held / seconds / copying(device)
+    report(
+        f"decode step, {rows} rows", f"{1e3 * seconds:.2f} ms, {rows / seconds:,.0f} tokens/s, {share:.0%} of copying"
+    )
+
+
+# --- all of them -----------------------------------------------------------------------------
+
+ARMS = {"star_tl": star_tl, "huggingface": huggingface}
+CHECKS = {"tests": gpu_tests, "run": demo_run, "cpu": same_as_cpu}
+
+
+def part(name: str, device: str, case: Case | None = None, folder: Path = HERE) -> None:
+    """One part, in this process."""
+    if case is None:
+        CHECKS[name](device)
+    else:
+        {**ARMS, "write": write}[name](case, folder, device)
+
+
+def child(name: str, device: str, case: int | None, folder: str, until: float) -> dict[str, str]:
+    """One part in a process of its own: what it found, by what it looked at."""
+    command = [sys.executable, str(Path(__file__)), "--part", name, "--device", device, "--folder", folder]
+    command += ["--case", str(case)] if case is not None else []
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        try:
+            code = subprocess.run(
+                command, stdout=out, stderr=errors, timeout=max(1, until - time.monotonic())
+            ).returncode
+            out.seek(0)
+            errors.seek(0)
+            last = (errors.read().strip().splitlines() or [f"ended with {code}"])[-1]
+        except subprocess.TimeoutExpired:
+            code, last = 1, "took too long"
+            out.seek(0)
+        found = dict(json.loads(line.removeprefix(FOUND)) for line in out if line.startswith(FOUND))
+    return found | ({f"{name} as a whole": f"FAULT: {last[:200]}"} if code else {})
+
+
+def markdown(title: str, columns: dict[str, dict[str, str]]) -> str:
+    """A table with a row for everything that any column has found."""
+    rows = dict.fromkeys(what for found in columns.values() for what in found)
+    lines = [f"### {title}", "", f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    lines += [f"| {what} | {' | '.join(found.get(what, '–') for found in columns.values())} |" for what in rows]
+    return "\n".join([*lines, ""])
+
+
+def check(device: str, cases: tuple[Case, ...], look: Callable[..., dict[str, str]]) -> Iterator[str]:
+    """The report, a table at a time; ``look`` runs a part."""
+    until = time.monotonic() + SECONDS
+    found: dict[str, str] = {}
+    for name in CHECKS:
+        found |= look(name, device, None, "", until)
+    yield markdown("Checks", {"": found})
+    for i, case in enumerate(cases):
+        with tempfile.TemporaryDirectory() as folder:
+            begun = look("write", device, i, folder, until)
+            arms = {} if begun else {name: look(name, device, i, folder, until) for name in ARMS}
+        yield markdown(f"{case.shape}'s shape, random weights in {case.dtype}", arms or {"star_tl": begun})
+
+
+# --- what a bare machine lacks ---------------------------------------------------------------
+
+
+def pack(folder: Path) -> None:
+    """Download the wheels of LACKING, in the versions of constraints.txt, and without what they depend on."""
+    lines = (HERE.parent / "constraints.txt").read_text(encoding="utf-8").split()
+    pinned = {line.partition("==")[0].lower().replace("-", "_"): line for line in lines}
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder)]
+    subprocess.run([*command, *(pinned[name] for name in LACKING)], check=True)
+
+
+def unpack(folder: Path, into: Path) -> None:
+    """Put the wheels' code, and an empty module for wandb, which nothing here calls, where ``bring`` finds them."""
+    for wheel in sorted(folder.glob("*.whl")):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(into)
+    (into / "wandb.py").touch()
+
+
+def bring() -> None:
+    """Behind what is installed, so that it only fills gaps; for this process."""
+    sys.path[:0] = [str(HERE.parent), str(HERE)]
+    if brought := os.environ.get("GPU_CHECK_BROUGHT"):
+        sys.path.append(brought)
+
+
+def main() -> int:
+    if sys.argv[1:2] == ["--pytest"]:
+        bring()
+        import pytest
+
+        return int(pytest.main(sys.argv[2:]))
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--wheels", type=Path, help="the folder that --pack has filled")
+    ap.add_argument(
+        "--pack", type=Path, metavar="FOLDER", help="download what a bare machine lacks, and do nothing else"
+    )
+    ap.add_argument("--dry-run", action="store_true", help="on the CPU, at tiny sizes")
+    for private in ("--part", "--device", "--folder"):
+        ap.add_argument(private, help=argparse.SUPPRESS)
+    ap.add_argument("--case", type=int, help=argparse.SUPPRESS)
+    args = ap.parse_args()
+    if args.pack:
+        pack(args.pack)
+        return 0
+    bring()
+    device = args.device or ("cpu" if args.dry_run else "cuda")
+    cases = CASES if device != "cpu" else TINY_CASES
+    if args.part:
+        part(args.part, device, None if args.case is None else cases[args.case], Path(args.folder))
+        return 0
+    with tempfile.TemporaryDirectory() as brought:
+        if args.wheels:
+            unpack(args.wheels, Path(brought))
+            os.environ["GPU_CHECK_BROUGHT"] = brought
+        import torch
+
+        if device != "cpu" and not torch.cuda.is_available():
+            raise SystemExit("gpu_check: there is no GPU here; --dry-run does without.")
+        card = torch.cuda.get_device_name() if device != "cpu" else "no GPU: a dry run, whose figures say nothing"
+        print(f"## {card}, PyTorch {torch.__version__}\n", flush=True)
+        whole = ""
+        for table in check(device, cases, child):
+            print(table, flush=True)
+            whole += table
+    faults = whole.count("FAULT")
+    print(f"{faults} fault{'' if faults == 1 else 's'}.")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""Batches that fit: how much memory a model leaves, and half the batch where there was too little."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from star_tl.errors import StarError
+from star_tl.models.lens import get_device_for_block_index
+from star_tl.models.size import free_memory
+
+TOO_LONG = "Memory is too small for a single prompt: use shorter ones, or load the model in bfloat16."
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+# What others than torch.OutOfMemoryError say: the processor's allocator, and cuBLAS and cuDNN on their workspaces.
+_SAID = ("can't allocate memory", "ALLOC_FAILED", "CUDA error: out of memory")
+
+
+def free_beside(model: Any) -> int:
+    """Bytes that can still be had where a model's layers lie; of several devices, each holds what its layers need."""
+    devices = {get_device_for_block_index(layer, model.cfg) for layer in range(model.cfg.n_layers)}
+    return min(free_memory(str(d)) for d in devices) * len(devices)
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory ran out; while a CUDA graph is recorded, that is what stands behind the error."""
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _SAID):
+            return True
+        error = error.__context__
+    return False
+
+
+def fitting_batches(
+    items: Sequence[Item],
+    take: Callable[[Sequence[Item]], int],
+    work: Callable[[Sequence[Item]], Result],
+    alone: Callable[[Item], str],
+    noun: str,
+) -> Iterator[tuple[Sequence[Item], Result]]:
+    """What ``work`` makes of all items, batch by batch; where memory runs out, of half the batch, and so from there on.
+
+    Args:
+        items: in their order; a batch is a slice.
+        take: how many of those that are left to take at most, at least one.
+        work: leaves no trace where it fails.
+        alone: what to say and to advise where memory is too small for a single item.
+        noun: what items are called, in the plural.
+
+    Raises:
+        StarError: memory is too small for one item.
+    """
+    done, most = 0, len(items)
+    while done < len(items):
+        batch = items[done : done + min(most, take(items[done:]))]
+        try:
+            result = work(batch)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            if len(batch) == 1:
+                raise StarError(alone(batch[0])) from None
+        else:
+            yield batch, result
+            done += len(batch)
+            continue
+        # Out here, where the error holds on to nobody's tensors any more.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        most = len(batch) // 2
+        warnings.warn(f"Memory ran out at {len(batch)} {noun} in a batch: going on with {most}.", stacklevel=2)
