@@ -59,7 +59,10 @@ def six_words(write_llama: Callable[..., Path]) -> HookedTransformer:
     level = Tokenizer(models.WordLevel(words, unk_token="d"))
     level.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(tokenizer_object=level, bos_token="<s>", eos_token="</s>", unk_token="d")
-    fast.chat_template = "{{ '<s> ' }}{% for m in messages %}{{ m['content'] + ' ' }}{% endfor %}{% if add_generation_prompt %}{{ 'a' }}{% endif %}"
+    fast.chat_template = (
+        "{{ '<s> ' }}{% for m in messages %}{{ m['content'] + ' ' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'a' }}{% endif %}"
+    )
     sizes = {"vocab_size": 6, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
     folder = write_llama(seed=3, **sizes, initializer_range=0.4, eos_token_id=END, pad_token_id=END)
     fast.save_pretrained(folder)
