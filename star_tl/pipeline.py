@@ -177,16 +177,21 @@ def _walk(
     flooded = choose(everywhere, EVERYWHERE, "all", "strength-everywhere")
     dose = doses.strength if strength is None else float(strength)
     last = attr.choose_layer().last_ranked
-    ways = (
-        Condition(),
-        Condition("steered", vector, dose, positions),
-        Condition("last_ranked_layer", vector.at_layer(last), dose, positions),
-        Condition("reply_mean_everywhere", everywhere, flooded.strength, "all"),
-        Condition("primed", instruction=pairs.trait.positive_instruction),
-    )
-    conditions = [replace(way, seed=seed) for way in ways for seed in seeds]
-    conditions[2 * len(seeds) : 2 * len(seeds)] = [
-        Condition("random", vector.random_like(k), dose, positions, seed=seeds[k % len(seeds)]) for k in range(RANDOM)
+
+    def each(*ways: Condition) -> list[Condition]:
+        return [replace(way, seed=seed) for way in ways for seed in seeds]
+
+    conditions = [
+        *each(Condition(), Condition("steered", vector, dose, positions)),
+        *(
+            Condition("random", vector.random_like(k), dose, positions, seed=seeds[k % len(seeds)])
+            for k in range(RANDOM)
+        ),
+        *each(
+            Condition("last_ranked_layer", vector.at_layer(last), dose, positions),
+            Condition("reply_mean_everywhere", everywhere, flooded.strength, "all"),
+            Condition("primed", instruction=pairs.trait.positive_instruction),
+        ),
     ]
     file = folder and folder / REPLIES / "arms.jsonl"
     samples = mark_coherent(sample_conditions(model, pairs.trait, prompts, conditions, sampling, file, progress))
