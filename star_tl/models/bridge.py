@@ -73,6 +73,7 @@ def load_bridge(
         )
     hf = checkpoint.transformers(dtype, first_n_layers).to(device).eval()
     tokens, expected = probe(hf)
+    model = None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of hook points that this architecture lacks; those needed are checked
@@ -83,7 +84,7 @@ def load_bridge(
         found = _checked(model, tokens, expected)
     except Exception as error:
         found = " ".join(str(error).split())[:160]
-    if found is not None:
+    if model is None or found is not None:
         raise StarError(
             f"star_tl cannot work on {architecture} through TransformerBridge in {str(dtype).removeprefix('torch.')} "
             f"({found}): use another dtype, or a checkpoint of another architecture."
