@@ -596,7 +596,8 @@ def _show(result: RunResult) -> None:
     choice = result.attribution.choose_layer()
     trait, model, locus = (escape(str(x)) for x in (result.trait, result.model, result.vector.locus))
     console.print(
-        f"\n[bold]{trait}[/] on {model}: drift buys most at layer [bold]{choice.layer}[/] "
+        f"\n[bold]{trait}[/] on {model}: {'drift buys most at' if choice.singled_out else 'taken was'} layer "
+        f"[bold]{choice.layer}[/] "
         f"({escape(choice.describe())}); locus {locus}"
     )
     table = Table(title=escape(result.settings["replies"]), title_justify="left")

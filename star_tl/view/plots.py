@@ -230,7 +230,7 @@ def plot_choice(attr: AttributionMap) -> go.Figure:
         title = f"Too few pairs to single out a layer for {_trait(attr)}"
     elif not choice.singled_out:
         tie = f": {listed(choice.tied)} tie" if len(choice.tied) > 1 else ""
-        title = f"The pairs do not single out a layer for {_trait(attr)}{tie}"
+        title = f"No one layer for {_trait(attr)}{tie}"
     subtitle = f"vector added to the last prompt token; {_mean(attr)}; {SIGN}"
     return _finish(fig, title, subtitle, 680, _rows(attr.n_layers) + 150)
 

@@ -108,7 +108,7 @@ def finding(result: RunResult) -> str:
         text = f"At layer {choice.layer} drift buys most of the trait ({agree} of resamples agree)"
     else:
         words = choice.describe()
-        text = f"{words[0].upper()}{words[1:]}; drift buys most at layer {choice.layer}"
+        text = f"{words[0].upper()}{words[1:]}; layer {choice.layer} was taken"
     rows = result.summary.set_index("arm")
     if not {"unsteered", "steered"} <= set(rows.index):
         return f"{text}."

@@ -195,7 +195,7 @@ def test_a_tie_is_shown_as_one_and_nothing_as_chosen():
     assert len(choice.tied) > 1
     coloured = tuple(layer for layer, colour in enumerate(fig.data[0].marker.color) if colour == BLUE)
     assert coloured == choice.tied
-    assert "do not single out a layer" in fig.layout.title.text
+    assert "No one layer" in fig.layout.title.text
     assert "tie" in fig.layout.title.text
     for figure in (fig, plot_layers(attr)):
         assert "chosen" not in str(figure.to_dict())

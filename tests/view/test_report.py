@@ -63,7 +63,9 @@ def test_the_finding_does_not_call_a_layer_chosen_that_the_pairs_do_not_single_o
     made.attribution = dataclasses.replace(made.attribution, gradients=gradients)
     said = finding(made)
     assert said.startswith("The pairs do not single out a layer: 5 gains most, but no more than chance (p ")
+    assert "; layer 5 was taken; adding the vector there" in said
     assert "agree" not in said
+    assert "buys most" not in said
 
 
 @pytest.mark.parametrize(
