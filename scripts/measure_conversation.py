@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import torch
 from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 
@@ -28,6 +28,7 @@ from star_tl.data.pairs import Pairs
 from star_tl.evaluation.scores import mark_coherent
 from star_tl.evaluation.strength import STRENGTHS, StrengthChoice
 from star_tl.pipeline import EVERYWHERE
+from star_tl.stats import mean_interval
 from star_tl.steering.condition import UNSTEERED, Condition
 
 MODES = {"read again": False, "carried on": True}
@@ -49,11 +50,8 @@ def strength_for(model: HookedTransformer, pairs: Pairs, vector: star.SteeringVe
 
 def mean_with_interval(values: pd.Series) -> tuple[float, float, float]:
     """Mean over chats and its 95 % bootstrap interval."""
-    data = values.to_numpy(dtype=float)
-    if np.ptp(data) == 0:
-        return data[0], data[0], data[0]
-    found = stats.bootstrap((data,), np.mean, rng=0, method="percentile").confidence_interval
-    return data.mean(), found.low, found.high
+    low, high = mean_interval(torch.tensor(values.to_numpy(dtype=float)), resamples=10_000)
+    return float(values.mean()), float(low), float(high)
 
 
 def over_chats(frame: pd.DataFrame) -> pd.DataFrame:

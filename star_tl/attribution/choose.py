@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from star_tl.errors import StarError
+from star_tl.stats import drawn_again
 
 MOST_POSITIONS = 4
 GAIN_DRIFT = 0.1  # nats a token: half of what a chosen strength may cost, and about what it does
@@ -173,7 +174,7 @@ def choose_layer(
     gain = gains(effects.mean(0), by_pair.mean(0))
     low = high = frequency = torch.full((layers,), torch.nan)
     if n >= FEWEST_PAIRS:
-        drawn = _resampled(n, resamples, seed)
+        drawn = drawn_again(n, resamples, seed)
         resampled = gains(effects[drawn].mean(1), by_pair[drawn].mean(1))
         low, high = resampled.quantile(0.025, dim=0), resampled.quantile(0.975, dim=0)
         frequency = torch.bincount(_first_of_the_best(resampled), minlength=layers) / resamples
@@ -196,10 +197,6 @@ def choose_layer(
     )
 
 
-def _resampled(pairs: int, resamples: int, seed: int) -> Int[Tensor, "resample pair"]:
-    return torch.randint(pairs, (resamples, pairs), generator=torch.Generator().manual_seed(seed))
-
-
 def _errors(
     effects: Float[Tensor, "pair layer"], costs: Float[Tensor, "pair draw layer"], gain: Float[Tensor, " layer"]
 ) -> tuple[Tensor, Tensor]:
@@ -212,7 +209,8 @@ def _errors(
     by_pair = costs.mean(1)
     cost = by_pair.mean(0).clamp_min(torch.finfo(costs.dtype).tiny)
     rate = (GAIN_DRIFT / cost).sqrt()
-    signs = gain.abs() / (2 * cost) * (costs.var(1).sum(0) / draws).sqrt() / n
+    spread = costs.var(1) if draws > 1 else torch.full_like(by_pair, torch.nan)
+    signs = gain.abs() / (2 * cost) * (spread.sum(0) / draws).sqrt() / n
     moved = rate * (effects - effects.mean(0)) - gain / (2 * cost) * (by_pair - by_pair.mean(0))
     both = moved.square().sum(0) / (n * (n - 1)) if n > 1 else torch.full_like(gain, torch.nan)
     return (both - signs.nan_to_num().square()).clamp_min(0).sqrt(), signs
@@ -255,7 +253,7 @@ def choose_positions(
         raise StarError("Attribution found no prompt position with a positive score: the pairs do not move the trait.")
     frequency = torch.full((window,), torch.nan)
     if n >= FEWEST_PAIRS:
-        resampled = effects.double()[_resampled(n, resamples, seed)].mean(1)
+        resampled = effects.double()[drawn_again(n, resamples, seed)].mean(1)
         frequency = _covering(resampled, coverage).float().mean(0)
         steady = taken & (frequency > 0.5)
         steady[torch.where(taken, frequency, -1.0).argmax()] = True

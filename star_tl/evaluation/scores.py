@@ -20,12 +20,12 @@ from star_tl.data.chat import Prompt, as_prompts, render
 from star_tl.data.markers import plain
 from star_tl.data.pairs import Trait
 from star_tl.errors import StarError
-from star_tl.evaluation.stats import compare_paired
 from star_tl.generation.likelihood import kl_per_token, reply_logits, reply_logprobs
 from star_tl.generation.sampling import Reply
 from star_tl.models.backend import Model
 from star_tl.models.batch import make_batch, pad_id
 from star_tl.models.memory import fitting_batches
+from star_tl.stats import compare_paired
 from star_tl.steering.condition import UNSTEERED, Condition
 
 FIRST_PERSON = re.compile(r"\b(?:i|me|my|mine|myself)\b", re.IGNORECASE)

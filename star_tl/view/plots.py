@@ -26,6 +26,7 @@ from star_tl.attribution.verify import TOP
 from star_tl.data.chat import Span
 from star_tl.errors import StarError
 from star_tl.locus import COMPONENTS, WRITES
+from star_tl.stats import mean_interval
 
 if TYPE_CHECKING:
     import pandas
@@ -493,16 +494,6 @@ def on_dark(fig: go.Figure) -> go.Figure:
     return fig.update_layout(paper_bgcolor="#14171A", font_color="#C9CED3")
 
 
-def interval(scores: Float[Tensor, "pair ..."], resamples: int = 400) -> tuple[Tensor, Tensor]:
-    """Ends of the 95 % bootstrap interval of the mean over pairs."""
-    n = len(scores)
-    index = torch.randint(n, (resamples, n), generator=torch.Generator().manual_seed(0))
-    weights = torch.zeros(resamples, n).scatter_add_(1, index, torch.ones(resamples, n)) / n
-    means = (weights @ scores.flatten(1)).sort(0).values
-    low, high = (means[round(q * (resamples - 1))].view(scores.shape[1:]) for q in (0.025, 0.975))
-    return low, high
-
-
 def signed(score: float, digits: int = 3) -> str:
     """A score with its sign, or none where it rounds to zero."""
     text = f"{score:+.{digits}f}".replace("-", "−")
@@ -548,7 +539,7 @@ def _heatmap(scores: Float[Tensor, "pair row column"], x: Sequence[Any], hover: 
     options = {"coloraxis": "coloraxis", "xgap": 1, "ygap": 1, **options}
     hover += "<br>score %{z:+.4f} nats"
     if len(scores) > 1:
-        options["customdata"] = torch.stack(interval(scores), dim=-1).numpy()
+        options["customdata"] = torch.stack(mean_interval(scores), dim=-1).numpy()
         hover += "<br>95 % interval %{customdata[0]:+.4f} to %{customdata[1]:+.4f}"
     z = scores.mean(0).numpy()
     return go.Heatmap(z=z, x=x, y=list(range(len(z))), hovertemplate=f"{hover}<extra></extra>", **options)

@@ -35,11 +35,12 @@ from star_tl.generation.settings import Sampling
 from star_tl.locus import COMPONENTS, WRITES, Locus
 from star_tl.models.backend import Model
 from star_tl.models.batch import make_batch
+from star_tl.stats import mean_interval
 from star_tl.steering.condition import Condition
 from star_tl.steering.hooks import row_hooks
 from star_tl.steering.positions import read_positions, schedule
 from star_tl.vectors import SteeringVector, extract_vector
-from star_tl.view.plots import DIVERGING, DIVERGING_DARK, GREY, LOCUS_COLOURS, ORANGE, interval, shared_spans
+from star_tl.view.plots import DIVERGING, DIVERGING_DARK, GREY, LOCUS_COLOURS, ORANGE, shared_spans
 
 try:
     import anywidget
@@ -421,7 +422,7 @@ def _panel(scores: Tensor, columns: list[dict[str, Any]], groups: list[tuple[str
     z = scores.mean(0)
     low = high = None
     if len(scores) > 1:
-        low, high = (end.tolist() for end in interval(scores))
+        low, high = (end.tolist() for end in mean_interval(scores))
     return {
         "z": z.tolist(),
         "low": low,
