@@ -40,6 +40,7 @@ from star_tl.models.size import Size, check_memory, default_dtype
 DEMO = Path(__file__).parent / "demo"
 BACKENDS = ("hooked", "bridge")
 _LOOKED_AT = 2048  # numbers of each weight that a fingerprint sees
+_AT_ONCE = 2**22  # numbers of a weight that are looked through at once
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -150,12 +151,20 @@ def _taken(
 
 def _check_numbers(model: HookedTransformer | TransformerBridge, name: str) -> None:
     for key, weight in model.named_parameters():
-        # A sum is one pass at the speed of memory, and no number in it makes it no number.
-        if not weight.detach().sum(dtype=torch.float32).isfinite() and not weight.isfinite().all():
+        if not _finite(weight.detach()):
             raise StarError(
                 f"The weights of {name} hold NaN or infinity in {key}: download or train it again, or load it in a "
                 "dtype that can hold its numbers."
             )
+
+
+def _finite(weight: Tensor) -> bool:
+    """A sum is one pass at the speed of memory, and NaN makes it NaN; in pieces, for a sum widens what it adds."""
+    if not weight.numel():
+        return True
+    outer = max(range(weight.ndim), key=weight.stride) if weight.ndim else 0
+    pieces = weight.split(max(1, _AT_ONCE * weight.shape[outer] // weight.numel()), outer) if weight.ndim else (weight,)
+    return all(bool(p.sum(dtype=torch.float32).isfinite()) or bool(p.isfinite().all()) for p in pieces)
 
 
 def fingerprint(model: HookedTransformer | TransformerBridge) -> str:
