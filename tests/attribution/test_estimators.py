@@ -312,6 +312,7 @@ def test_controls_and_patches_that_do_not_fit_are_halved(model: HookedTransforme
         torch.testing.assert_close(got.controls, wanted.controls)
 
 
+@pytest.mark.hooked
 def test_a_micro_batch_is_as_large_as_memory_allows(model: HookedTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
     def at_once(device: str, free: float) -> int:
         monkeypatch.setattr(memory, "free_memory", lambda _: free)
