@@ -358,28 +358,28 @@ def planted(n: int, noise: float, seed: int = 0) -> tuple[Tensor, Tensor, Tensor
 def test_the_natural_gradient_finds_the_direction_that_gains_most() -> None:
     g, w, second, rewards, prompt = planted(800, 1.0)
     advantage, tokens = estimate.advantages(rewards, prompt), 40.0
-    products = g @ g.T
-    ridge = estimate.best_ridge(products, rewards, prompt, tokens)
-    natural = estimate.natural_weights(products, advantage, (ridge,))[0] @ g
-    plain = estimate.natural_weights(products, advantage, (math.inf,))[0] @ g
+    ridge = estimate.best_ridge(g, rewards, prompt, tokens)
+    natural, plain = estimate.natural_directions(g, advantage, (ridge, math.inf))
     torch.testing.assert_close(plain, advantage @ g / len(g))
 
     def gain(v: Tensor) -> float:
         return float((v * second) @ w / (v.square() @ second).sqrt()) * math.sqrt(0.2 * tokens)
 
     assert gain(natural) > 0.8 * gain(w) > 1.2 * gain(plain), "w is the best of all directions"
-    fitted = estimate.cross_fit_natural(products, rewards, prompt, tokens, ridge)
+    fitted = estimate.cross_fit_natural(g, rewards, prompt, tokens, ridge)
     error = float(estimate.standard_error(fitted.influence, prompt)[0])
     assert float(fitted.gain) == pytest.approx(gain(natural), abs=4 * error)
 
 
-def test_weights_solve_the_ridge_equation() -> None:
-    g, *_, rewards, prompt = planted(50, 1.0)
+@pytest.mark.parametrize("n", [50, 8], ids=["more replies than dimensions", "fewer"])
+def test_natural_directions_solve_the_ridge_equation(n: int) -> None:
+    g, *_, rewards, prompt = planted(n, 1.0)
+    prompt = prompt % 4
     advantage = estimate.advantages(rewards, prompt)
     second = g.T @ g / len(g)
     ridge = 0.03
     wanted = torch.linalg.solve(second + ridge * second.trace() * torch.eye(12).double(), g.T @ advantage / len(g))
-    torch.testing.assert_close(estimate.natural_weights(g @ g.T, advantage, (ridge,))[0] @ g, wanted)
+    torch.testing.assert_close(estimate.natural_directions(g, advantage, (ridge,))[0], wanted)
 
 
 def test_a_gain_that_is_only_noise_is_not_claimed() -> None:

@@ -10,9 +10,8 @@ whole replies at strength 1, to second order (Fisher information). The gain is w
 buy of the reward: :math:`effect \sqrt{GAIN\_DRIFT \cdot tokens / drift}`.
 
 The direction of largest gain is the natural gradient :math:`(F + \lambda I)^{-1} E[(R - b) G]` with
-:math:`F = E[G G^\top]` (Amari 1998); without reward, for pairs, it is FishBack's (arXiv 2605.17231). All of it is
-computed from the products of replies' gradients, ``[reply reply]``, whatever the width. Vectors trained by
-reinforcement take many such steps (arXiv 2509.06608).
+:math:`F = E[G G^\top]` (Amari 1998); without reward, for pairs, it is FishBack's (arXiv 2605.17231). Vectors
+trained by reinforcement take many such steps (arXiv 2509.06608).
 """
 
 from __future__ import annotations
@@ -135,21 +134,21 @@ def cross_fit_plain(
 
 
 def cross_fit_natural(
-    products: Float[Tensor, "reply reply"], rewards: Tensor, prompt: Tensor, tokens: float, ridge: float
+    gradients: Float[Tensor, "reply d"], rewards: Tensor, prompt: Tensor, tokens: float, ridge: float
 ) -> CrossFit:
     """Of one cell's natural gradient: the gain with λ chosen within the half that it is made from, for an honest choice
     must not have seen the other; the cost with ``ridge``, the one that is used, for it depends on that.
     """
-    n = len(products)
+    n = len(gradients)
     gain, cost = torch.zeros(2, 1, dtype=torch.float64).unbind()
     influence = torch.zeros(1, n, dtype=torch.float64)
     parts = halves(prompt)
     for made, tested in (parts, parts[::-1]):
-        inner = products[made][:, made]
-        own = best_ridge(inner, rewards[made], prompt[made], tokens)
-        weights = torch.stack(natural_weights(inner, advantages(rewards[made], prompt[made]), (own, ridge)))
-        norms = torch.einsum("kr,rs,ks->k", weights, inner, weights).clamp_min(torch.finfo(weights.dtype).tiny).sqrt()
-        along = weights @ products[made][:, tested] / norms[:, None]
+        own = best_ridge(gradients[made], rewards[made], prompt[made], tokens)
+        advantage = advantages(rewards[made], prompt[made])
+        directions = natural_directions(gradients[made], advantage, (own, ridge))
+        directions /= directions.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(directions.dtype).tiny)
+        along = directions @ gradients[tested].to(directions.dtype).T
         _add(gain, influence, torch.zeros_like(cost), along[:1], rewards, prompt, tested, tokens)
         cost += along[1:].square().mean(-1) / (2 * tokens) / 2
     return CrossFit(gain, influence, cost)
@@ -171,28 +170,31 @@ def _add(
     cost += along.square().mean(-1) / (2 * tokens) / 2
 
 
-def natural_weights(
-    products: Float[Tensor, "reply reply"], advantage: Float[Tensor, " reply"], ridges: Sequence[float]
-) -> list[Float[Tensor, " reply"]]:
-    """For every ridge the weights of replies' gradients that make up (F + λI)⁻¹ E[(R − b) G]."""
-    n = len(products)
-    values, vectors = torch.linalg.eigh(products / n)
+def natural_directions(
+    gradients: Float[Tensor, "reply d"], advantage: Float[Tensor, " reply"], ridges: Sequence[float]
+) -> Float[Tensor, "ridge d"]:
+    """(F + λI)⁻¹ E[(R − b) G] for every ridge, in float64, from the smaller of F and the replies' products."""
+    x = gradients.double()
+    n = len(x)
+    plain = advantage.double() @ x / n
+    few = n < x.shape[1]
+    # F = XᵀX / n and the products XXᵀ / n have the same eigenvalues, and (F + λI)⁻¹ Xᵀ = Xᵀ (XXᵀ / n + λI)⁻¹.
+    values, vectors = torch.linalg.eigh((x @ x.T if few else x.T @ x) / n)
     values = values.clamp_min(0)
-    inside = vectors.T @ advantage / n
+    inside = vectors.T @ (advantage.double() / n if few else plain)
     trace = float(values.sum())
+    shrunk = [ridge for ridge in ridges if not math.isinf(ridge) and trace > 0]
+    solved = [vectors @ (inside / (values + ridge * trace)) for ridge in shrunk]
+    found = dict(zip(shrunk, [weights @ x if few else weights for weights in solved], strict=True))
+    return torch.stack([found.get(ridge, plain) for ridge in ridges])
 
-    def weights(ridge: float) -> Tensor:
-        return advantage / n if math.isinf(ridge) or trace == 0 else vectors @ (inside / (values + ridge * trace))
 
-    return [weights(ridge) for ridge in ridges]
-
-
-def best_ridge(products: Tensor, rewards: Tensor, prompt: Tensor, tokens: float) -> float:
+def best_ridge(gradients: Float[Tensor, "reply d"], rewards: Tensor, prompt: Tensor, tokens: float) -> float:
     """The ridge of RIDGES with the largest cross-fitted gain."""
     gains = torch.zeros(len(RIDGES), dtype=torch.float64)
     parts = halves(prompt)
     for made, tested in (parts, parts[::-1]):
-        weights = natural_weights(products[made][:, made], advantages(rewards[made], prompt[made]), RIDGES)
-        along = torch.stack(weights) @ products[made][:, tested]
+        directions = natural_directions(gradients[made], advantages(rewards[made], prompt[made]), RIDGES)
+        along = directions @ gradients[tested].to(directions.dtype).T
         gains += gain_with_influence(along, advantages(rewards[tested], prompt[tested]), tokens)[0]
     return RIDGES[int(gains.argmax())]

@@ -180,16 +180,14 @@ class OutcomeMap:
         point, places = self._places(locus, positions)
         x = self._at(point, locus, places).flatten(1)
         wide = torch.promote_types(x.dtype, torch.float32)
-        products = (x.to(wide) @ x.to(wide).T).double()
         tokens = self.mean_tokens
         if method == "natural":
-            ridge = estimate.best_ridge(products, self.rewards, self.prompt, tokens)
-            fit = estimate.cross_fit_natural(products, self.rewards, self.prompt, tokens, ridge)
+            ridge = estimate.best_ridge(x, self.rewards, self.prompt, tokens)
+            fit = estimate.cross_fit_natural(x, self.rewards, self.prompt, tokens, ridge)
         else:
             ridge = float("inf")
             fit = estimate.cross_fit_plain(x.to(wide)[:, None], self.rewards, self.prompt, tokens)
-        weights = estimate.natural_weights(products, self.advantages, (ridge,))[0]
-        raw = weights.to(wide) @ x.to(wide)
+        raw = estimate.natural_directions(x, self.advantages, (ridge,))[0].to(wide)
         if not float(fit.cost) > 0 or not float(raw.norm()) > 0:
             raise StarError(f"Nothing at {locus} changes any reply: name another place.")
         vector = raw / raw.norm() * (GAIN_DRIFT / float(fit.cost)) ** 0.5
