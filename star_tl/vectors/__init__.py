@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from star_tl.data.chat import template_hash
@@ -14,7 +15,7 @@ from star_tl.vectors.algebra import combine, project_off
 from star_tl.vectors.methods import METHODS, VectorMethod
 from star_tl.vectors.vector import SteeringVector
 
-__all__ = ["METHODS", "SteeringVector", "VectorMethod", "combine", "extract_vector", "project_off"]
+__all__ = ["METHODS", "SteeringVector", "VectorMethod", "combine", "extract_vector", "extract_vectors", "project_off"]
 
 
 def extract_vector(
@@ -33,31 +34,44 @@ def extract_vector(
         StarError: unknown method, batch_size below 1, a locus that the model does not have, a prompt that is shorter
             than its positions need, or too few pairs for the method.
     """
+    return extract_vectors(model, pairs, [locus], method, batch_size)[0]
+
+
+def extract_vectors(
+    model: Model, pairs: Pairs, loci: Sequence[Locus], method: str = "located", batch_size: int = 16
+) -> list[SteeringVector]:
+    """The vectors of several loci from the same passes. Arguments and errors as in :func:`extract_vector`."""
     from star_tl.models.load import fingerprint
 
     if method not in METHODS:
         raise StarError(f"Unknown vector method {method!r}.{nearest(method, METHODS)}")
     if batch_size < 1:
         raise StarError(f"batch_size is {batch_size}: use at least 1.")
-    if locus.hook_point not in model.hook_dict:
-        raise StarError(f"The model has no hook point {locus.hook_point!r}: it has {model.cfg.n_layers} layers.")
-    if locus.head is not None and not 0 <= locus.head < model.cfg.n_heads:
-        raise StarError(f"The model has no head {locus.head}: it has {model.cfg.n_heads} per layer.")
+    if not loci:
+        raise StarError("There are no loci: name at least one.")
+    for locus in loci:
+        if locus.hook_point not in model.hook_dict:
+            raise StarError(f"The model has no hook point {locus.hook_point!r}: it has {model.cfg.n_layers} layers.")
+        if locus.head is not None and not 0 <= locus.head < model.cfg.n_heads:
+            raise StarError(f"The model has no head {locus.head}: it has {model.cfg.n_heads} per layer.")
     chosen, pairs = METHODS[method], pairs.extraction
     if chosen.reads == "reply":
-        locus = replace(locus, positions=(-1,))
-    found = (in_prompts if chosen.reads == "prompt" else in_replies)(model, pairs, locus, batch_size)
-    return SteeringVector(
-        vector=chosen.rows(found.clean, found.corrupted).float(),
-        locus=locus,
-        trait=pairs.trait.name,
-        method=method,
-        residual_norm=found.corrupted_norm,
-        n_pairs=len(pairs),
-        model=str(model.cfg.model_name),
-        fingerprint=fingerprint(model),
-        template=template_hash(model.tokenizer),
-    )
+        loci = [replace(locus, positions=(-1,)) for locus in loci]
+    activations = (in_prompts if chosen.reads == "prompt" else in_replies)(model, pairs, loci, batch_size)
+    return [
+        SteeringVector(
+            vector=chosen.rows(found.clean, found.corrupted).float(),
+            locus=locus,
+            trait=pairs.trait.name,
+            method=method,
+            residual_norm=found.corrupted_norm,
+            n_pairs=len(pairs),
+            model=str(model.cfg.model_name),
+            fingerprint=fingerprint(model),
+            template=template_hash(model.tokenizer),
+        )
+        for locus, found in zip(loci, activations, strict=True)
+    ]
 
 
 extract_vector.__doc__ = (extract_vector.__doc__ or "").replace("{methods}", "; ".join(map(str, METHODS.values())))

@@ -13,7 +13,7 @@ from torch import Tensor
 from star_tl.data.chat import Prompt, render, reply_ids
 from star_tl.data.pairs import ContrastivePair, Pairs
 from star_tl.errors import StarError
-from star_tl.locus import Locus
+from star_tl.locus import Locus, NamedHook
 from star_tl.models.backend import Model, attached, residual_stream
 from star_tl.models.batch import TokenBatch, make_batch
 from star_tl.models.memory import TOO_LONG, fitting_batches
@@ -30,39 +30,53 @@ class PairActivations:
     corrupted_norm: float
 
 
-def in_prompts(model: Model, pairs: Pairs, locus: Locus, batch_size: int) -> PairActivations:
-    """At the locus's positions, counted from the prompt's end, of the clean and of the corrupted prompt.
+def in_prompts(model: Model, pairs: Pairs, loci: Sequence[Locus], batch_size: int) -> list[PairActivations]:
+    """At each locus's positions, counted from the prompt's end, of the clean and of the corrupted prompt.
 
     Raises:
         StarError: a prompt is shorter than the positions need.
     """
+    farthest = min(min(locus.positions) for locus in loci)
 
-    def work(chunk: Sequence[ContrastivePair]) -> Float[Tensor, "run pair position d"]:
-        runs = [pairs.clean_prompt(p) for p in chunk], [pairs.corrupted_prompt(p) for p in chunk]
-        return torch.stack([_at_positions(model, prompts, locus) for prompts in runs])
+    def run(prompts: Sequence[Prompt]) -> list[Float[Tensor, "pair position d"]]:
+        rendered = [render(model.tokenizer, p).ids for p in prompts]
+        if min(len(ids) for ids in rendered) < -farthest:
+            raise StarError(
+                f"A prompt is shorter than the locus's position {farthest}: use positions nearer to its end."
+            )
+        batch = make_batch(model, rendered)
+        return _at(model, batch, loci, [[batch.prompt_end + p for p in locus.positions] for locus in loci])
 
-    clean, corrupted = torch.cat(_batchwise(pairs, batch_size, work), 1)
-    return PairActivations(clean, corrupted, float(corrupted.norm(dim=-1).mean()))
+    def work(chunk: Sequence[ContrastivePair]) -> list[Float[Tensor, "run pair position d"]]:
+        clean, corrupted = (run([of(p) for p in chunk]) for of in (pairs.clean_prompt, pairs.corrupted_prompt))
+        return [torch.stack(both) for both in zip(clean, corrupted, strict=True)]
+
+    found = [torch.cat(parts, 1) for parts in zip(*_batchwise(pairs, batch_size, work), strict=True)]
+    return [PairActivations(x[0], x[1], float(x[1].norm(dim=-1).mean())) for x in found]
 
 
-def in_replies(model: Model, pairs: Pairs, locus: Locus, batch_size: int) -> PairActivations:
+def in_replies(model: Model, pairs: Pairs, loci: Sequence[Locus], batch_size: int) -> list[PairActivations]:
     """The mean over each reply's own tokens after the context without an instruction, positive and negative."""
 
-    def work(chunk: Sequence[ContrastivePair]) -> tuple[Float[Tensor, "run pair 1 d"], Float[Tensor, " pair"]]:
+    def work(chunk: Sequence[ContrastivePair]) -> list[tuple[Float[Tensor, "run pair 1 d"], Float[Tensor, " pair"]]]:
         prompts = [render(model.tokenizer, p.context).ids for p in chunk] * 2
         replies = [
             reply_ids(model.tokenizer, text) for text in (*(p.positive for p in chunk), *(p.negative for p in chunk))
         ]
         batch = make_batch(model, prompts, replies)
-        found = _at(model, batch, locus, slice(batch.prompt_end, None))
         weights = batch.reply_mask.double().cpu()
         weights /= weights.sum(1, keepdim=True)
-        means = (found * weights[..., None]).sum(1, keepdim=True).unflatten(0, (2, -1))
-        return means, (found.norm(dim=-1) * weights).sum(1)[len(chunk) :]
+        parts = []
+        for found in _at(model, batch, loci, [slice(batch.prompt_end, None)] * len(loci)):
+            means = (found * weights[..., None]).sum(1, keepdim=True).unflatten(0, (2, -1))
+            parts.append((means, (found.norm(dim=-1) * weights).sum(1)[len(chunk) :]))
+        return parts
 
-    means, norms = zip(*_batchwise(pairs, batch_size, work), strict=True)
-    clean, corrupted = torch.cat(means, 1)
-    return PairActivations(clean, corrupted, float(torch.cat(norms).mean()))
+    results = []
+    for parts in zip(*_batchwise(pairs, batch_size, work), strict=True):
+        clean, corrupted = torch.cat([means for means, _ in parts], 1)
+        results.append(PairActivations(clean, corrupted, float(torch.cat([norms for _, norms in parts]).mean())))
+    return results
 
 
 def _batchwise(pairs: Pairs, batch_size: int, work: Callable[[Sequence[ContrastivePair]], Result]) -> list[Result]:
@@ -70,24 +84,22 @@ def _batchwise(pairs: Pairs, batch_size: int, work: Callable[[Sequence[Contrasti
     return [result for _, result in batches]
 
 
-def _at_positions(model: Model, prompts: Sequence[Prompt], locus: Locus) -> Float[Tensor, "row position d"]:
-    rendered = [render(model.tokenizer, p).ids for p in prompts]
-    if min(len(ids) for ids in rendered) < -min(locus.positions):
-        raise StarError(
-            f"A prompt is shorter than the locus's position {min(locus.positions)}: use positions nearer to its end."
-        )
-    batch = make_batch(model, rendered)
-    return _at(model, batch, locus, [batch.prompt_end + p for p in locus.positions])
-
-
 @torch.no_grad()
-def _at(model: Model, batch: TokenBatch, locus: Locus, columns: slice | list[int]) -> Float[Tensor, "row column d"]:
-    found: dict[str, Tensor] = {}
+def _at(
+    model: Model, batch: TokenBatch, loci: Sequence[Locus], columns: Sequence[slice | list[int]]
+) -> list[Float[Tensor, "row column d"]]:
+    """In float64, of one forward pass."""
+    found: dict[int, Tensor] = {}
 
-    def keep(activation: Tensor, hook: object) -> None:
-        value = activation if locus.head is None else activation[:, :, locus.head]
-        found[locus.hook_point] = value[:, columns].double().cpu()
+    def keep(number: int) -> NamedHook:
+        locus = loci[number]
 
-    with attached(model, [(locus.hook_point, keep)]):
-        residual_stream(model, batch.tokens, batch.mask, layers=locus.layer + 1)
-    return found[locus.hook_point]
+        def hook(activation: Tensor, hook: object) -> None:
+            value = activation if locus.head is None else activation[:, :, locus.head]
+            found[number] = value[:, columns[number]].double().cpu()
+
+        return locus.hook_point, hook
+
+    with attached(model, [keep(number) for number in range(len(loci))]):
+        residual_stream(model, batch.tokens, batch.mask, layers=max(locus.layer for locus in loci) + 1)
+    return [found[number] for number in range(len(loci))]

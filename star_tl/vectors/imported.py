@@ -43,7 +43,7 @@ def from_steering_vectors(source: Any, model: Model, pairs: Pairs, layer: int | 
         locus=locus,
         trait=pairs.trait.name,
         method="steering-vectors",
-        residual_norm=in_prompts(model, pairs.extraction, locus, batch_size=16).corrupted_norm,
+        residual_norm=in_prompts(model, pairs.extraction, [locus], batch_size=16)[0].corrupted_norm,
         n_pairs=len(pairs.extraction),
         model=str(model.cfg.model_name),
         fingerprint=fingerprint(model),

@@ -18,7 +18,7 @@ import star_tl as star
 from star_tl.errors import StarError
 from star_tl.locus import Locus
 from star_tl.models.lens import HookedTransformer
-from star_tl.vectors import SteeringVector, extract_vector
+from star_tl.vectors import SteeringVector, extract_vector, extract_vectors
 from star_tl.vectors.methods import METHODS, shrunk_covariance
 
 LOCI = [
@@ -509,3 +509,16 @@ def test_pairs_that_do_not_fit_at_once_are_read_by_halves(exact: HookedTransform
         found = extract_vector(exact, unequal_pairs(), locus, method)
     assert seen[0] > 2
     torch.testing.assert_close(found.vector, expected.vector)
+
+
+@pytest.mark.parametrize("method", ["located", "reply_mean"])
+def test_vectors_of_several_loci_are_those_of_each(demo: HookedTransformer, method: str) -> None:
+    pairs = star.load_pairs("politeness")
+    loci = [star.Locus(f"blocks.{layer}.hook_resid_post", (-1,)) for layer in (1, 6)]
+    loci.append(star.Locus("blocks.3.attn.hook_z", (-2, -1), head=1))
+    together = extract_vectors(demo, pairs, loci, method)
+    assert [v.locus.hook_point for v in together] == [locus.hook_point for locus in loci]
+    for vector, locus in zip(together, loci, strict=True):
+        alone = star.extract_vector(demo, pairs, locus, method)
+        torch.testing.assert_close(vector.vector, alone.vector)
+        assert vector.residual_norm == pytest.approx(alone.residual_norm)
