@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from star_tl.data.prompts import load_prompts as load_prompts
     from star_tl.errors import StarError as StarError
     from star_tl.evaluation.conversation import converse as converse
+    from star_tl.evaluation.intervention import InterventionChoice as InterventionChoice
+    from star_tl.evaluation.intervention import choose_intervention as choose_intervention
     from star_tl.evaluation.scores import score as score
     from star_tl.evaluation.strength import choose_strength as choose_strength
     from star_tl.evaluation.sweep import Comparison as Comparison
@@ -57,6 +59,7 @@ _HOMES = {
     "Condition": "steering.condition",
     "Sampling": "generation.settings",
     "ContrastivePair": "data.pairs",
+    "InterventionChoice": "evaluation.intervention",
     "Locus": "locus",
     "OutcomeMap": "attribution.outcome",
     "Pairs": "data.pairs",
@@ -65,6 +68,7 @@ _HOMES = {
     "Trait": "data.pairs",
     "attribute": "attribution",
     "attribute_outcome": "attribution.outcome",
+    "choose_intervention": "evaluation.intervention",
     "choose_strength": "evaluation.strength",
     "combine": "vectors",
     "compare": "evaluation.sweep",
