@@ -41,7 +41,9 @@ def pairs_own(logits: Float[Tensor, "2*pair reply vocab"], replies: Replies) -> 
 
 @torch.no_grad()
 def drift_probe(
-    p: Float[Tensor, "row reply vocab"], tokens: Float[Tensor, "*draw row reply"], words: Float[Tensor, "*draw row vocab"]
+    p: Float[Tensor, "row reply vocab"],
+    tokens: Float[Tensor, "*draw row reply"],
+    words: Float[Tensor, "*draw row vocab"],
 ) -> Float[Tensor, "*draw row reply vocab"]:
     r"""Where to pull the logits so that the squared gradient is, on average, the drift's curvature.
 

@@ -114,7 +114,7 @@ class LlamaPass:
         self.recorded = RecordedStep(self.layers, column)
         found = self.recorded(tokens, column)
         plain = self.layers.logits(self.layers.read(tokens, column))
-        if not _same(found, plain, CLOSE[self.layers.cache.dtype]):
+        if not _same(found, plain, CLOSE[_digits(self.layers.cache.dtype)]):
             self._forget()
             self.layers.forward.recordable = False
             warnings.warn(
@@ -275,6 +275,12 @@ class RecordedStep:
         rotation = layers.cos[at][:, None], layers.sin[at][:, None]
         residual = layers.over(self.tokens, rotation, seen, self.column, len(self.every))
         return layers.logits(residual)
+
+
+def _digits(dtype: torch.dtype) -> torch.dtype:
+    """The type whose digits products have: TF32 has float16's."""
+    exact = dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
+    return dtype if exact else torch.float16
 
 
 def _same(found: Float[Tensor, "row vocab"], plain: Float[Tensor, "row vocab"], close: float) -> bool:
