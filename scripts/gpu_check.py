@@ -351,7 +351,8 @@ def busy(what: str, work: Callable[[], Any], device: str, seconds: float | None 
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
         timed(work, device)
     found = list(seen.key_averages())
-    kernels = [e for e in found if e.device_type == torch.autograd.DeviceType.CUDA and not e.is_user_annotation]
+    on_card = [e for e in found if e.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = [e for e in on_card if not getattr(e, "is_user_annotation", False)]
     longest = sorted(kernels, key=lambda e: -e.self_device_time_total)[:12]
     note(what, *(f"{e.self_device_time_total / 1e3:.2f} ms in {e.count} of {e.key[:90]}" for e in longest))
     asked = {e.key: e.count for e in found}

@@ -202,8 +202,9 @@ def through_end(
     model: HookedTransformer, gradient: Float[Tensor, "*copy row column vocab"], residual: Float[Tensor, "row column d"]
 ) -> Float[Tensor, "*copy row column d"]:
     """The gradient of the last residual stream from that of the logits."""
-    weight = model.unembed.W_U
-    return _through_norm(gradient.to(weight.dtype) @ weight.T, residual, model.ln_final.w, model.cfg.eps)
+    weight, norm = model.unembed.W_U, model.ln_final
+    assert isinstance(norm.w, Tensor)
+    return _through_norm(gradient.to(weight.dtype) @ weight.T, residual, norm.w, model.cfg.eps)
 
 
 def _through_attention(kept: _Kept, z: Float[Tensor, "mine late head d_head"]) -> tuple[Tensor, Tensor, Tensor]:
