@@ -39,8 +39,8 @@ from star_tl.evaluation.samples import sample_conditions
 from star_tl.evaluation.scores import mark_coherent
 from star_tl.generation.settings import Sampling
 from star_tl.models.backend import Model
-from star_tl.steering.condition import Condition
 from star_tl.stats import compare_paired
+from star_tl.steering.condition import Condition
 from star_tl.vectors import extract_vector
 
 TRAITS = ("emotional_support", "politeness", "gratitude", "agreement", "self_disclosure", "joy", "trust")

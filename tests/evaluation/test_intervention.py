@@ -67,7 +67,8 @@ def test_a_reward_is_tested_by_what_it_did_not_see() -> None:
     assert [m.name for m in measures.unseen_by(measures.markers(trait), trait)] == ["embedding judge", "word judge"]
     assert [m.name for m in measures.unseen_by(sighs, trait)] == ["embedding judge", "word judge", "markers"]
     trust = star.load_pairs("trust").trait
-    assert "trust" not in LABELS and measures.reward_of(trust).name == "markers"
+    assert "trust" not in LABELS
+    assert measures.reward_of(trust).name == "markers"
 
 
 def test_without_the_embedding_model_the_word_judge_pays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,8 +159,10 @@ def test_the_choice_does_more_than_nothing_and_resumes_to_the_same(
     assert best.drift < 0.16
     assert list(choice.table["rounds"]) == sorted(choice.table["rounds"], reverse=True)
     # a reply and then two more to each of forty contexts
-    assert set(choice.table.n[:2]) == {120} and set(choice.table.n[2:]) == {40}
-    assert choice.unseen["word judge"]["low"] > 0 and choice.confirmed
+    assert set(choice.table.n[:2]) == {120}
+    assert set(choice.table.n[2:]) == {40}
+    assert choice.unseen["word judge"]["low"] > 0
+    assert choice.confirmed
     kept = sorted(tmp_path.glob("*.jsonl"))
     assert len(kept) == 4
     kept[-1].unlink()
