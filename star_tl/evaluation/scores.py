@@ -20,7 +20,8 @@ from star_tl.data.chat import Prompt, as_prompts, render
 from star_tl.data.markers import plain
 from star_tl.data.pairs import Trait
 from star_tl.errors import StarError
-from star_tl.generation.likelihood import kl_per_token, reply_logits, reply_logprobs
+from star_tl.generation.decoding import residuals_of
+from star_tl.generation.likelihood import reply_scores
 from star_tl.generation.sampling import Reply
 from star_tl.models.backend import Model
 from star_tl.models.batch import make_batch, pad_id
@@ -31,6 +32,7 @@ from star_tl.steering.condition import UNSTEERED, Condition
 FIRST_PERSON = re.compile(r"\b(?:i|me|my|mine|myself)\b", re.IGNORECASE)
 WORD = re.compile(r"\w+(?:'\w+)*")
 COHERENT_QUANTILE = 0.02
+ROWS, ROWS_ON_GPU = 32, 256  # of a forward pass
 
 
 def score(
@@ -39,7 +41,7 @@ def score(
     prompts: Sequence[Prompt],
     replies: Sequence[Reply],
     condition: Condition = Condition(),  # noqa: B008 - frozen
-    batch_size: int = 32,
+    batch_size: int | None = None,
 ) -> pd.DataFrame:
     """One row of scores per reply.
 
@@ -57,7 +59,7 @@ def score(
         prompts: the prompts, as the unsteered model sees them.
         replies: from :func:`star_tl.generate`.
         condition: the one that they were written under.
-        batch_size: replies per forward pass.
+        batch_size: replies per forward pass. Default: 32, and on a GPU 256.
 
     Raises:
         StarError: another number of replies than of prompts, or memory is too small for a single one.
@@ -72,8 +74,8 @@ def score(
     def alone(i: int) -> str:
         return f"Memory is too small to score reply {i} alone: score shorter replies, or load the model in bfloat16."
 
-    rows = []
-    for at, measured in fitting_batches(range(len(replies)), lambda left: batch_size, measure, alone, "replies"):
+    rows, size = [], batch_size or (ROWS_ON_GPU if "cuda" in str(model.cfg.device) else ROWS)
+    for at, measured in fitting_batches(range(len(replies)), lambda left: size, measure, alone, "replies"):
         rows += [_words(trait, replies[i]) | m for i, m in zip(at, measured, strict=True)]
     return pd.DataFrame(rows)
 
@@ -101,17 +103,16 @@ def _fluency(
 ) -> list[dict[str, float]]:
     tokens = [r.tokens or (pad_id(model),) for r in replies]
     plain = make_batch(model, [render(model.tokenizer, p).ids for p in prompts], tokens)
-    base = reply_logits(model, plain)
-    logprob = reply_logprobs(base, plain).sum(-1) / plain.reply_lengths
-    if condition.vector is None and condition.instruction is None:
-        kl = torch.zeros(plain.reply_mask.shape, device=base.device)
+    if condition.instruction is None:
+        hooks = condition.hooks(model.tokenizer, prompts)
+        ways = ((), hooks) if condition.vector is not None else ((),)
+        base, *steered = residuals_of(model, ways, plain)
     else:
-        batch, asked = plain, condition.prompted(prompts)
-        if condition.instruction is not None:
-            batch = make_batch(model, [render(model.tokenizer, p).ids for p in asked], tokens)
-        hooks = condition.hooks(model.tokenizer, prompts, batch.prompt_end)
-        kl = kl_per_token(reply_logits(model, batch, hooks), base)
-    kl = kl.masked_fill(~plain.reply_mask, 0.0)
+        asked = make_batch(model, [render(model.tokenizer, p).ids for p in condition.prompted(prompts)], tokens)
+        hooks = condition.hooks(model.tokenizer, prompts)
+        base, *steered = *residuals_of(model, ((),), plain), *residuals_of(model, (hooks,), asked)
+    logprob, kl = reply_scores(model, plain, base, steered[0] if steered else None)
+    logprob = logprob.sum(-1) / plain.reply_lengths
     total, most = kl.sum(-1), kl.amax(-1)
     measured = (logprob, total / plain.reply_lengths, total, most)
     results = []

@@ -8,7 +8,7 @@ several passes at once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from star_tl.locus import NamedHook
 from star_tl.models.backend import Model, attached, empty_cache, residual_stream, taken, unembed
-from star_tl.models.fast.decode import llama_pass
-from star_tl.models.position import Position, following, for_rows
+from star_tl.models.batch import TokenBatch
+from star_tl.models.fast.decode import LlamaPass, llama_pass
+from star_tl.models.position import Position, following, for_rows, reach
 
 
 class Pass(Protocol):
@@ -60,6 +61,38 @@ def residual_of(
         return fast.residual(tokens)
     with attached(model, following(hooks, Position(end))):
         return residual_stream(model, tokens, mask)
+
+
+@torch.no_grad()
+def residuals_of(
+    model: Model, ways: Sequence[Sequence[NamedHook]], batch: TokenBatch
+) -> Iterator[Float[Tensor, "row reply d_model"]]:
+    """Of each way, given by its hooks, the last residual stream where it predicts reply tokens.
+
+    What no hook touches of the prompts is read once for all ways and all rows of the same prompt.
+    """
+    end, tokens = batch.prompt_end, batch.tokens[:, :-1]  # from a row's last token nothing follows
+    touched = [reach(hooks) for hooks in ways]
+    own = max(1, *(t or 0 for t in touched))
+    known = None not in touched and own < int(batch.mask[:, :end].sum(1).min())
+
+    def begun(hooks: Sequence[NamedHook]) -> LlamaPass | None:
+        return llama_pass(model, hooks, batch.mask[:, :end], end, tokens.shape[1]) if known else None
+
+    if any(begun(hooks) is None for hooks in ways):
+        for hooks in ways:
+            yield residual_of(model, hooks, tokens, batch.mask[:, :-1], end)[:, end - 1 :]
+        return
+    once, rows = torch.cat([batch.tokens[:, :end], batch.mask[:, :end].long()], 1).unique(dim=0, return_inverse=True)
+    prompts, mask = once[:, :end], once[:, end:].bool()
+    shared = llama_pass(model, (), mask, end, end - own)
+    assert shared is not None
+    shared.residual(prompts[:, : end - own])
+    for hooks in ways:
+        run = begun(hooks)
+        assert run is not None
+        run.go_on_from(shared, rows)
+        yield run.residual(tokens[:, end - own :])[:, own - 1 :]
 
 
 class StockPass:

@@ -33,7 +33,9 @@ from star_tl.models.memory import fitting_batches, free_beside
 from star_tl.models.position import acts_on, reach
 from star_tl.steering.condition import Condition
 
-CACHE_SHARE = 0.25  # of the free memory: the most that the KV cache of a batch takes
+CACHE_SHARE = 0.25  # of the free memory: the most that the KV cache of a batch takes, with what tokens are chosen from
+PICKING = 48  # bytes for each word of a row, while its token is chosen
+ROWS, ROWS_ON_GPU = 64, 1024  # of a batch, where nothing is said: beyond it rows get no cheaper
 
 
 @dataclass(frozen=True)
@@ -193,8 +195,10 @@ def _room(model: Model, prompts: Sequence[tuple[int, ...]], left: Sequence[int],
     """As many of the next rows as batch size and memory allow, at least one."""
     cfg: Any = model.cfg
     per_column = 2 * cfg.n_layers * (cfg.n_key_value_heads or cfg.n_heads) * cfg.d_head * cfg.dtype.itemsize
-    longest = len(prompts[left[min(options.batch_size, len(left)) - 1]]) + options.max_new_tokens
-    return max(1, min(options.batch_size, int(CACHE_SHARE * free_beside(model) / (per_column * longest))))
+    most = options.batch_size or (ROWS_ON_GPU if "cuda" in str(cfg.device) else ROWS)
+    longest = len(prompts[left[min(most, len(left)) - 1]]) + options.max_new_tokens
+    a_row = per_column * longest + PICKING * cfg.d_vocab
+    return max(1, min(most, int(CACHE_SHARE * free_beside(model) / a_row)))
 
 
 def render_prompts(model: Model, prompts: Sequence[Prompt], max_new_tokens: int) -> list[tuple[int, ...]]:

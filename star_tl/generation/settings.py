@@ -19,7 +19,7 @@ class SamplingOptions(TypedDict, total=False):
     min_p: float
     repetition_penalty: float
     stop: tuple[str, ...] | list[str]
-    batch_size: int
+    batch_size: int | None
     log_probs: bool
 
 
@@ -35,8 +35,8 @@ class Sampling:
         repetition_penalty: divide the positive logits of tokens that the prompt or the reply holds by this, and
             multiply the negative ones (arXiv 1909.05858).
         stop: texts that end a reply; they are cut off.
-        batch_size: prompts per batch; in float32 the texts do not depend on it. A batch whose cache would take too
-            much of the free memory is cut smaller.
+        batch_size: prompts per batch; in float32 the texts do not depend on it. Default: 64, and on a GPU up to 1,024.
+            A batch that would take too much of the free memory is cut smaller.
         log_probs: keep the tokens' log-probabilities.
 
     Raises:
@@ -49,12 +49,14 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
-    batch_size: int = 64
+    batch_size: int | None = None
     log_probs: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "batch_size"):
             value = getattr(self, name)
+            if name == "batch_size" and value is None:
+                continue
             if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
                 raise StarError(f"{name} is {value!r}: use a whole number, at least 1.")
         if not (isinstance(self.temperature, Real) and math.isfinite(self.temperature) and self.temperature >= 0):

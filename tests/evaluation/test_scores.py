@@ -12,13 +12,15 @@ from hf_reference import END_OF_TURN, load, logits, prompt_ids, steering_vector
 from torch.distributions import Categorical, kl_divergence
 
 import star_tl as star
+from star_tl.data.chat import render
 from star_tl.data.pairs import Trait
 from star_tl.errors import StarError
 from star_tl.evaluation import scores
 from star_tl.evaluation.scores import mark_coherent, summarise
 from star_tl.evaluation.strength import dose_table
-from star_tl.generation.likelihood import kl_per_token, reply_logits
+from star_tl.generation.likelihood import kl_per_token, reply_scores
 from star_tl.generation.sampling import Reply
+from star_tl.models.fast.decode import LlamaPass
 from star_tl.steering.condition import Condition
 from star_tl.view.plots import plot_dose
 
@@ -60,13 +62,13 @@ def test_a_batch_of_replies_that_does_not_fit_is_halved(tiny, monkeypatch):
     expected = star.score(tiny, TRAIT, PROMPTS, replies(), condition)
     sizes = []
 
-    def limited(model, batch, hooks=()):
+    def limited(model, batch, plain, steered):
         sizes.append(len(batch.tokens))
         if len(batch.tokens) > 1:
             raise torch.OutOfMemoryError("planted")
-        return reply_logits(model, batch, hooks)
+        return reply_scores(model, batch, plain, steered)
 
-    monkeypatch.setattr(scores, "reply_logits", limited)
+    monkeypatch.setattr(scores, "reply_scores", limited)
     with pytest.warns(UserWarning, match="Memory ran out at 3 replies in a batch: going on with 1") as caught:
         found = star.score(tiny, TRAIT, PROMPTS, replies(), condition)
     assert len(caught) == 1
@@ -80,6 +82,17 @@ def test_kl_is_that_of_torch_distributions():
     assert torch.allclose(kl_per_token(p, q), expected, atol=1e-5)
     assert not torch.allclose(kl_per_token(q, p), expected, atol=1e-2), "the direction does not show here"
     assert (kl_per_token(p, p) == 0).all()
+
+
+def test_prompts_are_read_once_for_both_passes_and_for_rows_that_share_them(tiny, monkeypatch):
+    read = []
+    residual = LlamaPass.residual
+    monkeypatch.setattr(LlamaPass, "residual", lambda self, t: read.append(t.numel()) or residual(self, t))
+    prompts, written = (PROMPTS[2],) * 3, [Reply("some words", t, True) for t in ((50, 60, 70),) * 3]
+    star.score(tiny, TRAIT, prompts, written, Condition("steered", steering_vector(), 2.0, "last_prompt"))
+    whole, *late = read  # all but the prompt's last token, then that one and the reply's first two
+    assert late == [3 * 3, 3 * 3]
+    assert whole == len(render(tiny.tokenizer, prompts[0]).ids) - 1
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 32])

@@ -254,7 +254,7 @@ def test_prompts_that_cannot_be_used_are_named(tiny, prompts, message):
     ("name", "values"),
     [
         ("max_new_tokens", [0, -1, 2.5, "60", None]),
-        ("batch_size", [0, -4, 1.5, None]),
+        ("batch_size", [0, -4, 1.5, True]),
         ("temperature", [-0.1, math.nan, math.inf, "hot", None]),
         ("top_p", [0, -0.5, 1.01, math.nan, "most", None]),
         ("seed", [0.5, "zero"]),
