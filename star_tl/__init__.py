@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from star_tl.data.prompts import load_prompts as load_prompts
     from star_tl.errors import StarError as StarError
     from star_tl.evaluation.conversation import converse as converse
+    from star_tl.evaluation.judges import judges_of as judges_of
+    from star_tl.evaluation.judges import relevance as relevance
+    from star_tl.evaluation.llm_judge import LLMJudge as LLMJudge
     from star_tl.evaluation.scores import score as score
     from star_tl.evaluation.strength import choose_strength as choose_strength
     from star_tl.evaluation.sweep import Comparison as Comparison
@@ -57,6 +60,7 @@ _HOMES = {
     "Condition": "steering.condition",
     "Sampling": "generation.settings",
     "ContrastivePair": "data.pairs",
+    "LLMJudge": "evaluation.llm_judge",
     "Locus": "locus",
     "OutcomeMap": "attribution.outcome",
     "Pairs": "data.pairs",
@@ -75,10 +79,12 @@ _HOMES = {
     "extract_outcome_vector": "vectors.outcome",
     "extract_vector": "vectors",
     "generate": "generation.sampling",
+    "judges_of": "evaluation.judges",
     "load_model": "models",
     "load_pairs": "data.pairs",
     "load_prompts": "data.prompts",
     "project_off": "vectors",
+    "relevance": "evaluation.judges",
     "run": "pipeline",
     "sample": "generation.sampling",
     "score": "evaluation.scores",
