@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from star_tl.models.layout import copy_free_layout as copy_free_layout
     from star_tl.pipeline import run as run
     from star_tl.steering.condition import Condition as Condition
+    from star_tl.trial import evaluate as evaluate
     from star_tl.vectors import SteeringVector as SteeringVector
     from star_tl.vectors import combine as combine
     from star_tl.vectors import extract_vector as extract_vector
@@ -74,6 +75,7 @@ _HOMES = {
     "compare": "evaluation.sweep",
     "converse": "evaluation.conversation",
     "copy_free_layout": "models.layout",
+    "evaluate": "trial",
     "exact_effects": "attribution.exact",
     "explore": "view.explorer.widget",
     "extract_outcome_vector": "vectors.outcome",

@@ -1,10 +1,11 @@
-"""Effects of known size are recovered: intervals cover, nulls are seldom refused, equivalence is claimed at its level."""
+"""Planted effects are recovered: intervals cover, nulls are seldom refused, equivalence is claimed at its level."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from star_tl import stats
@@ -69,6 +70,12 @@ def test_equivalence_is_claimed_at_its_level_at_the_margin_and_often_inside_it()
     inside = np.mean([stats.equivalence_p(rng.normal(0, 0.2, n), margin) < 0.05 for _ in range(SETS)])
     assert at_margin == pytest.approx(0.05, abs=LEVEL_OF_CHANCE * (0.05 * 0.95 / SETS) ** 0.5)
     assert inside > 0.9
+
+
+def test_holms_correction_is_that_of_statsmodels() -> None:
+    p_values = np.random.default_rng(7).random(20) ** 3
+    assert stats.holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])
+    assert len(stats.holm(np.zeros(0))) == 0
 
 
 def test_mcnemar_is_the_binomial_test_of_those_that_changed() -> None:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from star_tl.attribution import AttributionMap
 from star_tl.data.chat import as_messages
 from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError
-from star_tl.evaluation.preflight import held_out_auc
+from star_tl.evaluation.preflight import at_last_token, held_out_auc, layers
 from star_tl.locus import Locus, hook_name
 from star_tl.models.backend import Model
 from star_tl.steering.condition import UNSTEERED, Condition
-from star_tl.vectors import SteeringVector, extract_vector
-from star_tl.vectors.activations import at_last_token
+from star_tl.vectors import SteeringVector, extract_vector, extract_vectors
 
 RANDOM = 10
 SHOTS = 3
@@ -51,12 +47,8 @@ def vector_conditions(model: Model, pairs: Pairs, attr: AttributionMap, seed: in
     """
     locus = attr.top_locus()
     located = extract_vector(model, pairs, locus)
-    middle = hook_name("resid_post", (model.cfg.n_layers - 1) // 2)
-    means = [
-        extract_vector(model, pairs, Locus(hook_name("resid_post", layer)), method="reply_mean")
-        for layer in range(model.cfg.n_layers)
-    ]
-    caa = next(v for v in means if v.locus.hook_point == middle)
+    means = extract_vectors(model, pairs, layers(model), method="reply_mean")
+    caa = means[(model.cfg.n_layers - 1) // 2]
     heads = top_heads(model, pairs)
     shuffled = extract_vector(model, shuffled_labels(pairs, seed), locus)
     return [
@@ -116,15 +108,9 @@ def top_heads(model: Model, pairs: Pairs, share: float = TOP_HEADS) -> list[Stee
     """
     if not 0 < share <= 1:
         raise StarError(f"share of heads is {share!r}: give one above 0, at most 1.")
-    auc = head_aucs(model, pairs).flatten()
-    count = max(1, round(share * len(auc)))
-    best = torch.argsort(auc, descending=True, stable=True)[:count].tolist()
-    n = model.cfg.n_heads
-    places: Sequence[tuple[int, int]] = [divmod(i, n) for i in best]
-    return [extract_vector(model, pairs, Locus(hook_name("z", layer), head=head)) for layer, head in places]
-
-
-def head_aucs(model: Model, pairs: Pairs) -> Float[Tensor, "layer head"]:
-    """Held-out AUC of every head's mean difference at the last prompt token."""
-    made, held = (at_last_token(model, split, "z") for split in (pairs.extraction, pairs.heldout))
-    return held_out_auc(made, held)
+    cfg = model.cfg
+    heads = [Locus(hook_name("z", i), head=k) for i in range(cfg.n_layers) for k in range(cfg.n_heads)]
+    made, held = (at_last_token(model, split, heads) for split in (pairs.extraction, pairs.heldout))
+    count = max(1, round(share * len(heads)))
+    best = torch.argsort(held_out_auc(made, held), descending=True, stable=True)[:count].tolist()
+    return extract_vectors(model, pairs, [heads[i] for i in best])

@@ -54,7 +54,8 @@ def converse(
         sampling: how to sample, a :class:`star_tl.Sampling`, or its fields by name.
 
     Raises:
-        StarError: no turns, carry with several vectors, a schedule that covers earlier turns, or a chat that no longer fits the context.
+        StarError: no turns, carry with several vectors, a schedule that covers earlier turns, or a chat that no longer
+            fits the context.
     """
     settings = settled(sampling, options)
     if isinstance(turns, str) or not turns:

@@ -11,7 +11,7 @@
 ``perplexity``      Of the reply under the unsteered model: strangeness; repetition makes it small.
 ``repetition``      Share of word trigrams that occurred before.
 ``vader``           VADER's compound sentiment, −1 to 1 (Hutto & Gilbert 2014), where vaderSentiment is installed. Made
-                    for tweets: sees words of mood, not whose mood it is; a reply that names grief to console counts low.
+                    for tweets: sees words of mood, not whose mood it is; consoling words for grief count low.
 ==================  ====================================================================================================
 """
 

@@ -10,8 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from star_tl.data.pairs import Pairs
+from star_tl.locus import Locus, hook_name
 from star_tl.models.backend import Model
-from star_tl.vectors.activations import at_last_token
+from star_tl.vectors.activations import in_prompts
+
+BATCH = 16  # pairs per forward pass
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Preflight:
 
 def preflight(model: Model, pairs: Pairs) -> Preflight:
     """Read the pairs once, and say at every layer how well they agree and separate."""
-    made, held = (at_last_token(model, split, "resid_post") for split in (pairs.extraction, pairs.heldout))
+    made, held = (at_last_token(model, split, layers(model)) for split in (pairs.extraction, pairs.heldout))
     change = made[0] - made[1]
     table = pd.DataFrame(
         {
@@ -49,6 +52,17 @@ def preflight(model: Model, pairs: Pairs) -> Preflight:
         }
     )
     return Preflight(pairs.trait.name, table)
+
+
+def layers(model: Model) -> list[Locus]:
+    """``resid_post`` of every layer at the last prompt token."""
+    return [Locus(hook_name("resid_post", layer)) for layer in range(model.cfg.n_layers)]
+
+
+def at_last_token(model: Model, pairs: Pairs, loci: list[Locus]) -> Float[Tensor, "run pair locus d"]:
+    """Activations of the clean and of the corrupted runs of all these pairs, in float64."""
+    found = in_prompts(model, pairs, loci, BATCH)
+    return torch.stack([torch.stack([f.clean[:, 0], f.corrupted[:, 0]]) for f in found], 2)
 
 
 def cosine_agreement(change: Float[Tensor, "pair *place d"]) -> Float[Tensor, "*place"]:

@@ -47,7 +47,8 @@ class Condition:
         more: further vectors, each added at its own place with the same strength and positions: all layers, some heads.
 
     Raises:
-        StarError: more vectors and no first one, a strength that is no finite number, a seed that is no whole number, or unknown positions.
+        StarError: more vectors and no first one, a strength that is no finite number, a seed that is no whole number,
+            or unknown positions.
     """
 
     name: str = UNSTEERED
