@@ -408,9 +408,7 @@ def evaluate(
         str | None,
         typer.Option("--mode", help="How to read --data: single (default) or multi (the dialogue so far is replayed)."),
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", help="Most prompts; default 64 of --data, all built-in ones.")
-    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Most prompts; default 64 of --data, or all.")] = None,
     vector: Annotated[Path | None, typer.Option("--vector", help="A saved vector as one more condition.")] = None,
     positions: PositionsOption = None,
     drift: Annotated[

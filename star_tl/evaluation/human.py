@@ -1,7 +1,7 @@
 """People as judges: which pairs of replies they see, blinded and in random order, and what their ratings say.
 
-The form itself is :func:`star_tl.view.rating_form.write_form`. What it shows is drawn from the samples and a seed alone,
-so that ratings are read back beside the same evaluation without another file.
+The form itself is :func:`star_tl.view.rating_form.write_form`. What it shows comes of the samples and a seed alone, so
+that ratings are read back beside the same evaluation without another file.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def read_ratings(paths: Sequence[str | Path], items: pd.DataFrame) -> pd.DataFra
     """The ratings of one file per rater: ``rater``, ``item``, and an answer of ANSWERS to each question, or "".
 
     Raises:
-        StarError: a file of another form, a rating without a rater, an unknown item or answer, or a rater who stands in two files.
+        StarError: a file of another form, a rating without a rater, an unknown item or answer, or a rater who
+            stands in two files.
     """
     rows, raters = [], set()
     for path in paths:

@@ -27,7 +27,9 @@ position: sticky; } button { font: inherit; padding: .4rem 1rem; } legend { font
 JS = """
 const data = JSON.parse(document.getElementById("data").textContent), list = document.getElementById("items");
 const make = (tag, text, className) => {
-  const e = document.createElement(tag); e.textContent = text ?? ""; if (className) e.className = className; return e; };
+  const e = document.createElement(tag); e.textContent = text ?? "";
+  if (className) e.className = className;
+  return e; };
 for (const item of data.items) {
   const box = make("fieldset"); box.id = `item-${item.item}`;
   box.append(make("legend", `${item.item} of ${data.items.length}`));
@@ -38,7 +40,8 @@ for (const item of data.items) {
     const text = make("div", item[side], "text"); text.dir = "auto"; part.append(text); replies.append(part); }
   box.append(replies);
   for (const [name, question] of data.questions) {
-    const row = make("p", `${question} `); row.setAttribute("role", "radiogroup"); row.setAttribute("aria-label", question);
+    const row = make("p", `${question} `);
+    row.setAttribute("role", "radiogroup"); row.setAttribute("aria-label", question);
     for (const answer of ["A", "B", "same"]) {
       const label = make("label"), radio = make("input");
       radio.type = "radio"; radio.name = `${name}-${item.item}`; radio.value = answer;

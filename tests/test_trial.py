@@ -1,0 +1,99 @@
+"""A killed evaluation ends as one that ran through, and every condition is at the drift that was asked for."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import star_tl as star
+from star_tl.cli import app
+from star_tl.errors import StarError
+from star_tl.evaluation import conditions
+
+OPTIONS = {"max_new_tokens": 5, "progress": False, "drift": 0.05}
+WRITTEN = ("effects.csv", "against.csv", "samples.csv", "tables.md", "tables.tex", "report.html")
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return star.load_pairs("politeness").heldout.prompts[:4]
+
+
+@pytest.fixture(scope="module")
+def folder(tiny, prompts, tmp_path_factory):
+    out = tmp_path_factory.mktemp("trial") / "whole"
+    star.evaluate(tiny, "negotiation_politeness", prompts, out, **OPTIONS)
+    return out
+
+
+def test_every_condition_is_in_the_tables_and_those_that_steer_are_near_the_drift(folder, tiny, prompts) -> None:
+    result = star.evaluate(tiny, "negotiation_politeness", prompts, folder, **OPTIONS)
+    found = dict.fromkeys(result.table.condition)
+    assert set(found) == set(conditions.CONDITIONS) - {"chosen"}
+    assert {"markers", "ngrams:politeness", "relevance", "perplexity"} <= set(result.measures)
+    counts = result.samples.groupby("arm").size()
+    assert counts["unsteered"] == 4
+    assert sum(n for arm, n in counts.items() if arm.startswith("random ")) == 4 * conditions.RANDOM
+    steered = result.table[(result.table.measure == "markers") & (result.table.strength != 0)]
+    assert np.median(np.abs(np.log(steered.drift / 0.05))) < 1.0, "four other prompts, a tiny model"
+    assert set(result.matrix.vector) == set(result.matrix.measured)
+    assert result.damage.condition.iloc[0] == "unsteered"
+    assert all((folder / name).stat().st_size for name in WRITTEN)
+
+
+def test_another_evaluation_in_the_folder_is_refused(folder, tiny, prompts) -> None:
+    with pytest.raises(StarError, match="another evaluation"):
+        star.evaluate(tiny, "negotiation_gratitude", prompts, folder, **OPTIONS)
+
+
+def test_a_killed_evaluation_goes_on_to_the_same_numbers(folder, tiny_folder: Path, tmp_path: Path) -> None:
+    code = (
+        "import star_tl as star, sys\n"
+        "star.evaluate(star.load_model(sys.argv[1]), 'negotiation_politeness',"
+        " star.load_pairs('politeness').heldout.prompts[:4], sys.argv[2], max_new_tokens=5, progress=False, drift=0.05)"
+    )
+    command = [sys.executable, "-c", code, str(tiny_folder), str(tmp_path / "killed")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        for _ in range(1200):
+            if (tmp_path / "killed" / "replies" / "drift-1.jsonl").exists() or process.poll() is not None:
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "effects.csv").exists()
+    subprocess.run(command, check=True, capture_output=True)
+    for name in ("effects.csv", "against.csv", "samples.csv"):
+        assert (tmp_path / "killed" / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+def test_the_command_evaluates_and_exports_a_form(tiny_folder: Path, tmp_path: Path) -> None:
+    given = ["--task", "joy", "--model", str(tiny_folder), "--limit", "2", "--max-new-tokens", "4", "--drift", "0.05"]
+    given += ["--no-side-effects", "--out", str(tmp_path / "out"), "--export-human", str(tmp_path / "form")]
+    result = CliRunner().invoke(app, ["evaluate", *given])
+    assert result.exit_code == 0, result.output
+    assert {p.name for p in (tmp_path / "form").iterdir()} == {"form.html", "form.csv", "key.csv"}
+    assert "located" in result.output
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--task", "yoy"], "Unknown task"),
+        (["--task", "joy", "--limit", "0"], "at least 1"),
+        (["--task", "joy", "--mode", "multi"], "--data"),
+        (["--task", "joy", "--positions", "all"], "--vector"),
+        (["--task", "joy", "--llm-url", "http://x"], "--llm-model"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_before_a_model_is_loaded(given, said, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("star_tl.cli._load", None)
+    result = CliRunner().invoke(app, ["evaluate", *given, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert said in result.output
