@@ -121,4 +121,5 @@ def kappa(one: np.ndarray, other: np.ndarray) -> float:
     table = np.array([[int(((one == a) & (other == b)).sum()) for b in (0, 1)] for a in (0, 1)])
     if table.sum() == 0 or max(table[0, 0], table[1, 1]) == table.sum():
         return float("nan")
-    return float(np.asarray(cohens_kappa(table).kappa).item())
+    with np.errstate(invalid="ignore"):  # of its standard error, which is not asked for
+        return float(np.asarray(cohens_kappa(table).kappa).item())

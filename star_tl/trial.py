@@ -20,7 +20,7 @@ from star_tl.data.chat import Prompt, as_prompts
 from star_tl.data.pairs import TRAITS, Pairs, load_pairs
 from star_tl.data.tasks import Task, load_task
 from star_tl.errors import StarError
-from star_tl.evaluation.conditions import BOTH, LOCATED, PRIMED, vector_conditions, worded_conditions
+from star_tl.evaluation.conditions import BOTH, CAA, LOCATED, PRIMED, vector_conditions, worded_conditions
 from star_tl.evaluation.effects import effects, pool_random
 from star_tl.evaluation.equal_drift import SEED, bring_to_drift
 from star_tl.evaluation.evaluated import Evaluation
@@ -40,7 +40,7 @@ from star_tl.view.evaluation_report import write_evaluation_report
 
 CALL = "evaluation.json"
 PRACTICE = 16  # extraction contexts on which drift is measured
-DAMAGED = (UNSTEERED, "chosen", LOCATED, "middle layer, every token", "all layers", PRIMED)
+DAMAGED = (UNSTEERED, "chosen", LOCATED, CAA, "all layers", PRIMED)
 
 
 def evaluate(

@@ -1,4 +1,4 @@
-"""A killed evaluation ends as one that ran through, and every condition is at the drift that was asked for."""
+"""An evaluation has every condition, refuses what it cannot do, and once killed ends as one that ran through."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -33,7 +32,7 @@ def folder(tiny, prompts, tmp_path_factory):
     return out
 
 
-def test_every_condition_is_in_the_tables_and_those_that_steer_are_near_the_drift(folder, tiny, prompts) -> None:
+def test_every_condition_is_in_the_tables(folder, tiny, prompts) -> None:
     result = star.evaluate(tiny, "negotiation_politeness", prompts, folder, **OPTIONS)
     found = dict.fromkeys(result.table.condition)
     assert set(found) == set(conditions.CONDITIONS) - {"chosen"}
@@ -41,8 +40,6 @@ def test_every_condition_is_in_the_tables_and_those_that_steer_are_near_the_drif
     counts = result.samples.groupby("arm").size()
     assert counts["unsteered"] == 4
     assert sum(n for arm, n in counts.items() if arm.startswith("random ")) == 4 * conditions.RANDOM
-    steered = result.table[(result.table.measure == "markers") & (result.table.strength != 0)]
-    assert np.median(np.abs(np.log(steered.drift / 0.05))) < 1.0, "four other prompts, a tiny model"
     assert set(result.matrix.vector) == set(result.matrix.measured)
     assert result.damage.condition.iloc[0] == "unsteered"
     assert all((folder / name).stat().st_size for name in WRITTEN)

@@ -21,14 +21,14 @@ RANDOM = 10
 SHOTS = 3
 TOP_HEADS = 0.1  # of all heads: ITI's sweet spot lies near it (arXiv 2306.03341, 48 of 1024 in LLaMA-7B)
 LOCATED, PRIMED, BOTH = "located", "priming", "priming + located"
-NEGATIVE = "negative strength"
+NEGATIVE, CAA = "negative strength", "middle layer, every token"
 # What each condition is, for a table's notes.
 CONDITIONS = {
     UNSTEERED: "the model as it is",
     "chosen": "the intervention that was asked about",
     LOCATED: "mean difference of the pairs at attribution's place",
     "wrong layer": "the same vector at the layer that attribution ranks last",
-    "middle layer, every token": "mean difference over reply tokens, middle layer (CAA, arXiv 2312.06681)",
+    CAA: "mean difference over reply tokens, middle layer (CAA, arXiv 2312.06681)",
     "all layers": "mean difference over reply tokens at every layer, every token (global steering)",
     "top heads": "mean difference of the heads that tell the pairs apart best, generated tokens (ITI, 2306.03341)",
     "shuffled labels": "located, with positive and negative swapped in a random half of the pairs",
@@ -54,7 +54,7 @@ def vector_conditions(model: Model, pairs: Pairs, attr: AttributionMap, seed: in
     return [
         Condition(LOCATED, located),
         Condition("wrong layer", located.at_layer(attr.choose_layer().last_ranked)),
-        Condition("middle layer, every token", caa, 0.3, "all"),
+        Condition(CAA, caa, 0.3, "all"),
         Condition("all layers", means[0], 0.3 / len(means), "all", more=tuple(means[1:])),
         Condition("top heads", heads[0], positions="generated", more=tuple(heads[1:])),
         Condition("shuffled labels", shuffled),

@@ -18,7 +18,7 @@ import pandas as pd
 
 from star_tl import stats
 from star_tl.errors import StarError
-from star_tl.evaluation.conditions import LOCATED, PRIMED
+from star_tl.evaluation.conditions import CAA, LOCATED, PRIMED
 from star_tl.evaluation.evaluated import Evaluation
 from star_tl.evaluation.measures import main_measures
 from star_tl.files import read_text
@@ -27,7 +27,7 @@ from star_tl.steering.condition import UNSTEERED
 QUESTIONS = ("trait", "better")
 ANSWERS = ("A", "B", "same")
 COLUMNS = ("form", "rater", "item", *QUESTIONS)
-OTHERS = (UNSTEERED, PRIMED, "middle layer, every token", "random 0")
+OTHERS = (UNSTEERED, PRIMED, CAA, "random 0")
 MOST_ITEMS = 80  # an hour's work
 
 

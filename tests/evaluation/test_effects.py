@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 
 from star_tl.evaluation.effects import effects, pool_random
-from star_tl.evaluation.equal_drift import _next
 
 
 def replies(rates: dict[str, float], prompts: int = 60, seeds: int = 2) -> pd.DataFrame:
@@ -53,14 +52,3 @@ def test_random_vectors_are_one_condition_and_keep_their_names() -> None:
     assert set(pooled.arm) == {"unsteered", "random"}
     assert set(pooled.way) == {"unsteered", "random 0", "random 11"}
     assert effects(pooled, ["markers"]).set_index("condition").n["random"] == 10
-
-
-@pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("law", [lambda s: 0.02 * s**2, lambda s: 0.3 * (1 - np.exp(-0.1 * s)), lambda s: s**4])
-def test_the_search_for_a_drift_finds_it_where_drift_grows_by_another_law(law, sign: int) -> None:
-    found, strength = {}, sign * 1.0
-    for _ in range(8):
-        found[strength] = float(law(abs(strength)))
-        strength = _next(found, 0.15)
-    assert all(s * sign > 0 for s in found)
-    assert min(abs(np.log(d / 0.15)) for d in found.values()) < 0.12
