@@ -18,6 +18,8 @@ from star_tl.steering.condition import Condition
 ROUNDS = 5
 NEAR = 0.1  # of the target, as a logarithm: closer than the drift of a few dozen replies is known
 LEAST = 1e-9  # nats per token: below it nothing was moved
+FARTHEST = 4.0  # times the strength before, at most
+INSIDE = 0.15  # of the way between two strengths, at least, from either
 SEED = 7919  # of the replies that drift is measured on, other than those of any result
 
 
@@ -33,8 +35,8 @@ def bring_to_drift(
 ) -> list[Condition]:
     """The conditions, each at the strength found whose replies drift nearest to ``target`` nats per token.
 
-    Drift grows as the square of a small strength, saturates, or runs away, so that each round goes by the square law
-    from the nearest that was measured and stays between strengths that were too low and too high.
+    Drift grows as the square of a small strength, then saturates or runs away: each round goes by the square law until
+    strengths are known that drift too little and too much, and by a power law between these two from then on.
 
     Args:
         model: the model that is steered.
@@ -82,10 +84,12 @@ def _distance(drift: float, target: float) -> float:
 def _next(found: dict[float, float], target: float) -> float:
     """The next strength to try, of the sign of those tried."""
     sign = math.copysign(1, next(iter(found)))
-    below = max((abs(s) for s, d in found.items() if d < target), default=0.0)
-    above = min((abs(s) for s, d in found.items() if d >= target and abs(s) > below), default=math.inf)
-    nearest = min(found, key=lambda s: _distance(found[s], target))
-    step = abs(nearest) * min(4.0, max(0.25, (target / max(found[nearest], LEAST)) ** 0.5))
-    if not below < step < above:
-        step = (below * above) ** 0.5 if below and above < math.inf else (above / 3 if above < math.inf else below * 2)
-    return sign * step
+    drifts = {abs(s): max(d, LEAST) for s, d in found.items()}
+    below = max((s for s, d in drifts.items() if d < target), default=None)
+    above = min((s for s, d in drifts.items() if d >= target and (below is None or s > below)), default=None)
+    if below is not None and above is not None:
+        share = math.log(target / drifts[below]) / math.log(drifts[above] / drifts[below])
+        return sign * below * (above / below) ** min(1 - INSIDE, max(INSIDE, share))
+    nearest = below if below is not None else above
+    assert nearest is not None
+    return sign * nearest * min(FARTHEST, max(1 / FARTHEST, (target / drifts[nearest]) ** 0.5))
