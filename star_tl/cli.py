@@ -415,6 +415,12 @@ def evaluate(
         float | None, typer.Option("--drift", help="Nats per token for every vector; default that of priming.")
     ] = None,
     seeds: SeedsOption = 1,
+    turns: Annotated[
+        int, typer.Option("--turns", help="Play talks of so many turns too, the model against itself unsteered.")
+    ] = 0,
+    items: Annotated[
+        Path | None, typer.Option("--items", help="CraigslistBargain's train.json: what a played negotiation is about.")
+    ] = None,
     side_effects: Annotated[
         bool, typer.Option("--side-effects/--no-side-effects", help="Other traits, facts, refusals, neutral text.")
     ] = True,
@@ -456,6 +462,10 @@ def evaluate(
         raise StarError(f"--limit is {limit}: use at least 1.")
     if data is None and mode is not None:
         raise StarError(f"--mode {mode} is about the prompts of a file: give --data FILE, or leave it out.")
+    if items is not None and not (turns and chosen.outcomes):
+        raise StarError("--items is what a played negotiation is about: give --turns and a negotiation's --task.")
+    from star_tl.data.scenarios import load_scenarios
+
     questions: Any = _prompts(data, mode, limit) if data is not None else pairs.heldout.prompts[:limit]
     from star_tl.evaluation.human import human_tables
     from star_tl.evaluation.llm_judge import LLMJudge
@@ -472,6 +482,8 @@ def evaluate(
         chosen=replace(way, vector=SteeringVector.load(vector, loaded)) if vector is not None else None,
         drift=drift,
         seeds=range(seeds),
+        turns=turns,
+        scenarios=load_scenarios(items, len(questions)) if items is not None else None,
         llm=LLMJudge(pairs.trait, llm_url, llm_model) if llm_url and llm_model else None,
         side_effects=side_effects,
         sampling=sampling,

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -18,6 +19,7 @@ from typing_extensions import Unpack
 from star_tl.attribution import AttributionMap, attribute
 from star_tl.data.chat import Prompt, as_prompts
 from star_tl.data.pairs import TRAITS, Pairs, load_pairs
+from star_tl.data.scenarios import Scenario, load_scenarios
 from star_tl.data.tasks import Task, load_task
 from star_tl.errors import StarError
 from star_tl.evaluation.conditions import BOTH, CAA, LOCATED, PRIMED, vector_conditions, worded_conditions
@@ -26,8 +28,11 @@ from star_tl.evaluation.equal_drift import SEED, bring_to_drift
 from star_tl.evaluation.evaluated import Evaluation
 from star_tl.evaluation.llm_judge import LLMJudge
 from star_tl.evaluation.measures import agreement, main_measures, measured
+from star_tl.evaluation.negotiation import outcomes
+from star_tl.evaluation.played import Talk, by_turn, play, talks_of, texts_of
 from star_tl.evaluation.preflight import preflight
 from star_tl.evaluation.samples import describe, sample_conditions
+from star_tl.evaluation.scores import mark_coherent
 from star_tl.evaluation.side_effects import damage, trait_matrix
 from star_tl.files import check_writable, locked, output_folder, replacing, unwritable
 from star_tl.generation.sampling import render_prompts
@@ -40,7 +45,7 @@ from star_tl.view.evaluation_report import write_evaluation_report
 
 CALL = "evaluation.json"
 PRACTICE = 16  # extraction contexts on which drift is measured
-DAMAGED = (UNSTEERED, "chosen", LOCATED, CAA, "all layers", PRIMED)
+SHOWN = (UNSTEERED, "chosen", LOCATED, CAA, "all layers", PRIMED)
 
 
 def evaluate(
@@ -52,6 +57,8 @@ def evaluate(
     chosen: Condition | None = None,
     drift: float | None = None,
     seeds: Sequence[int] = (0,),
+    turns: int = 0,
+    scenarios: Sequence[Scenario] | None = None,
     llm: LLMJudge | None = None,
     side_effects: bool = True,
     progress: bool = True,
@@ -72,6 +79,9 @@ def evaluate(
         chosen: an intervention of one's own, brought to the same drift.
         drift: nats per token; default that of priming.
         seeds: a reply per prompt, condition and seed; a random vector gets one of the seeds.
+        turns: then play talks of so many turns against the same model unsteered, under a few of the conditions; a task
+            with outcomes bargains over ``scenarios``.
+        scenarios: default the built-in items, as many as there are prompts.
         llm: a language model as one more judge.
         side_effects: measure other traits, facts, refusals and neutral text too.
         progress: show progress bars.
@@ -83,16 +93,21 @@ def evaluate(
     settings = settled(sampling, options)
     if isinstance(seeds, str) or not len(seeds) or len(set(seeds)) < len(seeds):
         raise StarError(f"seeds is {seeds!r}: give at least one, each once.")
+    if turns < 0:
+        raise StarError(f"turns is {turns}: use 0 for none, or how many.")
     task = load_task(task) if isinstance(task, str) else task
     pairs = load_pairs(task.trait)
     asked = as_prompts(prompts if prompts is not None else pairs.heldout.prompts)
     ids = render_prompts(model, asked, settings.max_new_tokens)
+    items = list(scenarios if scenarios is not None else load_scenarios(limit=len(asked))) if task.outcomes else []
     given = [Condition(seed=s) for s in seeds] + ([replace(chosen, name="chosen")] if chosen is not None else [])
     call = describe(model, [ids], given, settings) | {
         "task": repr(task),
         "pairs": hashlib.sha256(repr(pairs.trait).encode() + repr(pairs.pairs).encode()).hexdigest()[:16],
         "drift": drift,
         "side_effects": side_effects,
+        "turns": turns,
+        "items": repr(items),
         "llm": llm and [llm.url, llm.model],
         "star_tl": __version__,
     }
@@ -106,8 +121,13 @@ def evaluate(
         if side_effects:
             located = next(c for c in conditions if c.name == LOCATED)
             matrix = _matrix(model, pairs, asked, located, found["drift"], samples, settings, folder, progress)
-            some = [c for c in conditions if c.name in DAMAGED]
+            some = [c for c in conditions if c.name in SHOWN]
             harm = damage(model, some, settings, folder and folder / "replies" / "refusals.jsonl", progress)
+        talked = ended = None
+        if turns:
+            some = [c for c in conditions if c.name in SHOWN]
+            talks = talks_of(task, asked, items)
+            talked, ended = _talks(model, pairs, talks, items, some, turns, settings, folder, progress)
         told = {k: f"{v:.3f} nats per token, that of priming" if drift is None else f"{v:g}" for k, v in found.items()}
         return Evaluation(
             task=task,
@@ -120,6 +140,8 @@ def evaluate(
             preflight=preflight(model, pairs).table,
             matrix=matrix,
             damage=harm,
+            turns=talked,
+            outcomes=ended,
             prompts=tuple(asked),
             settings={
                 **told,
@@ -129,7 +151,7 @@ def evaluate(
                 "sampling": f"temperature {settings.temperature:g}, top-p {settings.top_p:g}, at most "
                 f"{settings.max_new_tokens} tokens",
                 "model": f"{model.cfg.model_name}, fingerprint {call['model']}",
-                "star_tl": __version__,
+                "star_tl": f"{__version__}, torch {version('torch')}, transformer_lens {version('transformer_lens')}",
             },
         )
 
@@ -231,6 +253,30 @@ def _matrix(
     texts = {name: frame[frame.arm == name].text.tolist() for name in others}
     texts[pairs.trait.name] = samples[samples.arm == LOCATED].text.tolist()
     return trait_matrix({name: texts[name] for name in sorted(texts)}, samples[samples.arm == UNSTEERED].text.tolist())
+
+
+def _talks(
+    model: Model,
+    pairs: Pairs,
+    talks: Sequence[Talk],
+    items: Sequence[Scenario],
+    conditions: Sequence[Condition],
+    turns: int,
+    sampling: Sampling,
+    folder: Path | None,
+    progress: bool,
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Turn by turn; and what was bargained, where something was."""
+    frames, ended = [], []
+    for way in conditions:
+        kept = folder and folder / "replies" / "talks" / way.name.replace(" ", "-")
+        frame = play(model, pairs.trait, talks, way, turns, sampling, kept, progress)
+        frames.append(frame)
+        if items:
+            ended.append(outcomes(texts_of(frame), items).assign(condition=way.name))
+    samples = mark_coherent(pd.concat(frames, ignore_index=True))
+    means = pd.concat(ended).groupby("condition", sort=False).mean().reset_index() if ended else None
+    return by_turn(samples), means
 
 
 def _write(folder: Path, result: Evaluation) -> None:

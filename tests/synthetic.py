@@ -264,6 +264,14 @@ def evaluated(prompts: int = 40):
         preflight=pd.DataFrame({"layer": [0, 1], "agreement": [0.5, 0.9], "auc": [0.6, 1.0]}),
         matrix=pd.DataFrame(matrix),
         damage=pd.DataFrame({"condition": ["unsteered"], "perplexity": [9.5], "facts": [0.5], "refused": [0.1]}),
+        turns=pd.DataFrame([_turn(arm, i) for arm in ("unsteered", "located") for i in (1, 2, 3)]),
+        outcomes=None,
         prompts=tuple(({"role": "user", "content": text},) for text in asked),
         settings={"drift": "0.1", "model": "tiny_model & co"},
     )
+
+
+def _turn(arm: str, turn: int) -> dict[str, object]:
+    drift = 0.1 * turn * (arm == "located")
+    row = {"condition": arm, "turn": turn, "markers": 0.5, "coherent": 0.9, "drift": drift}
+    return row | {"slope": 0.1, "low": 0.0, "high": 0.2}

@@ -32,6 +32,15 @@ def folder(tiny, prompts, tmp_path_factory):
     return out
 
 
+def test_a_negotiation_is_played_and_its_outcomes_are_printed(tiny, prompts) -> None:
+    options = OPTIONS | {"side_effects": False, "turns": 2}
+    result = star.evaluate(tiny, "negotiation_gratitude", prompts[:2], **options)
+    assert set(result.turns.turn) == {1, 2}
+    assert set(result.outcomes.condition) == set(result.turns.condition) >= {"unsteered", "located", "priming"}
+    assert result.outcomes.deal.between(0, 1).all()
+    assert {"turn by turn", "outcomes"} <= set(result.tables())
+
+
 def test_every_condition_is_in_the_tables(folder, tiny, prompts) -> None:
     result = star.evaluate(tiny, "negotiation_politeness", prompts, folder, **OPTIONS)
     found = dict.fromkeys(result.table.condition)
@@ -87,6 +96,7 @@ def test_the_command_evaluates_and_exports_a_form(tiny_folder: Path, tmp_path: P
         (["--task", "joy", "--mode", "multi"], "--data"),
         (["--task", "joy", "--positions", "all"], "--vector"),
         (["--task", "joy", "--llm-url", "http://x"], "--llm-model"),
+        (["--task", "joy", "--turns", "2", "--items", "x.json"], "negotiation"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_before_a_model_is_loaded(given, said, tmp_path, monkeypatch) -> None:

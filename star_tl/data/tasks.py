@@ -67,4 +67,5 @@ def load_task(name_or_path: str | Path) -> Task:
         or not isinstance(value["outcomes"], bool)
     ):
         raise StarError(f"{path}: a field has another form than in the built-in tasks: correct it.")
-    return Task(*texts, value["roles"], *map(tuple, lists), value["outcomes"])
+    data, judges, measures = map(tuple, lists)
+    return Task(*texts, value["roles"], data, judges, measures, value["outcomes"])

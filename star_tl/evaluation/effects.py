@@ -32,7 +32,7 @@ def effects(
     rows: list[dict[str, object]] = []
     names = [n for n in dict.fromkeys(samples.arm) if n != reference]
     for measure in measures:
-        by_prompt = samples.groupby(["arm", "prompt_id"], sort=False)[measure].mean()
+        by_prompt = samples.pivot_table(index="prompt_id", columns="arm", values=measure, dropna=False)
         base = by_prompt[reference]
         family = []
         for name in (reference, *names):

@@ -35,7 +35,8 @@ class Evaluation:
 
     ``table`` holds :func:`star_tl.evaluation.effects.effects` beside unsteered replies, ``against`` the same of every
     condition beside the located vector; ``agreement`` kappas of the measures; ``preflight`` a row per layer;
-    ``matrix`` and ``damage`` the side effects (None where they were not asked for); ``samples`` a row per reply.
+    ``matrix`` and ``damage`` the side effects, ``turns`` a row per condition and turn of the played talks, ``outcomes``
+    a row per condition of a negotiation (None where they were not asked for); ``samples`` a row per reply.
     """
 
     task: Task
@@ -48,6 +49,8 @@ class Evaluation:
     preflight: pd.DataFrame
     matrix: pd.DataFrame | None
     damage: pd.DataFrame | None
+    turns: pd.DataFrame | None
+    outcomes: pd.DataFrame | None
     prompts: tuple[tuple[Message, ...], ...]
     settings: Mapping[str, str]
 
@@ -67,14 +70,16 @@ class Evaluation:
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """By heading, as texts: effects by measure, then the others."""
-        found = {measure: shown(self.table[self.table.measure == measure]) for measure in self.measures}
-        first = self.against[self.against.measure == self.measures[0]]
+        found = {measure: shown(self.table.loc[self.table.measure == measure]) for measure in self.measures}
+        first = self.against.loc[self.against.measure == self.measures[0]]
         found[f"{self.measures[0]}, beside the located vector"] = shown(first)
         others = {
             "agreement of measures": self.agreement,
             "pairs before steering, by layer": self.preflight,
             "every trait's vector on every trait": self.matrix,
             "damage": self.damage,
+            "turn by turn": self.turns,
+            "outcomes": self.outcomes,
         }
         return found | {
             name: table.map(lambda x: f"{x:.2f}" if isinstance(x, float) else str(x))

@@ -37,7 +37,7 @@ def blinded(result: Evaluation, limit: int = MOST_ITEMS, seed: int = 0) -> pd.Da
     The intervention (``chosen``, else the located vector) stands beside one of OTHERS, all of them equally often; sides
     and order are random. Equal replies are left out, for there is nothing to tell.
     """
-    first = result.samples[result.samples.seed == result.samples.seed.iloc[0]]
+    first = result.samples.loc[result.samples.seed == result.samples.seed.iloc[0]]
     texts = first.drop_duplicates(["arm", "prompt_id"]).set_index(["arm", "prompt_id"]).text
     mine = "chosen" if "chosen" in set(first.arm) else LOCATED
     draw = random.Random(seed)
@@ -135,7 +135,7 @@ def agreement_with_judges(ratings: pd.DataFrame, items: pd.DataFrame, result: Ev
     Over items on which most people named a side and the judge's scores differ.
     """
     votes = ratings.assign(vote=ratings.trait.map({"A": 1, "B": -1, "same": 0})).groupby("item").vote.sum()
-    first = result.samples[result.samples.seed == result.samples.seed.iloc[0]]
+    first = result.samples.loc[result.samples.seed == result.samples.seed.iloc[0]]
     rows = []
     for measure in main_measures(result.measures):
         scores = first.drop_duplicates(["arm", "prompt_id"]).set_index(["arm", "prompt_id"])[measure]

@@ -10,17 +10,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from star_tl.data.chat import Message
+from star_tl.data.chat import Message, Prompt, as_messages
 from star_tl.data.pairs import Trait
+from star_tl.data.scenarios import Scenario
+from star_tl.data.tasks import Task
 from star_tl.errors import StarError
 from star_tl.evaluation.samples import sample_conditions
 from star_tl.generation.settings import Sampling
 from star_tl.models.backend import Model
+from star_tl.stats import bootstrap_interval
 from star_tl.steering.condition import Condition
 
 BEGIN = "(The other person is here. Say the first thing.)"
+SHORT = "Answer in one or two short sentences."
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,32 @@ def play(
         for past, words, reply in zip(said, heard, frame.text, strict=True):
             past.append((words, reply.strip() or "..."))
     return pd.concat(frames, ignore_index=True)
+
+
+def talks_of(task: Task, prompts: Sequence[Prompt], scenarios: Sequence[Scenario] = ()) -> list[Talk]:
+    """A talk for each item to bargain over; else for each prompt, opened by its last user message."""
+    if scenarios:
+        return [Talk(s.roles["user"], s.roles["assistant"]) for s in scenarios]
+    told = {side: f"You are {who}. {SHORT}" for side, who in task.roles.items()}
+    said = [next(m["content"] for m in reversed(as_messages(p)) if m["role"] == "user") for p in prompts]
+    return [Talk(told["user"], told["assistant"], opening) for opening in said]
+
+
+def by_turn(samples: pd.DataFrame) -> pd.DataFrame:
+    """A row per condition and turn, of samples with ``coherent``: ``markers`` (in coherent replies), ``coherent``,
+    ``drift``; and ``slope``, drift's rise in nats per token and turn over the whole talk, with its 95 % interval over
+    talks.
+    """
+    rows = []
+    for arm, group in samples.assign(markers=samples.shows & samples.coherent).groupby("arm", sort=False):
+        slope = low = high = float("nan")
+        if group.turn.nunique() > 1:
+            slopes = np.array([np.polyfit(talk.turn, talk.drift, 1)[0] for _, talk in group.groupby("prompt_id")])
+            slope, (low, high) = float(slopes.mean()), bootstrap_interval(slopes)
+        for turn, some in group.groupby("turn"):
+            row = {"condition": arm, "turn": turn, "markers": some.markers.mean(), "coherent": some.coherent.mean()}
+            rows.append(row | {"drift": some.drift.mean(), "slope": slope, "low": low, "high": high})
+    return pd.DataFrame(rows)
 
 
 def texts_of(frame: pd.DataFrame) -> list[list[str]]:

@@ -89,3 +89,14 @@ def plot_matrix(matrix: pandas.DataFrame) -> go.Figure:
     fig.update_xaxes(title_text="measured trait")
     fig.update_yaxes(title_text="vector", autorange="reversed")
     return _finish(fig, "Side effects on other traits", "all vectors at one place and at equal drift", 760, 480)
+
+
+def plot_turns(turns: pandas.DataFrame) -> go.Figure:
+    """Drift turn by turn, a line per condition."""
+    fig = go.Figure()
+    for name, group in turns.groupby("condition", sort=False):
+        colour = COLOURS.get(str(name), ANOTHER)
+        fig.add_trace(go.Scatter(x=group.turn, y=group.drift, name=name, mode="lines+markers", line_color=colour))
+    fig.update_xaxes(title_text="turn", dtick=1)
+    fig.update_yaxes(title_text="drift (nats per token)", rangemode="tozero")
+    return _finish(fig, "Drift over turns", "mean over talks; the other side is unsteered", 760, 420, showlegend=True)

@@ -10,7 +10,7 @@ import pandas as pd
 from star_tl.evaluation.conditions import CONDITIONS
 from star_tl.evaluation.evaluated import Evaluation
 from star_tl.files import replacing
-from star_tl.view.evaluation_plots import plot_conditions, plot_frontier, plot_matrix
+from star_tl.view.evaluation_plots import plot_conditions, plot_frontier, plot_matrix, plot_turns
 from star_tl.view.page import figure, page, scroll
 
 
@@ -37,6 +37,9 @@ def _page(result: Evaluation) -> str:
             "Side effects on other traits",
             figure("matrix-figure", plot_matrix(result.matrix), "share of replies with a marker, steered − unsteered"),
         )
+    if result.turns is not None:
+        caption = "single turns were brought to one drift; what grows here is what several turns add"
+        sections["turns"] = ("Turn by turn", figure("turns-figure", plot_turns(result.turns), caption))
     tables = "\n".join(f"<h3>{html.escape(name)}</h3>{_table(name, t)}" for name, t in result.tables().items())
     sections["tables"] = ("Tables", tables)
     notes = "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in CONDITIONS.items())

@@ -85,7 +85,7 @@ def test_the_report_opens_offline_with_its_figures_and_text_as_text(browser, tmp
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.goto(path.as_uri())
-    for name in ("effects-0", "effects-1", "frontier", "matrix-figure"):
+    for name in ("effects-0", "effects-1", "frontier", "matrix-figure", "turns-figure"):
         page.locator(f"#{name}").scroll_into_view_if_needed()
         page.locator(f"#{name} .main-svg").first.wait_for()
     assert said == []
@@ -99,8 +99,8 @@ def test_tables_are_markdown_and_latex() -> None:
     markdown, latex = result.to_markdown(), result.to_latex()
     assert markdown.startswith("# negotiation_politeness on tiny_model\n")
     assert "| located |" in markdown
-    lines = [line for line in markdown.split("\n") if line.startswith("|")]
-    assert len({line.count("|") for line in lines if line.startswith(("| condition | mean |", "| located |"))}) == 1
+    for table in markdown.split("\n\n## ")[1:]:
+        assert len({line.count("|") for line in table.split("\n") if line.startswith("|")}) == 1
     assert r"\begin{tabular}{l" in latex
     assert r"100\%" in latex
     assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == len(result.tables())
