@@ -27,7 +27,7 @@ from star_tl.evaluation.effects import effects, pool_random
 from star_tl.evaluation.equal_drift import SEED, bring_to_drift
 from star_tl.evaluation.evaluated import Evaluation
 from star_tl.evaluation.llm_judge import LLMJudge
-from star_tl.evaluation.measures import agreement, main_measures, measured
+from star_tl.evaluation.task_measures import agreement, main_measures, measured
 from star_tl.evaluation.negotiation import outcomes
 from star_tl.evaluation.played import Talk, by_turn, play, talks_of, texts_of
 from star_tl.evaluation.preflight import preflight

@@ -20,7 +20,7 @@ from star_tl import stats
 from star_tl.errors import StarError
 from star_tl.evaluation.conditions import CAA, LOCATED, PRIMED
 from star_tl.evaluation.evaluated import Evaluation
-from star_tl.evaluation.measures import main_measures
+from star_tl.evaluation.task_measures import main_measures
 from star_tl.files import read_text
 from star_tl.steering.condition import UNSTEERED
 
