@@ -113,7 +113,7 @@ def pairs_of_length(model: HookedTransformer, length: int, count: int) -> Pairs:
             clean, corrupted = (
                 ({"role": "user", "content": text(31 * k, n - 12) + text(s + k, 12)[1:]},) for s in (50, 400)
             )
-            replies = text(11 + 5 * k, REPLY), text(123 + 3 * k, REPLY)
+            replies = text(11 + 5 * k, REPLY), text(123 + 5 * k, REPLY)  # always other words
             made.append(ContrastivePair(f"p{k}", clean, *replies, clean=clean, corrupted=corrupted))
         return Pairs(Trait("bench", "yes", "no", ("x",)), tuple(made))
 

@@ -1,4 +1,4 @@
-"""All that a machine with a GPU can show, in one call of less than 8 minutes, as Markdown with a line for every fault.
+"""All that a machine with a GPU can show, in one call of less than 5 minutes, as Markdown with a line for every fault.
 
     scripts/gpu_check [--wheels FOLDER]     on the machine with the GPU
     scripts/gpu_check --pack FOLDER         beforehand, where the package index can be reached
@@ -10,10 +10,17 @@ HuggingFace with hooks:
 
     loading     safetensors from the disk's cache onto the card
     pairs       star.attribute at all hook points, heads and positions, drift included, all pairs in one call; the best
-                of three. HuggingFace: gradient times difference at every layer's output only, pair after pair
+                of three, the share of that time in which the card works, and what it is asked for: kernels, copies and
+                waits. HuggingFace: gradient times difference at every layer's output only, pair after pair
     decoding    a step of so many rows with a vector added at the middle layer, text and choice of tokens left out;
-                weights' bytes a second as a share of the rate at which the card copies; and how far the recorded
-                step's log-probabilities lie from the plain one's, as a share of their spread
+                weights' bytes a second as a share of the rate at which the card copies; the same with float32 products
+                in TF32; and how far the recorded step's log-probabilities lie from the plain one's, as a share of their
+                spread
+    many        sample_conditions, scores included, and star.attribute_outcome, whole calls with where they spend
+                their time
+
+What is found is also told on the standard error stream at once; a part that takes too long is ended, and keeps what it
+had found.
 
 A machine with PyTorch, transformers, einops, jaxtyping, pandas, scipy, statsmodels, typer, rich and pytest lacks some
 of what star_tl imports: ``--pack`` downloads it as wheels without their dependencies, which ``--wheels`` puts behind
@@ -29,6 +36,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -52,24 +60,28 @@ LACKING = (
     "transformers_stream_generator",
     "gguf",
 )
-SECONDS = 450  # for everything
-PROMPT, STEPS = 24, 32  # tokens read before decoding, and steps that are timed
+SECONDS = 285  # for everything
+MOST = {"tests": 75, "run": 45, "cpu": 40, "write": 45, "star_tl": 60, "huggingface": 60, "many": 60}  # for one part
+PROMPT, WARM, STEPS = 24, 6, 32  # tokens read before decoding, steps before they are timed, and steps that are
 FOUND = "found: "  # begins a line that a part reports by
 
 
 @dataclass(frozen=True)
 class Case:
-    """A shape to measure: pairs as (how many, tokens a row), and rows that decode together."""
+    """A shape to measure: pairs as (how many, tokens a row), rows that decode together, and, where many replies are
+    written, how many conditions, prompts of each, replies with gradients and tokens each has.
+    """
 
     shape: str
     dtype: str
     pairs: tuple[tuple[int, int], ...]
     rows: tuple[int, ...]
+    many: tuple[int, int, int, int] | None = None
 
 
 CASES = (
+    Case("smollm2", "float32", ((1, 48), (128, 48), (4, 192)), (1, 16, 256), (12, 64, 512, 40)),
     Case("meta-llama/Llama-3.1-8B-Instruct", "bfloat16", ((1, 48), (32, 48), (4, 192)), (1, 16, 64)),
-    Case("smollm2", "float32", ((1, 48), (128, 48), (4, 192)), (1, 16, 256)),
 )
 TINY = {
     "vocab_size": 4608,
@@ -79,7 +91,7 @@ TINY = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-TINY_CASES = tuple(Case(c.shape, c.dtype, ((1, 48), (2, 48)), (1, 3)) for c in CASES)
+TINY_CASES = tuple(Case(c.shape, c.dtype, ((1, 48), (2, 48)), (1, 3), c.many and (2, 2, 8, 3)) for c in CASES)
 
 
 # --- parts -----------------------------------------------------------------------------------
@@ -87,6 +99,12 @@ TINY_CASES = tuple(Case(c.shape, c.dtype, ((1, 48), (2, 48)), (1, 3)) for c in C
 
 def report(what: str, value: str) -> None:
     print(FOUND + json.dumps([what, value]), flush=True)
+
+
+def note(what: str, *lines: str) -> None:
+    """Told, but no line of a table."""
+    for line in lines:
+        print(f"note: {what}: {line}", flush=True)
 
 
 @contextmanager
@@ -175,12 +193,21 @@ def star_tl(case: Case, folder: Path, device: str) -> None:
             rate(count, length, lambda pairs=pairs: star.attribute(model, pairs, progress=False), device)
     locus = star.Locus(f"blocks.{model.cfg.n_layers // 2}.hook_resid_post")
     hooks = injection_hooks(torch.ones(1, model.cfg.d_model), locus, "generated")
+
+    def begun(rows: int) -> LlamaPass:
+        batch = begin(model, hooks, read.mask, PROMPT, PROMPT + WARM + STEPS + 8)
+        assert isinstance(batch, LlamaPass)
+        return batch
+
     for rows in case.rows:
+        read = make_batch(model, prompts(rows))
+        if case.dtype == "float32":
+            with reporting(f"decode step, {rows} rows, TF32"), tf32():
+                steps(f"decode step, {rows} rows, TF32", rows, begun(rows), read.tokens, weights(model), device)
         with reporting(f"decode step, {rows} rows"):
-            read = make_batch(model, prompts(rows))
-            batch = begin(model, hooks, read.mask, PROMPT, PROMPT + STEPS + 4)
-            assert isinstance(batch, LlamaPass)
-            steps(rows, batch, read.tokens, weights(model), device)
+            batch = begun(rows)
+            steps(f"decode step, {rows} rows", rows, batch, read.tokens, weights(model), device)
+            busy(f"decode step, {rows} rows", lambda batch=batch, read=read: batch(read.tokens[:, -1:]), device)
         with reporting(f"recorded beside plain step, {rows} rows"):
             batch._forget()
             tokens, column = read.tokens[:, -1:], batch.position.read
@@ -189,6 +216,48 @@ def star_tl(case: Case, folder: Path, device: str) -> None:
             apart = difference(recorded, plain)
             fault = "" if apart < CLOSE[batch.layers.cache.dtype] else "FAULT: "  # NaN is none below
             report(f"recorded beside plain step, {rows} rows", f"{fault}{apart:.1e} apart")
+
+
+def many(case: Case, folder: Path, device: str) -> None:
+    import torch
+
+    import star_tl as star
+    from star_tl.data.chat import template_hash
+    from star_tl.evaluation.samples import sample_conditions
+    from star_tl.models.load import fingerprint
+
+    if case.many is None:
+        return
+    conditions, asked, replies, length = case.many
+    model = star.load_model(folder, dtype=case.dtype, device=device)
+    pairs = star.load_pairs("emotional_support")
+    prompts = list(pairs.extraction.prompts)
+    prompts = [f"{prompts[i % len(prompts)]} {i}" for i in range(asked)]
+    locus = star.Locus(f"blocks.{model.cfg.n_layers // 2}.hook_resid_post", (-1,))
+    said = {"model": "shape", "fingerprint": fingerprint(model), "template": template_hash(model.tokenizer)}
+    ones = torch.ones(1, model.cfg.d_model)
+    vector = star.SteeringVector(ones, locus, trait="none", method="given", residual_norm=1.0, n_pairs=1, **said)
+    ways = [
+        star.Condition(f"{k}", vector.random_like(k) if k else None, 1.0, ("locus", "generated")[k % 2])
+        for k in range(conditions)
+    ]
+    sampling = star.Sampling(max_new_tokens=length, batch_size=1024)
+    with reporting("sample_conditions"):
+        spent(
+            "sample_conditions",
+            conditions * asked,
+            lambda: sample_conditions(model, pairs.trait, prompts, ways, sampling, progress=False),
+            device,
+        )
+    with reporting("attribute_outcome"):
+        spent(
+            "attribute_outcome",
+            replies,
+            lambda: star.attribute_outcome(
+                model, prompts, lambda chat, text: len(text), replies, sampling, least=replies, progress=False
+            ),
+            device,
+        )
 
 
 def huggingface(case: Case, folder: Path, device: str) -> None:
@@ -211,8 +280,9 @@ def huggingface(case: Case, folder: Path, device: str) -> None:
     holder = type("Holder", (), {"tokenizer": AutoTokenizer.from_pretrained(folder)})()  # all that prepare reads
     for count, length in case.pairs:
         with reporting(named(count, length)):
-            pairs = prepare(holder, pairs_of_length(holder, length, count))
-            rate(count, length, lambda pairs=pairs: [residual_scores(model, p) for p in pairs], device)
+            few = min(count, 4)  # pair after pair: more take longer and no less each
+            pairs = prepare(holder, pairs_of_length(holder, length, few))
+            rate(count, length, lambda pairs=pairs: [residual_scores(model, p) for p in pairs], device, few)
     middle = model.model.layers[len(model.model.layers) // 2]
     for rows in case.rows:
         with reporting(f"decode step, {rows} rows"), torch.no_grad():
@@ -226,7 +296,8 @@ def huggingface(case: Case, folder: Path, device: str) -> None:
 
             handle = middle.register_forward_hook(lambda module, args, out: out + 1)
             try:
-                steps(rows, step, torch.tensor(prompts(rows), device=device), weights(model), device)
+                tokens = torch.tensor(prompts(rows), device=device)
+                steps(f"decode step, {rows} rows", rows, step, tokens, weights(model), device)
             finally:
                 handle.remove()
 
@@ -260,14 +331,73 @@ def timed(work: Callable[[], Any], device: str) -> tuple[Any, float]:
     return result, time.perf_counter() - began
 
 
-def rate(count: int, length: int, work: Callable[[], Any], device: str) -> None:
+def rate(count: int, length: int, work: Callable[[], Any], device: str, of: int | None = None) -> None:
+    """Pairs a second; ``of`` is how many of them ``work`` takes, default all."""
     tries = 3 if device != "cpu" else 1
     work()  # whatever is done once
-    seconds = min(timed(work, device)[1] for _ in range(tries))
-    report(named(count, length), f"{seconds:.3f} s, {count / seconds:.1f} a second")
+    seconds = min(timed(work, device)[1] for _ in range(tries)) * count / (of or count)
+    used = busy(named(count, length), work, device, seconds * (of or count) / count)
+    report(named(count, length), f"{seconds:.3f} s, {count / seconds:.1f} a second{used}")
 
 
-def steps(rows: int, step: Callable[[Any], Any], tokens: Any, held: int, device: str) -> None:
+def busy(what: str, work: Callable[[], Any], device: str, seconds: float | None = None) -> str:
+    """How long the card works in one call, as a share of its time, and by what; the longest kernels are told apart."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    if device == "cpu":
+        return ""
+    _, whole = timed(work, device) if seconds is None else (None, seconds)
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        timed(work, device)
+    found = list(seen.key_averages())
+    on_card = [e for e in found if e.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = [e for e in on_card if not getattr(e, "is_user_annotation", False)]
+    longest = sorted(kernels, key=lambda e: -e.self_device_time_total)[:12]
+    note(what, *(f"{e.self_device_time_total / 1e3:.2f} ms in {e.count} of {e.key[:90]}" for e in longest))
+    asked = {e.key: e.count for e in found}
+    counts = {
+        "kernels": sum(n for key, n in asked.items() if "LaunchKernel" in key),
+        "copies": asked.get("cudaMemcpyAsync", 0),
+        "waits": asked.get("cudaStreamSynchronize", 0),
+        "graphs": asked.get("cudaGraphLaunch", 0),
+    }
+    share = sum(e.self_device_time_total for e in kernels) / 1e6 / whole
+    used = f", card used {share:.0%}, " + ", ".join(f"{n:,} {name}" for name, n in counts.items() if n)
+    note(what, used)
+    return used
+
+
+def spent(what: str, replies: int, work: Callable[[], Any], device: str) -> None:
+    """Replies a second of a whole call, and the functions of star_tl that it spends its time in, each without those
+    of the others that it calls.
+    """
+    import cProfile
+    import pstats
+
+    watched = cProfile.Profile()
+    _, seconds = timed(work, device)
+    timed(lambda: watched.runcall(work), device)
+    report(what, f"{seconds:.2f} s, {replies / seconds:,.0f} replies a second")
+    stats: dict[Any, Any] = pstats.Stats(watched).stats  # pyright: ignore[reportAttributeAccessIssue]
+    for order, column in (("in itself", 2), ("with all it calls", 3)):
+        for (file, _, name), row in sorted(stats.items(), key=lambda kv: -kv[1][column])[:16]:
+            note(what, f"{row[column]:.2f} s {order}, {row[0]} calls of {Path(file).name}:{name}")
+
+
+@contextmanager
+def tf32() -> Iterator[None]:
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def steps(what: str, rows: int, step: Callable[[Any], Any], tokens: Any, held: int, device: str) -> None:
     from bench_8b import copying
 
     def go_on(count: int) -> None:
@@ -275,17 +405,15 @@ def steps(rows: int, step: Callable[[Any], Any], tokens: Any, held: int, device:
         for _ in range(count):
             tokens = step(tokens).argmax(-1)[:, None]
 
-    go_on(3)  # the prompt, and what is made at the first step
+    go_on(WARM)  # the prompt, what is made at the first step, and what a recording does at its first replays
     seconds = timed(lambda: go_on(STEPS), device)[1] / STEPS
     share = held / seconds / copying(device)
-    report(
-        f"decode step, {rows} rows", f"{1e3 * seconds:.2f} ms, {rows / seconds:,.0f} tokens/s, {share:.0%} of copying"
-    )
+    report(what, f"{1e3 * seconds:.2f} ms, {rows / seconds:,.0f} tokens/s, {share:.0%} of copying")
 
 
 # --- all of them -----------------------------------------------------------------------------
 
-ARMS = {"star_tl": star_tl, "huggingface": huggingface}
+ARMS: dict[str, Callable[..., None]] = {"star_tl": star_tl, "huggingface": huggingface}
 CHECKS = {"tests": gpu_tests, "run": demo_run, "cpu": same_as_cpu}
 
 
@@ -294,25 +422,32 @@ def part(name: str, device: str, case: Case | None = None, folder: Path = HERE) 
     if case is None:
         CHECKS[name](device)
     else:
-        {**ARMS, "write": write}[name](case, folder, device)
+        {**ARMS, "write": write, "many": many}[name](case, folder, device)
 
 
 def child(name: str, device: str, case: int | None, folder: str, until: float) -> dict[str, str]:
     """One part in a process of its own: what it found, by what it looked at."""
-    command = [sys.executable, str(Path(__file__)), "--part", name, "--device", device, "--folder", folder]
-    command += ["--case", str(case)] if case is not None else []
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
-        try:
-            code = subprocess.run(
-                command, stdout=out, stderr=errors, timeout=max(1, until - time.monotonic())
-            ).returncode
-            out.seek(0)
-            errors.seek(0)
-            last = (errors.read().strip().splitlines() or [f"ended with {code}"])[-1]
-        except subprocess.TimeoutExpired:
-            code, last = 1, "took too long"
-            out.seek(0)
-        found = dict(json.loads(line.removeprefix(FOUND)) for line in out if line.startswith(FOUND))
+    command = [sys.executable, str(Path(__file__)), "--part", name, "--device", device]
+    command += ["--case", str(case), "--folder", folder] if case is not None else []
+    found: dict[str, str] = {}
+    began = time.monotonic()
+    print(f"=== {name} of {'no case' if case is None else CASES[case].shape}", file=sys.stderr, flush=True)
+    with tempfile.TemporaryFile("w+") as errors:
+        running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        ended = threading.Timer(max(1, min(MOST[name], until - began)), running.kill)
+        ended.start()
+        assert running.stdout is not None
+        for line in running.stdout:
+            print(line, end="", file=sys.stderr, flush=True)
+            if line.startswith(FOUND):
+                what, value = json.loads(line.removeprefix(FOUND))
+                found[what] = value
+        code, cut = running.wait(), not ended.is_alive()
+        ended.cancel()
+        errors.seek(0)
+        said = errors.read().strip().splitlines() or [f"ended with {code}"]
+    print(f"=== {time.monotonic() - began:.0f} s", *(said[-12:] if code else ()), sep="\n", file=sys.stderr, flush=True)
+    last = "took too long" if cut else said[-1]
     return found | ({f"{name} as a whole": f"FAULT: {last[:200]}"} if code else {})
 
 
@@ -327,15 +462,17 @@ def markdown(title: str, columns: dict[str, dict[str, str]]) -> str:
 def check(device: str, cases: tuple[Case, ...], look: Callable[..., dict[str, str]]) -> Iterator[str]:
     """The report, a table at a time; ``look`` runs a part."""
     until = time.monotonic() + SECONDS
-    found: dict[str, str] = {}
-    for name in CHECKS:
-        found |= look(name, device, None, "", until)
-    yield markdown("Checks", {"": found})
     for i, case in enumerate(cases):
         with tempfile.TemporaryDirectory() as folder:
             begun = look("write", device, i, folder, until)
             arms = {} if begun else {name: look(name, device, i, folder, until) for name in ARMS}
+            if case.many and not begun:
+                arms["star_tl"] |= look("many", device, i, folder, until)
         yield markdown(f"{case.shape}'s shape, random weights in {case.dtype}", arms or {"star_tl": begun})
+    found: dict[str, str] = {}
+    for name in CHECKS:
+        found |= look(name, device, None, "", until)
+    yield markdown("Checks", {"": found})
 
 
 # --- what a bare machine lacks ---------------------------------------------------------------
@@ -387,7 +524,7 @@ def main() -> int:
     device = args.device or ("cpu" if args.dry_run else "cuda")
     cases = CASES if device != "cpu" else TINY_CASES
     if args.part:
-        part(args.part, device, None if args.case is None else cases[args.case], Path(args.folder))
+        part(args.part, device, None if args.case is None else cases[args.case], Path(args.folder or HERE))
         return 0
     with tempfile.TemporaryDirectory() as brought:
         if args.wheels:

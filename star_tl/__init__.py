@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from star_tl.data.prompts import load_prompts as load_prompts
     from star_tl.errors import StarError as StarError
     from star_tl.evaluation.conversation import converse as converse
+    from star_tl.evaluation.intervention import InterventionChoice as InterventionChoice
+    from star_tl.evaluation.intervention import choose_intervention as choose_intervention
     from star_tl.evaluation.judges import judges_of as judges_of
     from star_tl.evaluation.judges import relevance as relevance
     from star_tl.evaluation.llm_judge import LLMJudge as LLMJudge
@@ -61,6 +63,7 @@ _HOMES = {
     "Condition": "steering.condition",
     "Sampling": "generation.settings",
     "ContrastivePair": "data.pairs",
+    "InterventionChoice": "evaluation.intervention",
     "LLMJudge": "evaluation.llm_judge",
     "Locus": "locus",
     "OutcomeMap": "attribution.outcome",
@@ -70,6 +73,7 @@ _HOMES = {
     "Trait": "data.pairs",
     "attribute": "attribution",
     "attribute_outcome": "attribution.outcome",
+    "choose_intervention": "evaluation.intervention",
     "choose_strength": "evaluation.strength",
     "combine": "vectors",
     "compare": "evaluation.sweep",

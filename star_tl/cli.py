@@ -409,8 +409,13 @@ def evaluate(
         typer.Option("--mode", help="How to read --data: single (default) or multi (the dialogue so far is replayed)."),
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", help="Most prompts; default 64 of --data, or all.")] = None,
-    vector: Annotated[Path | None, typer.Option("--vector", help="A saved vector as one more condition.")] = None,
+    vector: Annotated[
+        Path | None, typer.Option("--vector", help="A saved vector in place of the intervention that is chosen.")
+    ] = None,
     positions: PositionsOption = None,
+    choose: Annotated[
+        bool, typer.Option("--choose/--no-choose", help="Choose an intervention by real replies, as one condition.")
+    ] = True,
     drift: Annotated[
         float | None, typer.Option("--drift", help="Nats per token for every vector; default that of priming.")
     ] = None,
@@ -474,12 +479,19 @@ def evaluate(
 
     folder = out or Path("runs") / f"evaluate-{chosen.name}"
     loaded = _load(model, dtype, device, backend, first_n_layers)
+    own: Any = None
+    if vector is not None:
+        own = replace(way, vector=SteeringVector.load(vector, loaded))
+    elif choose:
+        from star_tl.evaluation.intervention import choose_intervention
+
+        own = choose_intervention(loaded, pairs, out=folder / "choice").condition
     result = walk(
         loaded,
         chosen,
         questions,
         folder,
-        chosen=replace(way, vector=SteeringVector.load(vector, loaded)) if vector is not None else None,
+        chosen=own,
         drift=drift,
         seeds=range(seeds),
         turns=turns,

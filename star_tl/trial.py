@@ -23,17 +23,17 @@ from star_tl.data.scenarios import Scenario, load_scenarios
 from star_tl.data.tasks import Task, load_task
 from star_tl.errors import StarError
 from star_tl.evaluation.conditions import BOTH, CAA, LOCATED, PRIMED, vector_conditions, worded_conditions
+from star_tl.evaluation.drift import at_drift
 from star_tl.evaluation.effects import effects, pool_random
-from star_tl.evaluation.equal_drift import SEED, bring_to_drift
 from star_tl.evaluation.evaluated import Evaluation
 from star_tl.evaluation.llm_judge import LLMJudge
-from star_tl.evaluation.task_measures import agreement, main_measures, measured
 from star_tl.evaluation.negotiation import outcomes
 from star_tl.evaluation.played import Talk, by_turn, play, talks_of, texts_of
 from star_tl.evaluation.preflight import preflight
 from star_tl.evaluation.samples import describe, sample_conditions
 from star_tl.evaluation.scores import mark_coherent
 from star_tl.evaluation.side_effects import damage, trait_matrix
+from star_tl.evaluation.task_measures import agreement, main_measures, with_measures
 from star_tl.files import check_writable, locked, output_folder, replacing, unwritable
 from star_tl.generation.sampling import render_prompts
 from star_tl.generation.settings import Sampling, SamplingOptions, settled
@@ -45,6 +45,8 @@ from star_tl.view.evaluation_report import write_evaluation_report
 
 CALL = "evaluation.json"
 PRACTICE = 16  # extraction contexts on which drift is measured
+POINTS = 4  # strengths at which it is
+SEED = 7919  # of the replies that it is measured on, other than those of any result
 SHOWN = (UNSTEERED, "chosen", LOCATED, CAA, "all layers", PRIMED)
 
 
@@ -116,7 +118,7 @@ def evaluate(
         attr = _attribution(model, pairs, folder, progress)
         conditions, found = _at_equal_drift(model, pairs, attr, given, drift, settings, folder, progress)
         samples = _samples(model, pairs, asked, conditions, seeds, settings, folder, progress)
-        samples, measures = measured(samples, task, asked, llm)
+        samples, measures = with_measures(samples, task, asked, llm)
         matrix = harm = None
         if side_effects:
             located = next(c for c in conditions if c.name == LOCATED)
@@ -203,10 +205,14 @@ def _at_equal_drift(
         drift = float(frame.drift.mean())
     steered = [c for c in given if c.dose] + vector_conditions(model, pairs, attr)
     kept = folder and folder / "replies"
-    steered = bring_to_drift(model, pairs.trait, steered, practice, drift, sampling, kept, progress)
+    steered = at_drift(model, pairs.trait, _seeded(steered), drift, practice, sampling, POINTS, kept, progress)
     located = next(c for c in steered if c.name == LOCATED)
     both = replace(located, name=BOTH, instruction=words[0].instruction)
-    return [Condition(), *steered, *words, both], {"drift": drift}
+    return [replace(c, seed=0) for c in (Condition(), *steered, *words, both)], {"drift": drift}
+
+
+def _seeded(conditions: Sequence[Condition]) -> list[Condition]:
+    return [replace(c, seed=SEED) for c in conditions]
 
 
 def _samples(
@@ -247,8 +253,8 @@ def _matrix(
     ]
     kept = folder and folder / "replies" / "traits"
     practice = pairs.extraction.prompts[:PRACTICE]
-    ways = bring_to_drift(model, pairs.trait, ways, practice, drift, sampling, kept, progress)
-    file = kept and kept / "arms.jsonl"
+    ways = at_drift(model, pairs.trait, _seeded(ways), drift, practice, sampling, POINTS, kept, progress)
+    ways, file = [replace(way, seed=0) for way in ways], kept and kept / "arms.jsonl"
     frame = sample_conditions(model, pairs.trait, prompts, ways, sampling, file, progress)
     texts = {name: frame[frame.arm == name].text.tolist() for name in others}
     texts[pairs.trait.name] = samples[samples.arm == LOCATED].text.tolist()

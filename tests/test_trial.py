@@ -81,7 +81,14 @@ def test_a_killed_evaluation_goes_on_to_the_same_numbers(folder, tiny_folder: Pa
 
 def test_the_command_evaluates_and_exports_a_form(tiny_folder: Path, tmp_path: Path) -> None:
     given = ["--task", "joy", "--model", str(tiny_folder), "--limit", "2", "--max-new-tokens", "4", "--drift", "0.05"]
-    given += ["--no-side-effects", "--out", str(tmp_path / "out"), "--export-human", str(tmp_path / "form")]
+    given += [
+        "--no-choose",
+        "--no-side-effects",
+        "--out",
+        str(tmp_path / "out"),
+        "--export-human",
+        str(tmp_path / "form"),
+    ]
     result = CliRunner().invoke(app, ["evaluate", *given])
     assert result.exit_code == 0, result.output
     assert {p.name for p in (tmp_path / "form").iterdir()} == {"form.html", "form.csv", "key.csv"}

@@ -124,16 +124,16 @@ def score_pairs(request: Request, backward: Backward, method: str, copies: int =
         for (point, part), layers in batch.found.items():
 
             def stacked(name: str, layers: dict[int, _Sums] = layers) -> Tensor:
-                return torch.stack([getattr(layers[i], name).to(device) for i in sorted(layers)]).cpu()
+                return torch.stack([getattr(layers[i], name).to(device) for i in sorted(layers)])
 
             along[point] = along.get(point, 0) + stacked("along").double()
             if part != "replies":
                 near[point] = near.get(point, 0) + torch.stack([stacked("difference"), stacked("gradient")])
             if point == "z":
-                axis.place(attr.head_scores[at], *rows.split(part, stacked("score").permute(1, 0, 3, 2)))
+                axis.place(attr.head_scores[at], *rows.split(part, stacked("score").cpu().permute(1, 0, 3, 2)))
             else:
                 into = attr.scores[at, COMPONENTS.index(point)]
-                axis.place(into, *rows.split(part, stacked("score").transpose(0, 1)))
+                axis.place(into, *rows.split(part, stacked("score").cpu().transpose(0, 1)))
         if batch.ending:
             ends.append(torch.stack([batch.ending[i].to(device) for i in sorted(batch.ending)], 1).cpu())
 
@@ -149,7 +149,9 @@ def score_pairs(request: Request, backward: Backward, method: str, copies: int =
             bar.update(len(chunk))
 
     for point, both in near.items():
-        v, g = both / n
+        # Until here they stayed where they were made: each copy would wait for the device.
+        near[point], along[point] = both.cpu(), along[point].cpu()
+        v, g = near[point] / n
         # v · Σg at every position of the window and, with the last position's v, over STRETCHES.
         forms = (v * g).sum(-1), (v[:, -1:] * along[point] / n).sum(-1)
         if point == "z":

@@ -19,15 +19,19 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from star_tl.attribution.forward import predicting
+from star_tl.attribution.forward import from_predicting, predicting
 from star_tl.attribution.objective import drift_probe
 from star_tl.attribution.rows import PairBatch
 from star_tl.locus import NamedHook, hook_name
 from star_tl.models.backend import Model, attached, empty_cache, residual_stream, taken, unembed
 from star_tl.models.fast.attention import attend_masked
-from star_tl.models.fast.backward import LlamaGradient
+from star_tl.models.fast.backward import LlamaGradient, through_end
 from star_tl.models.fast.forward import LlamaForward, llama_forward
 from star_tl.models.lens import HookedTransformer
+from star_tl.models.memory import free_beside
+
+# What pulls on the logits takes: of a GPU's free memory, and on a CPU so much that it stays near its caches.
+ROOM_SHARE, ROOM_BYTES = 0.15, 2**26
 
 
 def drift_gradients(model: Model, rows: PairBatch, draws: int, seed: int) -> Float[Tensor, "pair draw layer d"]:
@@ -60,16 +64,15 @@ def _by_formulas(model: HookedTransformer, llama: LlamaForward, rows: PairBatch,
     rotation = cos[late][:, :, None], sin[late][:, :, None]
     layers = LlamaGradient(llama, rotation, seen[:, :, last:], rows.size, before=before)
     residual = layers.forward(embedded[:, last:], lambda point, layer, activation: None)
-    with torch.enable_grad():
-        leaf = residual.detach().requires_grad_()
-        pulled = _pulled(unembed(model, predicting(leaf, rows)), rows, [leaf], draws, seed)
+    predicts = predicting(residual, rows)
+    pulled = _pulled_by_formulas(model, predicts, rows, draws, seed)
     found: dict[int, Tensor] = {}
 
     def keep(point: str, layer: int, gradient: Tensor) -> None:
         if point == "resid_post":
             found[layer] = gradient[:, :, 0]
 
-    layers.backward(torch.stack([gradient for (gradient,) in pulled]), keep)
+    layers.backward(from_predicting(pulled, rows), keep)
     return torch.stack([found[i] for i in sorted(found)]).permute(2, 1, 0, 3)
 
 
@@ -87,7 +90,7 @@ def _by_autograd(model: Model, rows: PairBatch, draws: int, seed: int) -> Tensor
 
     with torch.enable_grad():
         logits = steered_logits(model, rows, list(map(keep, range(model.cfg.n_layers))))
-        pulled = _pulled(logits, rows, ends, draws, seed)
+        pulled = _pulled_by_autograd(logits, rows, ends, draws, seed)
     device = rows.steered.device
     return torch.stack([torch.stack([g[:, 0].to(device) for g in layers], 1) for layers in pulled], 1)
 
@@ -107,7 +110,22 @@ def steered_logits(model: Model, rows: PairBatch, hooks: Sequence[NamedHook]) ->
     return unembed(model, both)
 
 
-def _pulled(
+@torch.no_grad()
+def _pulled_by_formulas(
+    model: HookedTransformer, residual: Float[Tensor, "row reply d"], rows: PairBatch, draws: int, seed: int
+) -> Float[Tensor, "draw row reply d"]:
+    """Of each draw the gradient of the last residual stream; as many draws at once as memory is for."""
+    p = unembed(model, residual).softmax(-1)
+    tokens, words = rows.signs(p.shape[-1], draws, seed)
+    room = ROOM_SHARE * free_beside(model) / p.nbytes if p.is_cuda else ROOM_BYTES / p.nbytes
+    found = []
+    for own, vocabulary in zip(*(t.to(p).split(max(1, int(room))) for t in (tokens, words)), strict=True):
+        pull = drift_probe(p, own, vocabulary.repeat(1, 2, 1))
+        found.append(through_end(model, pull, residual))
+    return torch.cat(found)
+
+
+def _pulled_by_autograd(
     logits: Float[Tensor, "row reply vocab"], rows: PairBatch, at: list[Tensor], draws: int, seed: int
 ) -> list[tuple[Tensor, ...]]:
     """Of each draw the gradients at ``at``."""

@@ -72,6 +72,15 @@ def predicting(residual: Float[Tensor, "run*pair column d"], rows: PairBatch) ->
     return both.unflatten(1, (-1, rows.size)).transpose(0, 1).flatten(0, 2)
 
 
+def from_predicting(
+    gradient: Float[Tensor, "*draw row reply d"], rows: PairBatch
+) -> Float[Tensor, "*draw run*pair column d"]:
+    """From the gradient of what :func:`predicting` returns that of the columns which it reads."""
+    both = gradient.unflatten(-3, (-1, 2, rows.size)).movedim(-4, 0)  # [positive | negative, ..., run, pair, reply, d]
+    columns = torch.cat([both[..., :1, :].sum(0), *both[..., 1:, :]], -2)
+    return columns.flatten(-4, -3)
+
+
 def forward(
     model: Model, rows: PairBatch, prompts: slice, hooks: HooksOf = no_hooks, copies: int = 1
 ) -> tuple[Float[Tensor, "row reply d"], Cache]:

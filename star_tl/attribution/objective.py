@@ -41,8 +41,10 @@ def pairs_own(logits: Float[Tensor, "2*pair reply vocab"], replies: Replies) -> 
 
 @torch.no_grad()
 def drift_probe(
-    p: Float[Tensor, "row reply vocab"], tokens: Float[Tensor, "row reply"], words: Float[Tensor, "row vocab"]
-) -> Float[Tensor, "row reply vocab"]:
+    p: Float[Tensor, "row reply vocab"],
+    tokens: Float[Tensor, "*draw row reply"],
+    words: Float[Tensor, "*draw row vocab"],
+) -> Float[Tensor, "*draw row reply vocab"]:
     r"""Where to pull the logits so that the squared gradient is, on average, the drift's curvature.
 
     The gradient by the logits of :math:`\sum_{t,y} \sigma_t \rho_y \sqrt{p_{ty}} \log p_{ty}` over reply tokens t and
@@ -51,5 +53,5 @@ def drift_probe(
     :math:`\sum_{ty} p_{ty} \ell_{ty}^2`, the Fisher information: twice what KL(p ‖ moved p) grows by with the square of
     the way (Hutchinson 1989 for the estimator).
     """
-    pull = p.sqrt().mul_(words[:, None]).mul_(tokens[..., None])
-    return pull.sub_(p * pull.sum(-1, keepdim=True))
+    pull = (p.sqrt() * words[..., None, :]).mul_(tokens[..., None])
+    return pull.addcmul_(p, pull.sum(-1, keepdim=True), value=-1)

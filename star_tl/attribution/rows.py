@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -108,19 +109,20 @@ class PairBatch:
         """Random signs for the tokens of both replies, 0 at padding, and for the vocabulary; of one seed a pair's are
         always the same.
         """
-        lengths = self.reply_mask.sum(1).tolist()
-        tokens, words = torch.zeros(draws, *self.reply_mask.shape), torch.empty(draws, self.size, vocabulary)
+        (rows, longest), lengths, device = self.reply_mask.shape, self.reply_mask.sum(1).tolist(), self.replies.device
+        words = np.empty((draws, self.size, _bytes(vocabulary)), np.uint8)  # eight signs a byte
+        tokens = np.zeros((draws, rows, _bytes(longest)), np.uint8)
         for i, own in enumerate(self.seeds):
-            chance = torch.Generator().manual_seed((own + seed) % 2**63)
-            for draw in range(draws):
-                words[draw, i] = torch.randint(2, (vocabulary,), generator=chance)
-                for row in (i, i + self.size):
-                    drawn = torch.randint(2, (lengths[row],), generator=chance)
-                    tokens[draw, row, : lengths[row]] = 2.0 * drawn - 1
+            chance = np.random.default_rng((own + seed) % 2**63)
+            words[:, i] = chance.integers(256, size=words[:, i].shape, dtype=np.uint8)
+            for row in (i, i + self.size):
+                drawn = chance.integers(256, size=(draws, _bytes(lengths[row])), dtype=np.uint8)
+                tokens[:, row, : drawn.shape[1]] = drawn
+        signs = _unpacked(torch.from_numpy(tokens).to(device), longest).mul_(self.reply_mask)
         # Both replies' first tokens follow the same prompt: pulled twice they would cancel or double at random.
-        tokens[:, : self.size, 0] *= 2**0.5
-        tokens[:, self.size :, 0] = 0
-        return tokens.to(self.replies.device), (2 * words - 1).to(self.replies.device)
+        signs[:, : self.size, 0] *= 2**0.5
+        signs[:, self.size :, 0] = 0
+        return signs, _unpacked(torch.from_numpy(words).to(device), vocabulary)
 
     def along(self, part: Part, gradient: Float[Tensor, "half position ..."]) -> Float[Tensor, "stretch ..."]:
         """The gradient summed over pairs and over the tokens of each of STRETCHES that this part holds."""
@@ -204,6 +206,16 @@ def _padded(rows: Sequence[Sequence[int]], pad: int, left: bool) -> tuple[Tensor
         at = slice(width - len(row), width) if left else slice(len(row))
         tokens[i, at], mask[i, at] = torch.tensor(row), True
     return tokens, mask
+
+
+def _bytes(bits: int) -> int:
+    return -(-bits // 8)
+
+
+def _unpacked(packed: Int[Tensor, "draw row byte"], count: int) -> Float[Tensor, "draw row count"]:
+    """A sign for each of the first ``count`` bits."""
+    bits = (packed[..., None] >> torch.arange(8, dtype=torch.uint8, device=packed.device)) & 1
+    return bits.flatten(-2)[..., :count].float().mul_(2).sub_(1)
 
 
 @dataclass(frozen=True)

@@ -221,7 +221,22 @@ def render(tokenizer: Any, prompt: Prompt) -> Rendered:
     Raises:
         StarError: the chat template refuses the prompt, or is broken.
     """
-    messages, template = as_messages(prompt), _template(tokenizer)
+    written = tuple((m["role"], m["content"]) for m in as_messages(prompt))
+    arguments = json.dumps(_arguments(tokenizer), sort_keys=True, default=repr)
+    return _kept(tokenizer, _template(tokenizer), arguments, len(tokenizer), tokenizer.bos_token_id, written)
+
+
+@lru_cache(maxsize=4096)  # a prompt is asked for again with every condition, and a template takes milliseconds
+def _kept(
+    tokenizer: Any,
+    template: str | None,
+    arguments: str,
+    words: int,
+    bos: int | None,
+    written: tuple[tuple[str, str], ...],
+) -> Rendered:
+    """Rendered once for all that decides how it reads."""
+    messages = tuple({"role": role, "content": content} for role, content in written)
     pieces = _template_pieces(tokenizer, template, messages) if template else _plain_pieces(messages)
     text = "".join(piece for _, piece in pieces)
     try:
@@ -231,7 +246,6 @@ def render(tokenizer: Any, prompt: Prompt) -> Rendered:
             "This tokenizer does not say where its tokens begin: load a fast one (tokenizer.json)."
         ) from None
     ids, starts = list(encoded["input_ids"]), [start for start, _ in encoded["offset_mapping"]]
-    bos = tokenizer.bos_token_id
     if not template and bos is not None and ids[:1] != [bos]:
         ids, starts = [bos, *ids], [0, *starts]
     if not ids:

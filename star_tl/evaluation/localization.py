@@ -20,7 +20,7 @@ from star_tl.attribution import attribute
 from star_tl.data.chat import Prompt
 from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError
-from star_tl.evaluation.equal_drift import bring_to_drift
+from star_tl.evaluation.drift import at_drift
 from star_tl.evaluation.judges import LABELS, load_judge
 from star_tl.evaluation.preflight import layers, preflight
 from star_tl.evaluation.samples import sample_conditions
@@ -30,7 +30,8 @@ from star_tl.models.backend import Model
 from star_tl.steering.condition import UNSTEERED, Condition
 from star_tl.vectors import extract_vectors
 
-PRACTICE = 16
+PRACTICE, POINTS = 16, 4  # extraction contexts on which drift is measured, at so many strengths
+SEED = 7919  # of these replies
 RESAMPLES = 1000
 
 
@@ -77,16 +78,16 @@ def localize(
         progress: show progress bars.
 
     Raises:
-        StarError: no estimators or seeds, or as :func:`star_tl.evaluation.equal_drift.bring_to_drift`.
+        StarError: no estimators or seeds, or as :func:`star_tl.evaluation.drift.at_drift`.
     """
     if not estimators or not seeds:
         raise StarError("There are no estimators or no seeds: give at least one of each.")
     folder = Path(out) if out is not None else None
     table = rankings_of(model, pairs, estimators, progress)
     vectors = extract_vectors(model, pairs, layers(model))
-    ways = [Condition(str(v.locus.layer), v) for v in vectors]
+    ways = [Condition(str(v.locus.layer), v, seed=SEED) for v in vectors]
     practice = pairs.extraction.prompts[:PRACTICE]
-    ways = bring_to_drift(model, pairs.trait, ways, practice, drift, sampling, folder, progress)
+    ways = at_drift(model, pairs.trait, ways, drift, practice, sampling, POINTS, folder, progress)
     each = [replace(way, seed=seed) for way in (Condition(), *ways) for seed in seeds]
     file = folder and folder / "layers.jsonl"
     samples = mark_coherent(sample_conditions(model, pairs.trait, prompts, each, sampling, file, progress))

@@ -33,7 +33,7 @@ from star_tl.stats import kappa
 YES = 0.5  # a judge's probability from which on it says yes
 
 
-def measured(
+def with_measures(
     samples: pd.DataFrame, task: Task, prompts: Sequence[Prompt], llm: LLMJudge | None = None
 ) -> tuple[pd.DataFrame, list[str]]:
     """The samples with a column for every measure that can be taken here, and the measures' names.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
@@ -184,26 +184,39 @@ def fingerprint(model: HookedTransformer | TransformerBridge) -> str:
     held = bridge_weights(model) if isinstance(model, TransformerBridge) else hooked_weights(model)
     kind = type(model.original_model).__name__ if isinstance(model, TransformerBridge) else cfg.original_architecture
     gemma = "Gemma" in (kind or "")
-    for name, weight in sorted(held, key=itemgetter(0)):
+    held = sorted(held, key=itemgetter(0))
+    for (name, weight), found in zip(held, _looked_at([weight.detach() for _, weight in held]), strict=True):
         if gemma and name == "embed.W_E":  # which TransformerLens scales; the unembedding is the same matrix
             continue
-        found = _spread_over(weight.detach()).to("cpu", torch.bfloat16)
-        # Below its smallest normal number float16 has fewer digits.
-        found[found.abs() < torch.finfo(torch.float16).smallest_normal] = 0
         if ".b" in name and not found.any():  # which some implementations do not hold
             continue
         digest.update(name.encode() + repr(tuple(weight.shape)).encode() + found.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def _spread_over(weight: Tensor) -> Float[Tensor, " n"]:
-    """So many numbers of a weight, in places that no row or column of it lies at alone."""
-    size = weight.numel()
-    if size <= _LOOKED_AT:
-        return weight.flatten()
-    # Multiples of the golden ratio lie evenly between 0 and 1 however many there are.
-    share = (torch.arange(_LOOKED_AT, dtype=torch.float64, device=weight.device) * (5**0.5 - 1) / 2) % 1
-    return weight[torch.unravel_index((share * size).long(), weight.shape)]
+def _looked_at(weights: Sequence[Tensor]) -> list[Float[Tensor, " n"]]:
+    """So many numbers of each weight, in places that no row or column of it lies at alone.
+
+    They leave a device all at once: each for itself would wait for it.
+    """
+    places: dict[tuple[torch.Size, torch.device], tuple[Tensor, ...]] = {}
+    pieces: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for weight in weights:
+        shape, device, size = weight.shape, weight.device, weight.numel()
+        if size > _LOOKED_AT and (shape, device) not in places:
+            # Multiples of the golden ratio lie evenly between 0 and 1 however many there are.
+            share = (torch.arange(_LOOKED_AT, dtype=torch.float64) * (5**0.5 - 1) / 2) % 1
+            at = torch.unravel_index((share * size).long(), shape)
+            places[shape, device] = tuple(torch.stack(at).to(device))
+        found = weight[places[shape, device]] if size > _LOOKED_AT else weight.flatten()
+        pieces.setdefault((device, weight.dtype), []).append(found)
+    brought: dict[tuple[torch.device, torch.dtype], Iterator[Tensor]] = {}
+    for kind, found in pieces.items():
+        together = torch.cat(found).to(torch.bfloat16).cpu()
+        # Below its smallest normal number float16 has fewer digits.
+        together.masked_fill_(together.abs() < torch.finfo(torch.float16).smallest_normal, 0)
+        brought[kind] = iter(together.split([len(x) for x in found]))
+    return [next(brought[weight.device, weight.dtype]) for weight in weights]
 
 
 def _usable(device: str) -> str:

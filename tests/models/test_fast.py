@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend
 
 import star_tl as star
-from star_tl.attribution import passes
+from star_tl.attribution import drift, passes
+from star_tl.attribution.align import prepare
+from star_tl.attribution.drift import drift_gradients
+from star_tl.attribution.rows import pair_batch
 from star_tl.errors import StarError
 from star_tl.generation.decoding import StockPass, begin
 from star_tl.models.fast import attention, backward, decode
@@ -389,6 +392,44 @@ def test_a_stream_begun_in_inference_mode_goes_on_outside(tiny) -> None:
         running = star.stream(tiny, PROMPTS, max_new_tokens=5)
         next(running)
     assert [r.text for r in list(running)[-1]] == [r.text for r in whole]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rms_norms_gradient_is_the_same_by_formula_and_by_a_kernel(monkeypatch, dtype: torch.dtype) -> None:
+    chance = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(3, 5, 8, generator=chance, dtype=dtype), torch.rand(8, generator=chance, dtype=dtype)
+    gradient = torch.randn(2, 3, 5, 8, generator=chance, dtype=dtype)
+    found = backward._through_norm(gradient, x, weight, 1e-5)
+    monkeypatch.setattr(backward, "FUSED_NORM", ("cpu",))
+    torch.testing.assert_close(backward._through_norm(gradient, x, weight, 1e-5), found)
+
+
+def test_drift_is_the_same_from_copies_at_once_a_few_at_a_time_and_through_autograd(tiny, monkeypatch) -> None:
+    rows = pair_batch(tiny, prepare(tiny, unequal_pairs()))
+    found = drift_gradients(tiny, rows, 5, 3)
+    whole = found.abs().amax()
+    with monkeypatch.context() as small:
+        small.setattr(backward, "AT_ONCE", 1)
+        small.setattr(drift, "ROOM_BYTES", 1)
+        assert (drift_gradients(tiny, rows, 5, 3) - found).abs().amax() < 1e-5 * whole
+    monkeypatch.setattr(drift, "llama_forward", lambda model: None)
+    assert (drift_gradients(tiny, rows, 5, 3) - found).abs().amax() < 1e-4 * whole
+
+
+def test_the_signs_of_a_pair_are_even_and_the_same_in_every_batch(tiny) -> None:
+    pairs = unequal_pairs()
+    prepared = prepare(tiny, pairs)
+    rows, alone = (pair_batch(tiny, some) for some in (prepared, prepared[1:2]))
+    tokens, words = rows.signs(4001, 40, 2)
+    own_tokens, own_words = alone.signs(4001, 40, 2)
+    assert words.shape == (40, rows.size, 4001)
+    assert words.abs().eq(1).all()
+    assert torch.equal(words[:, 1:2], own_words)
+    assert words.mean().abs() < 4 / words.numel() ** 0.5
+    width = own_tokens.shape[2]
+    assert torch.equal(tokens[:, 1 :: rows.size, :width], own_tokens)
+    assert not tokens[:, ~rows.reply_mask].any()
+    assert torch.equal(tokens[:, rows.reply_mask][:, 1:].abs().unique(), torch.tensor([0.0, 1.0, 2**0.5]))
 
 
 def test_the_passes_by_formulas_use_the_forward_that_was_made(own, monkeypatch) -> None:

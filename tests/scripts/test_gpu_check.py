@@ -45,19 +45,24 @@ def test_a_dry_run_fills_every_line_of_every_table(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(script, "CHECKS", {"cpu": script.CHECKS["cpu"]})
-    checks, *cases = script.check("cpu", script.TINY_CASES, here(script, capsys))
+    *cases, checks = script.check("cpu", script.TINY_CASES, here(script, capsys))
     for words in ("attribution beside the CPU's", "2 of 2", "0 of them empty"):
         assert words in checks
-    for table, title in zip(cases, ("Llama-3.1-8B", "smollm2"), strict=True):
+    for table, title in zip(cases, ("smollm2", "Llama-3.1-8B"), strict=True):
         assert title in table.splitlines()[0]
+        exact, many = "float32" in table, "smollm2" in table
         rows = [line for line in table.splitlines() if line.startswith("|")][2:]
         assert [row.split("|")[1].strip() for row in rows] == [
             "loading",
             *("1 pair of 48 tokens", "2 pairs of 48 tokens"),
+            *(["decode step, 1 rows, TF32"] * exact),
             *("decode step, 1 rows", "recorded beside plain step, 1 rows"),
+            *(["decode step, 3 rows, TF32"] * exact),
             *("decode step, 3 rows", "recorded beside plain step, 3 rows"),
+            *(["sample_conditions", "attribute_outcome"] * many),
         ]
-        assert all("–" not in row or row.startswith("| recorded") for row in rows)
+        alone = ("recorded", "sample", "attribute", *(f"decode step, {n} rows, TF32" for n in (1, 3)))
+        assert all("–" not in row or row.split("|")[1].strip().startswith(alone) for row in rows)
         assert "FAULT" not in table
 
 
@@ -65,13 +70,13 @@ def test_a_fault_takes_one_line_and_the_others_are_still_measured(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     look = here(script, capsys)
-    look("write", "cpu", 1, str(tmp_path), 0)
+    look("write", "cpu", 0, str(tmp_path), 0)
 
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("CUDA error: an illegal memory access\nwas encountered")
 
     monkeypatch.setattr(star, "attribute", broken)
-    found = look("star_tl", "cpu", 1, str(tmp_path), 0)
+    found = look("star_tl", "cpu", 0, str(tmp_path), 0)
     assert found["1 pair of 48 tokens"] == "FAULT: RuntimeError: CUDA error: an illegal memory access was encountered"
     assert "tokens/s" in found["decode step, 3 rows"]
     table = script.markdown("title", {"a": found, "b": {"loading": "1 s"}})
@@ -82,11 +87,11 @@ def test_a_part_that_dies_or_takes_too_long_is_a_fault_with_what_it_had_found(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = 'print(\'found: ["loading", "1 s"]\', flush=True); import sys, time; '
-    run = subprocess.run
+    begin = subprocess.Popen
 
     def ending(how: str) -> None:
         monkeypatch.setattr(
-            script.subprocess, "run", lambda command, **more: run([sys.executable, "-c", said + how], **more)
+            script.subprocess, "Popen", lambda command, **more: begin([sys.executable, "-c", said + how], **more)
         )
 
     ending("sys.exit('illegal memory access')")

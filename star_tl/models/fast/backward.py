@@ -18,10 +18,14 @@ from torch import Tensor
 from star_tl.errors import StarError
 from star_tl.models.fast.attention import attend_masked
 from star_tl.models.fast.forward import LlamaForward, rotate
+from star_tl.models.lens import HookedTransformer
 
 TRUSTED_DEVICES = ("cpu",)  # elsewhere what attention's backward pass gives is checked
 # What rounding may leave, as a share; a kernel at fault leaves NaN, or a share near 1.
 BALANCED = {torch.float32: 1e-2, torch.float64: 1e-2, torch.bfloat16: 0.1, torch.float16: 0.1}
+
+FUSED_NORM = ("cuda",)  # where RMSNorm is one kernel forward and one back
+AT_ONCE = 2**26  # numbers of attention's scores that are held at once
 
 See = Callable[[str, int, Tensor], None]
 Rotation = tuple[Float[Tensor, "row column 1 d_head"], Float[Tensor, "row column 1 d_head"]]
@@ -61,6 +65,8 @@ class LlamaGradient:
         self.mine = mine
         self.first = first
         self.before = before
+        # One layer of each shape, and the first, which every gradient reaches: NaN does not end on its way there.
+        self.checked = {0, len(llama.layers) - 2, len(llama.layers) - 1}
         self.kept: list[_Kept] = []
 
     @torch.no_grad()
@@ -78,9 +84,7 @@ class LlamaGradient:
             see("resid_mid", i, between)
             written, slopes = self._mlp(i, between)
             see("mlp_out", i, written)
-            # Copies, for a view would keep the other rows alive.
-            mine, amid = residual[: self.mine].clone(), between[: self.mine].clone()
-            self.kept.append(_Kept(mine, amid, leaves, attended, slopes))
+            self.kept.append(_Kept(self._own(residual), self._own(between), leaves, attended, slopes))
             residual = between + written
             see("resid_post", i, residual)
         return residual
@@ -92,7 +96,8 @@ class LlamaGradient:
         Several gradients at once are copies in front; they share the forward pass.
         """
         llama = self.llama
-        cos, sin = (t[: self.mine] for t in self.rotation)
+        cos, back = self.rotation[0][: self.mine], -self.rotation[1][: self.mine]
+        hidden = ~self.seen[: self.mine, :, None]  # [mine 1 1 column column]
         imbalance: list[Tensor] = []
         for i, layer in reversed(list(enumerate(llama.layers))):
             kept = self.kept.pop()
@@ -105,11 +110,13 @@ class LlamaGradient:
             z = (gradient @ layer.out).unflatten(-1, (-1, llama.d_head))
             see("z", i, z)
             early = kept.entering.shape[1] - kept.z.shape[1]
-            q, k, v = _through_attention(kept, z)
-            if kept.z.device.type not in TRUSTED_DEVICES and self.before is None and z.shape == kept.z.shape:
+            fused = z.ndim == kept.z.ndim
+            q, k, v = _through_attention(kept, z) if fused else self._through_softmax(i, kept, z, hidden)
+            if fused and i in self.checked and self.before is None and kept.z.device.type not in TRUSTED_DEVICES:
                 imbalance.append(_imbalance(kept.z, z, kept.query_key_value, (q, k, v)))
-            q, gradient = F.pad(q, (0, 0, 0, 0, early, 0)), F.pad(gradient, (0, 0, early, 0))
-            turning = rotate(torch.cat([q, k], -2), cos, -sin)  # turned back: the rotation's transpose
+            if early:
+                q, gradient = F.pad(q, (0, 0, 0, 0, early, 0)), F.pad(gradient, (0, 0, early, 0))
+            turning = rotate(torch.cat([q, k], -2), cos, back)  # turned back: the rotation's transpose
             inner = torch.cat([turning, v], -2).flatten(-2) @ layer.query_key_value
             gradient = gradient + _through_norm(inner, kept.entering, layer.norm_attention, llama.eps)
             see("resid_pre", i, gradient)
@@ -119,6 +126,10 @@ class LlamaGradient:
                 "device='cpu', or another version of PyTorch."
             )
 
+    def _own(self, activation: Tensor) -> Tensor:
+        """The first rows; a copy, for a view would keep the others alive."""
+        return activation if len(activation) == self.mine else activation[: self.mine].clone()
+
     def _attention(self, i: int, residual: Tensor, first: int) -> tuple[Tensor, list[Tensor], Tensor]:
         """z of all rows; queries, keys and values of the first, and z as autograd makes it of these."""
         llama, layer = self.llama, self.llama.layers[i]
@@ -127,7 +138,7 @@ class LlamaGradient:
         turning, v = heads.split([llama.heads + llama.kv_heads, llama.kv_heads], 2)
         q, k = rotate(turning, *self.rotation).split([llama.heads, llama.kv_heads], 2)
         q, seen, mine = q[:, first:], self.seen[:, :, first:], slice(self.mine)
-        leaves = [t[mine].clone().requires_grad_() for t in (q, k, v)]
+        leaves = [self._own(t).detach().requires_grad_() for t in (q, k, v)]
         with torch.enable_grad():
             keys, values = leaves[1:]
             if self.before is not None:
@@ -137,6 +148,43 @@ class LlamaGradient:
             return attended.detach(), leaves, attended
         others = _attend(q[self.mine :], k[self.mine :], v[self.mine :], seen[self.mine :])
         return torch.cat([attended.detach(), others]), leaves, attended
+
+    def _through_softmax(
+        self,
+        i: int,
+        kept: _Kept,
+        given: Float[Tensor, "copy mine late head d_head"],
+        hidden: Bool[Tensor, "mine 1 1 column key"],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of queries, keys and values of all copies, from softmax attention's formulas.
+
+        A kernel would take them one after another.
+        """
+        wide = torch.promote_types(given.dtype, torch.float32)
+        q, keys, values = (t.detach() for t in kept.query_key_value)
+        if self.before is not None:
+            keys, values = (torch.cat(both, 1) for both in zip(self.before[i], (keys, values), strict=True))
+        group = (self.llama.kv_heads, -1)
+        q, keys, values = q.unflatten(2, group).to(wide), keys.to(wide), values.to(wide)
+        scale, own = q.shape[-1] ** -0.5, slice(keys.shape[1] - kept.query_key_value[1].shape[1], None)
+        scores = torch.einsum("rqgmd,rkgd->rgmqk", q, keys).mul_(scale)
+        p = scores.masked_fill_(hidden[..., -q.shape[1] :, :], -torch.inf).softmax(-1)
+        z = kept.z.detach().unflatten(2, group).to(wide)
+        found: list[tuple[Tensor, ...]] = []
+        for some in given.split(max(1, AT_ONCE // p.numel())):
+            g = some.unflatten(3, group).to(wide)
+            towards = torch.einsum("crqgmd,rkgd->crgmqk", g, values)
+            total = (g * z).sum(-1).permute(0, 1, 3, 4, 2)[..., None]
+            ds = towards.sub_(total).mul_(p).mul_(scale)
+            found.append(
+                (
+                    torch.einsum("crgmqk,rkgd->crqgmd", ds, keys).flatten(3, 4),
+                    torch.einsum("crgmqk,rqgmd->crkgd", ds[..., own], q),
+                    torch.einsum("rgmqk,crqgmd->crkgd", p[..., own], g),
+                )
+            )
+        dq, dk, dv = (torch.cat(t).to(given.dtype) for t in zip(*found, strict=True))
+        return dq, dk, dv
 
     def _mlp(self, i: int, residual: Tensor) -> tuple[Tensor, Tensor]:
         """What is written for all rows, and the slopes of the first."""
@@ -150,12 +198,18 @@ class LlamaGradient:
         return F.linear(post, layer.down, layer.down_bias), slopes
 
 
-def _through_attention(kept: _Kept, z: Float[Tensor, "*copy mine late head d_head"]) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries, keys and values from that of ``z``."""
-    copies = z.reshape(-1, *kept.z.shape)
-    found = [torch.autograd.grad(kept.z, kept.query_key_value, g, retain_graph=True) for g in copies[:-1]]
-    found.append(torch.autograd.grad(kept.z, kept.query_key_value, copies[-1]))
-    q, k, v = (torch.stack(t).reshape(*z.shape[:-4], *t[0].shape) for t in zip(*found, strict=True))
+def through_end(
+    model: HookedTransformer, gradient: Float[Tensor, "*copy row column vocab"], residual: Float[Tensor, "row column d"]
+) -> Float[Tensor, "*copy row column d"]:
+    """The gradient of the last residual stream from that of the logits."""
+    weight, norm = model.unembed.W_U, model.ln_final
+    assert isinstance(norm.w, Tensor)
+    return _through_norm(gradient.to(weight.dtype) @ weight.T, residual, norm.w, model.cfg.eps)
+
+
+def _through_attention(kept: _Kept, z: Float[Tensor, "mine late head d_head"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys and values from that of ``z``, by attention's kernel."""
+    q, k, v = torch.autograd.grad(kept.z, kept.query_key_value, z)
     return q, k, v
 
 
@@ -194,6 +248,10 @@ def _through_norm(
     eps: float,
 ) -> Float[Tensor, "row column d_model"]:
     """The gradient of RMSNorm's input ``x`` from that of its output."""
+    if gradient.device.type in FUSED_NORM:
+        with torch.enable_grad():
+            x = x.expand_as(gradient).detach().requires_grad_()
+            return torch.autograd.grad(F.rms_norm(x, x.shape[-1:], weight, eps), x, gradient)[0]
     wide = torch.promote_types(x.dtype, torch.float32)
     x, direct = x.to(wide), (gradient * weight).to(wide)
     scale = (x.square().mean(-1, keepdim=True) + eps).rsqrt()

@@ -20,7 +20,9 @@ from star_tl.models.lens import HookedTransformer
 from star_tl.models.position import Position, following, for_rows, steady
 from star_tl.models.transformers_folder import CLOSE, difference
 
-MANY_ROWS = 8  # from here on two batched products beat fused attention at one query a row
+# From here on two batched products beat fused attention at one query a row; on a GPU always in float32, for which it
+# has no kernel that takes a mask and grouped heads.
+MANY_ROWS = 8
 RECORDED_ON = ("cuda",)  # kinds of device on which a step is recorded
 
 
@@ -112,7 +114,7 @@ class LlamaPass:
         self.recorded = RecordedStep(self.layers, column)
         found = self.recorded(tokens, column)
         plain = self.layers.logits(self.layers.read(tokens, column))
-        if not _same(found, plain, CLOSE[self.layers.cache.dtype]):
+        if not _same(found, plain, CLOSE[_digits(self.layers.cache.dtype)]):
             self._forget()
             self.layers.forward.recordable = False
             warnings.warn(
@@ -267,10 +269,18 @@ class RecordedStep:
     def _run(self) -> Tensor:
         layers = self.layers
         at = (self.column - layers.pads[:, None]).clamp(min=0)
-        seen = (self.every >= layers.pads[:, None]) & (self.every <= self.column)
+        seen = ((self.every >= layers.pads[:, None]) & (self.every <= self.column))[:, None, None]
+        if layers.cache.dtype == torch.float32:  # once for all layers what each would make of it
+            seen = torch.zeros_like(seen, dtype=torch.float32).masked_fill_(~seen, -torch.inf)
         rotation = layers.cos[at][:, None], layers.sin[at][:, None]
-        residual = layers.over(self.tokens, rotation, seen[:, None, None], self.column, len(self.every))
+        residual = layers.over(self.tokens, rotation, seen, self.column, len(self.every))
         return layers.logits(residual)
+
+
+def _digits(dtype: torch.dtype) -> torch.dtype:
+    """The type whose digits products have: TF32 has float16's."""
+    exact = dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
+    return dtype if exact else torch.float16
 
 
 def _same(found: Float[Tensor, "row vocab"], plain: Float[Tensor, "row vocab"], close: float) -> bool:
@@ -285,9 +295,10 @@ def _attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
 ) -> Float[Tensor, "row head query d_head"]:
     rows, heads, length, width = q.shape
-    if length == 1 and rows >= MANY_ROWS and q.device.type == "cpu" and q.dtype == torch.float32:
+    if length == 1 and q.dtype == torch.float32 and (rows >= MANY_ROWS or q.device.type != "cpu"):
         grouped = (q * width**-0.5).reshape(rows, k.shape[1], -1, width)
         scores = grouped @ k.transpose(-1, -2)
-        scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores.add_(mask)
         return (scores.softmax(-1) @ v).view(rows, heads, length, width)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=heads != k.shape[1])

@@ -1,0 +1,369 @@
+"""Choose the intervention: what to add, where, at which tokens and how strongly, together.
+
+Attribution proposes, sampling disposes. Candidates of every source, layer and stretch of tokens are ranked by what
+outcome attribution says 0.1 nats of drift buy of the reward; the best few and the two classical ones are brought to
+the same drift, write real replies to the extraction contexts, and are halved until one is left (successive halving,
+Jamieson & Talwalkar 2016, arXiv 1502.07943).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from scipy import stats
+from torch import Tensor
+
+from star_tl.attribution import AttributionMap, attribute
+from star_tl.attribution.choose import GAIN_DRIFT
+from star_tl.attribution.outcome import Direction, Estimate, OutcomeMap, Reward, attribute_outcome
+from star_tl.attribution.outcome.sample import rewards_of
+from star_tl.data.pairs import Pairs
+from star_tl.errors import StarError
+from star_tl.evaluation.drift import at_drift
+from star_tl.evaluation.measures import Measure, commonest_opening, measured, reward_of, unseen_by
+from star_tl.evaluation.samples import sample_conditions
+from star_tl.evaluation.scores import mark_coherent
+from star_tl.generation.settings import Sampling
+from star_tl.locus import Locus, hook_name
+from star_tl.models.backend import Model
+from star_tl.stats import compare_paired
+from star_tl.steering.condition import UNSTEERED, Condition
+from star_tl.vectors import SteeringVector, extract_vectors
+from star_tl.vectors.outcome import extract_outcome_vector
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+FINALISTS = 8  # that write real replies
+APART = 10  # finalists of one source are further apart than this part of the depth
+TOO_DEAR = 1.5  # times the drift that was asked for: dearer candidates win only where all are
+CALIBRATED_ON = 12  # contexts
+LARGEST = 1.0  # times the residual norm: what is larger saturates in the next norm, and never costs what it should
+GENERATED = "generated"
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A way to steer, and what outcome attribution says that 0.1 nats of drift a token buy of the reward with it.
+
+    ``gain`` is None where the map does not reach: prompt tokens before its window, other hook points.
+    """
+
+    source: str
+    condition: Condition
+    gain: Estimate | None
+
+    @property
+    def vector(self) -> SteeringVector:
+        vector = self.condition.vector
+        assert isinstance(vector, SteeringVector)
+        return vector
+
+    @property
+    def where(self) -> str:
+        """The tokens, as a word."""
+        return GENERATED if self.condition.positions == GENERATED else ", ".join(map(str, self.vector.locus.positions))
+
+
+@dataclass(frozen=True, eq=False)
+class InterventionChoice:
+    """The intervention that did most at equal drift, and how it was found.
+
+    ``condition`` steers as chosen. ``table`` has a row per finalist, best first: ``source``, ``layer``, ``where``,
+    ``strength``, ``drift`` (nats a token), ``predicted`` (gain, in units of the reward) and its ``rank`` among all
+    candidates, ``reward`` (mean over replies, 0 where incoherent), ``n``, ``rounds``, ``coherent_rate``, ``opening``
+    (share of the commonest first three words), and the measures that the reward did not see.
+    ``unsteered`` is the same row without steering. ``spearman`` is the rank correlation of predicted and realized
+    reward over the finalists of the first round. ``samples`` are all replies.
+    """
+
+    condition: Condition
+    table: pd.DataFrame
+    unsteered: pd.Series
+    candidates: tuple[Candidate, ...]
+    spearman: float
+    reward: str
+    target: float
+    unseen: dict[str, dict[str, float]]
+    samples: pd.DataFrame
+    attribution: AttributionMap
+    outcome: OutcomeMap
+
+    @property
+    def confirmed(self) -> bool | None:
+        """Whether a measure that the reward did not see rose too, its 95 % interval above 0; None without any."""
+        return any(row["low"] > 0 for row in self.unseen.values()) if self.unseen else None
+
+    def describe(self) -> str:
+        """What was chosen, and what it brought, in a few plain words."""
+        best = self.table.iloc[0]
+        words = (
+            f"{best.source}, layer {best.layer} @ {best['where']}, strength {best.strength:.3g}: {self.reward} "
+            f"{self.unsteered.reward:.2f} → {best.reward:.2f} at {best.drift:.2f} nat a token "
+            f"(ranked {best['rank']:.0f} of {len(self.candidates)})"
+        )
+        for name, row in self.unseen.items():
+            words += (
+                f"; {name} (unseen) {row['difference'] / 100:+.2f} [{row['low'] / 100:+.2f}, {row['high'] / 100:+.2f}]"
+            )
+        return words + ("; gained only by the reward" if self.confirmed is False else "")
+
+    def plot(self) -> go.Figure:
+        """Predicted gain beside the reward that real replies got."""
+        from star_tl.view.plots import plot_choice
+
+        return plot_choice(self)
+
+    def __repr__(self) -> str:
+        return f"InterventionChoice({self.describe()})"
+
+
+def choose_intervention(
+    model: Model,
+    pairs: Pairs,
+    reward: Reward | None = None,
+    drift: float = GAIN_DRIFT,
+    *,
+    attribution: AttributionMap | None = None,
+    outcome: OutcomeMap | None = None,
+    n: int = 768,
+    finalists: int = FINALISTS,
+    sampling: Sampling = Sampling(max_new_tokens=40),  # noqa: B008 - frozen
+    seed: int = 0,
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> InterventionChoice:
+    """What raises the reward most at a drift, of all sources, layers and stretches of tokens.
+
+    Everything is chosen on the extraction contexts; held-out prompts stay unseen.
+
+    Args:
+        model: from :func:`star_tl.load_model`.
+        pairs: contrastive pairs, whose extraction contexts are replied to.
+        reward: what is to be raised, see :func:`star_tl.attribute_outcome`; default
+            :func:`star_tl.evaluation.measures.reward_of` the trait.
+        drift: what the intervention may cost, nats a token; all finalists are brought to it.
+        attribution: the pairs' map, where it is known already.
+        outcome: the outcome map, where it is known already.
+        n: replies that outcome attribution looks at.
+        finalists: candidates that write real replies, at least 3.
+        sampling: how replies are sampled.
+        seed: of the replies.
+        out: a folder for the samples, from which an equal call that was stopped goes on.
+        progress: show progress bars.
+
+    Raises:
+        StarError: bad arguments, a reward that gives no finite number, or maps of another model.
+    """
+    if finalists < 3:
+        raise StarError(f"finalists is {finalists}: use at least 3, two of them are the classical ways.")
+    reward = reward if reward is not None else reward_of(pairs.trait)
+    contexts, folder = pairs.extraction.prompts, Path(out) if out is not None else None
+    if outcome is None:
+        file = folder / "outcome.jsonl" if folder else None
+        outcome = attribute_outcome(model, contexts, reward, n, sampling, seed, out=file, progress=progress)
+    if attribution is None:
+        attribution = attribute(model, pairs, progress=progress)
+    found = propose(model, pairs, attribution, outcome)
+    chosen = shortlist(found, finalists, outcome)
+    started = [replace(c.condition, strength=first_strength(c, outcome, drift)) for c in chosen]
+    practice = contexts[:CALIBRATED_ON]
+    ready = at_drift(model, pairs.trait, started, drift, practice, sampling, out=folder, progress=progress)
+    alive = {i: replace(c, name=f"{i}", seed=seed) for i, c in enumerate(ready)}
+    parts: list[pd.DataFrame] = []
+    rounds = dict.fromkeys(alive, 0)
+    first: dict[int, float] = {}
+    replies, wave = 1, 0
+    while True:
+        seeds = [seed + 1 + sum(2**k for k in range(wave)) + k for k in range(replies)]
+        ways = [Condition(), *alive.values()]
+        conditions = [replace(c, seed=s) for c in ways for s in seeds]
+        file = folder / f"round-{wave}.jsonl" if folder else None
+        parts.append(sample_conditions(model, pairs.trait, contexts, conditions, sampling, file, progress))
+        samples = _paid(pd.concat(parts, ignore_index=True), pairs, reward)
+        by_arm = samples.groupby("arm").agg(paid=("paid", "mean"), drift=("drift", "mean"))
+        for i in alive:
+            rounds[i] += 1
+        first = first or {i: float(by_arm.paid[f"{i}"]) for i in alive}
+        order = sorted(alive, key=lambda i: (by_arm.drift[f"{i}"] > TOO_DEAR * drift, -by_arm.paid[f"{i}"]))
+        if len(alive) <= 2:
+            break
+        alive = {i: alive[i] for i in order[: -(-len(alive) // 2)]}
+        replies, wave = replies * 2, wave + 1
+    measures = unseen_by(reward, pairs.trait)
+    samples = measured(samples, contexts, measures)
+    ranked = sorted((c for c in found if c.gain), key=lambda c: -c.gain.value if c.gain else 0.0)
+    rank = {id(c): k + 1 for k, c in enumerate(ranked)}
+    rows = [
+        _row(samples, f"{i}", measures)
+        | {
+            "source": c.source,
+            "layer": c.vector.locus.layer,
+            "where": c.where,
+            "strength": ready[i].strength,
+            "predicted": c.gain.value if c.gain else float("nan"),
+            "rank": rank.get(id(c), float("nan")),
+            "rounds": rounds[i],
+            "arm": f"{i}",
+        }
+        for i, c in enumerate(chosen)
+    ]
+    table = pd.DataFrame(rows).set_index("arm").loc[_best_first(order, rounds)].reset_index()
+    both = [(c.gain.value, first[i]) for i, c in enumerate(chosen) if c.gain]
+    winner = order[0]
+    return InterventionChoice(
+        condition=replace(ready[winner], name="chosen", seed=0),
+        table=table,
+        unsteered=pd.Series(_row(samples, UNSTEERED, measures)),
+        candidates=tuple(found),
+        spearman=float(stats.spearmanr(*zip(*both, strict=True)).statistic) if len(both) > 2 else math.nan,
+        reward=outcome.reward,
+        target=drift,
+        unseen={m.name: _difference(samples, f"{winner}", m) for m in measures},
+        samples=samples,
+        attribution=attribution,
+        outcome=outcome,
+    )
+
+
+def propose(
+    model: Model,
+    pairs: Pairs,
+    attribution: AttributionMap,
+    outcome: OutcomeMap,
+    layers: Sequence[int] | None = None,
+    natural: Sequence[int] = (),
+) -> list[Candidate]:
+    """Every source at every layer, at one prompt token and at generated tokens, with its predicted gain.
+
+    Sources: ``located`` (mean difference at the last prompt token), ``reply mean``, ``outcome`` and ``natural outcome``
+    (plain and natural gradient). Beside them the vector at attribution's own locus, whatever its positions.
+
+    Args:
+        model: the model.
+        pairs: for the mean differences.
+        attribution: for the classical locus.
+        outcome: for the outcome's directions, and for all gains.
+        layers: default all.
+        natural: layers of the natural gradient; default those where the plain gradient gains most.
+    """
+    layers = list(range(outcome.n_layers)) if layers is None else list(layers)
+    loci = [Locus(hook_name("resid_post", layer), (-1,)) for layer in layers]
+    found: list[Candidate] = []
+
+    def add(source: str, vector: SteeringVector, positions: str | None, gain: Estimate | None = None) -> None:
+        if gain is None and _within(vector, positions, outcome):
+            gain = outcome.gain(vector, positions)
+        found.append(Candidate(source, Condition(source, vector, positions=positions), gain))
+
+    for method, source in (("located", "located"), ("reply_mean", "reply mean")):
+        for vector in extract_vectors(model, pairs, loci, method):
+            add(source, vector, None)
+            add(source, vector, GENERATED)
+    own = attribution.top_locus()
+    if own.positions != (-1,) or own.layer not in layers:
+        add("located", extract_vectors(model, pairs, [own])[0], None)
+    gains = outcome.gains()
+    for positions in (None, GENERATED):
+        plain = {layer: _direction(outcome, gains, layer, positions) for layer in layers}
+        best = max((d for d in plain.values() if d), key=lambda d: d.gain.value, default=None)
+        for layer, direction in plain.items():
+            if direction is None:
+                continue
+            vector = extract_outcome_vector(outcome, direction.locus, positions)
+            add("outcome", vector, positions, direction.gain)
+            if layer in natural or (not natural and direction is best):
+                vector = extract_outcome_vector(outcome, direction.locus, positions, "natural")
+                gain = outcome.direction(direction.locus, positions, "natural").gain
+                add("natural outcome", vector, positions, gain)
+    return found
+
+
+def shortlist(candidates: Sequence[Candidate], count: int, outcome: OutcomeMap) -> list[Candidate]:
+    """The best by predicted gain, no two of one source and stretch near each other; the classical two are always there.
+
+    The classical ones: attribution's locus or, where that is not among the candidates, the located vector that gains
+    most at the last prompt token; and the reply mean at the middle layer on generated tokens, other tools' recipe.
+    """
+
+    def gain(c: Candidate) -> float:
+        return c.gain.value if c.gain else -math.inf
+
+    located = [c for c in candidates if c.source == "located" and c.condition.positions is None]
+    own = next((c for c in located if c.gain is None or c.where != "-1"), None) or max(located, key=gain)
+    means = [c for c in candidates if c.source == "reply mean" and c.where == GENERATED]
+    middle = min(means, key=lambda c: abs(c.vector.locus.layer - outcome.n_layers // 2))
+    chosen = [own, middle]
+    for c in sorted(candidates, key=gain, reverse=True):
+        rivals = [r for r in chosen if (r.source, r.where == GENERATED) == (c.source, c.where == GENERATED)]
+        near = any(abs(r.vector.locus.layer - c.vector.locus.layer) <= outcome.n_layers / APART for r in rivals)
+        large = first_strength(c, outcome, GAIN_DRIFT) * c.vector.fraction > LARGEST
+        if len(chosen) < count and c.gain is not None and c not in chosen and not near and not large:
+            chosen.append(c)
+    return chosen
+
+
+def _direction(outcome: OutcomeMap, gains: Tensor, layer: int, positions: str | None) -> Direction | None:
+    """The layer's plain direction at the place where it gains most and is no larger than LARGEST; None where none is.
+
+    ``gains`` are ``[layer place]``, the last place being the generated tokens.
+    """
+    window = outcome.window
+    places = [window] if positions == GENERATED else gains[layer, :-1].argsort(descending=True).tolist()
+    for place in places:
+        if not float(gains[layer, place]) > 0:
+            continue
+        locus = Locus(hook_name("resid_post", layer), (place - window if place < window else -1,))
+        direction = outcome.direction(locus, positions)
+        if float(direction.vector.norm()) <= LARGEST * direction.residual_norm:
+            return direction
+    return None
+
+
+def _within(vector: SteeringVector, positions: str | None, outcome: OutcomeMap) -> bool:
+    """Whether the map holds gradients there."""
+    locus = vector.locus
+    point = next((p for p in outcome.gradients if hook_name(p, locus.layer) == locus.hook_point), None)
+    return point is not None and (positions == GENERATED or min(locus.positions) >= -outcome.window)
+
+
+def first_strength(candidate: Candidate, outcome: OutcomeMap, drift: float) -> float:
+    """What the map says costs the drift; where it says nothing, a natural difference."""
+    if candidate.gain is None:
+        return 1.0
+    cost = outcome.drift(candidate.vector, candidate.condition.positions).value
+    return (drift / cost) ** 0.5 if cost > 0 else 1.0
+
+
+def _paid(samples: pd.DataFrame, pairs: Pairs, reward: Reward) -> pd.DataFrame:
+    """With ``paid``: the reward of a coherent reply, 0 of another, for broken text is full of what judges like."""
+    samples = mark_coherent(samples)
+    contexts = pairs.extraction.prompts
+    asked = [contexts[int(name[1:])] for name in samples.prompt_id]
+    values = rewards_of(reward, asked, list(samples.text)).numpy()
+    return samples.assign(paid=values * samples.coherent)
+
+
+def _row(samples: pd.DataFrame, arm: str, measures: Sequence[Measure]) -> dict[str, float]:
+    part = samples[samples.arm == arm]
+    row = {"reward": part.paid.mean(), "drift": part.drift.mean(), "n": len(part)}
+    row |= {"coherent_rate": part.coherent.mean(), "opening": commonest_opening(list(part.text))}
+    return row | {m.name: part[m.name].mean() for m in measures}
+
+
+def _difference(samples: pd.DataFrame, arm: str, measure: Measure) -> dict[str, float]:
+    """Of a measure to the unsteered replies, prompt by prompt, in hundredths."""
+    means = samples.groupby(["arm", "prompt_id"])[measure.name].mean()
+    change = means[arm] - means[UNSTEERED]
+    return compare_paired(change.dropna().to_numpy(), 2000, 0)
+
+
+def _best_first(last: Sequence[int], rounds: dict[int, int]) -> list[str]:
+    """The last round's order, and after it those that left before, the longest-lived first."""
+    left = sorted((i for i in rounds if i not in last), key=lambda i: -rounds[i])
+    return [f"{i}" for i in (*last, *left)]

@@ -1,0 +1,187 @@
+"""Choosing an intervention: measures, strengths at equal drift, and the choice by real replies."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import star_tl as star
+from star_tl.evaluation import measures
+from star_tl.evaluation.drift import at_drift
+from star_tl.evaluation.intervention import GENERATED, LARGEST, choose_intervention, first_strength, propose, shortlist
+from star_tl.evaluation.judges import LABELS
+from star_tl.evaluation.samples import sample_conditions
+from star_tl.generation.settings import Sampling
+from star_tl.models.lens import HookedTransformer
+from star_tl.steering.condition import Condition
+
+PAIRS = star.load_pairs("gratitude")
+SAMPLING = Sampling(max_new_tokens=16)
+
+
+def sighs(prompts: object, text: str) -> float:
+    return float(text.count("a"))
+
+
+@pytest.fixture(scope="module")
+def maps(demo: HookedTransformer) -> tuple[star.AttributionMap, star.OutcomeMap]:
+    attr = star.attribute(demo, PAIRS, progress=False)
+    reward = measures.markers(PAIRS.trait)
+    outcome = star.attribute_outcome(
+        demo, PAIRS.extraction.prompts, reward, 160, SAMPLING, least=160, hook_points=["resid_post"], progress=False
+    )
+    return attr, outcome
+
+
+# --- measures ----------------------------------------------------------------------------------
+
+
+def test_measures_multiply_add_and_remember_what_they_are_made_of() -> None:
+    kind, blunt = "Thank you so much!", "No."
+    shown, judged = measures.markers(PAIRS.trait), measures.judge("gratitude", "ngrams")
+    both = 0.5 * (shown * judged) + judged
+    prompts = ["Here is your book."] * 2
+    values = both(prompts, [kind, blunt])
+    single = judged(prompts, [kind, blunt])
+    torch.testing.assert_close(values, torch.stack([0.5 * single[0] + single[0], single[1]]))
+    assert both.parts == {"markers", "word judge"}
+    assert both.name == "0.5 × markers × word judge + word judge"
+    assert (judged * (shown + judged)).name == "word judge × (markers + word judge)"
+    assert single[0] > single[1]
+
+
+def test_an_empty_reply_earns_nothing() -> None:
+    for measure in measures.measures_of(PAIRS.trait):
+        assert measure(["Here is your book."], [" "]).tolist() == [0.0], measure.name
+
+
+def test_a_reward_is_tested_by_what_it_did_not_see() -> None:
+    trait = PAIRS.trait
+    assert measures.reward_of(trait).parts == {"embedding judge", "relevance"}
+    assert [m.name for m in measures.unseen_by(measures.reward_of(trait), trait)] == ["word judge", "markers"]
+    assert [m.name for m in measures.unseen_by(measures.markers(trait), trait)] == ["embedding judge", "word judge"]
+    assert [m.name for m in measures.unseen_by(sighs, trait)] == ["embedding judge", "word judge", "markers"]
+    trust = star.load_pairs("trust").trait
+    assert "trust" not in LABELS
+    assert measures.reward_of(trust).name == "markers"
+
+
+def test_without_the_embedding_model_the_word_judge_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measures.judges, "EMBEDDING_PACKAGE", "not_installed_here")
+    assert measures.reward_of(PAIRS.trait).name == "word judge"
+    assert [m.name for m in measures.measures_of(PAIRS.trait)] == ["word judge", "markers"]
+
+
+def test_openings_are_counted() -> None:
+    texts = ["Thank you so much.", "thank you so kindly", "No, thank you.", "Yes."]
+    assert measures.commonest_opening(texts) == 0.5
+    assert measures.common_opening()([""] * 4, texts).tolist() == [0.5, 0.5, 0.25, 0.25]
+
+
+# --- drift -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", [0.05, 8.0], ids=["from far below", "from far above"])
+def test_strengths_cost_what_was_asked_for(
+    demo: HookedTransformer, maps: tuple[star.AttributionMap, star.OutcomeMap], start: float
+) -> None:
+    vector = star.extract_vector(demo, PAIRS, maps[0].top_locus())
+    ways = [Condition("place", vector, -start), Condition("generated", vector, start, GENERATED)]
+    prompts = PAIRS.extraction.prompts[:20]
+    ready = at_drift(demo, PAIRS.trait, ways, 0.06, prompts, SAMPLING, points=5, progress=False)
+    assert [math.copysign(1, w.strength) for w in ready] == [-1, 1]
+    fresh = [dataclasses.replace(w, seed=77) for w in ready]
+    samples = sample_conditions(demo, PAIRS.trait, prompts, fresh, SAMPLING, progress=False)
+    for _, part in samples.groupby("arm"):
+        assert 0.03 < part.drift.mean() < 0.12
+
+
+def test_at_drift_refuses_what_has_no_strength(demo: HookedTransformer) -> None:
+    with pytest.raises(star.StarError, match="no vector"):
+        at_drift(demo, PAIRS.trait, [Condition()], 0.1, ["Hi."], progress=False)
+    with pytest.raises(star.StarError, match="above 0"):
+        at_drift(demo, PAIRS.trait, [], 0.0, ["Hi."], progress=False)
+
+
+# --- candidates and choice ---------------------------------------------------------------------
+
+
+def test_candidates_gain_what_the_map_says_and_fit_into_the_residual_stream(
+    demo: HookedTransformer, maps: tuple[star.AttributionMap, star.OutcomeMap]
+) -> None:
+    attr, outcome = maps
+    found = propose(demo, PAIRS, attr, outcome)
+    assert {c.source for c in found} == {"located", "reply mean", "outcome", "natural outcome"}
+    for c in found:
+        if c.gain and "outcome" not in c.source:  # the outcome's own directions are cross-fitted
+            assert c.gain == outcome.gain(c.vector, c.condition.positions)
+        if "outcome" in c.source:
+            assert c.vector.fraction <= LARGEST
+    chosen = shortlist(found, 6, outcome)
+    assert len(chosen) == 6
+    assert chosen[0].source == "located"
+    assert chosen[1].source == "reply mean"
+    assert chosen[1].vector.locus.layer == 4
+    assert chosen[1].where == GENERATED
+    free = [c.gain.value for c in chosen[2:] if c.gain]
+    assert free == sorted(free, reverse=True)
+
+
+def test_the_first_strength_is_what_the_map_says_costs_the_drift(
+    demo: HookedTransformer, maps: tuple[star.AttributionMap, star.OutcomeMap]
+) -> None:
+    attr, outcome = maps
+    one = next(c for c in propose(demo, PAIRS, attr, outcome, layers=[5]) if c.gain)
+    strength = first_strength(one, outcome, 0.1)
+    scaled = dataclasses.replace(one.vector, vector=one.vector.scaled(strength))
+    assert outcome.drift(scaled, one.condition.positions).value == pytest.approx(0.1, rel=1e-4)
+
+
+def test_the_choice_does_more_than_nothing_and_resumes_to_the_same(
+    demo: HookedTransformer, maps: tuple[star.AttributionMap, star.OutcomeMap], tmp_path: Path
+) -> None:
+    attr, outcome = maps
+
+    def choose(out: Path) -> star.InterventionChoice:
+        return choose_intervention(
+            demo, PAIRS, measures.markers(PAIRS.trait), 0.08, attribution=attr, outcome=outcome,
+            finalists=4, sampling=SAMPLING, out=out, progress=False,
+        )  # fmt: skip
+
+    choice = choose(tmp_path)
+    best = choice.table.iloc[0]
+    assert best.reward > choice.unsteered.reward + 0.2
+    assert best.drift < 0.16
+    assert list(choice.table["rounds"]) == sorted(choice.table["rounds"], reverse=True)
+    # a reply and then two more to each of forty contexts
+    assert set(choice.table.n[:2]) == {120}
+    assert set(choice.table.n[2:]) == {40}
+    assert choice.unseen["word judge"]["low"] > 0
+    assert choice.confirmed
+    kept = sorted(tmp_path.glob("*.jsonl"))
+    assert len(kept) == 4
+    kept[-1].unlink()
+    pd.testing.assert_frame_equal(choose(tmp_path).table, choice.table)
+
+
+def test_a_gain_that_only_the_reward_saw_is_called_that(
+    maps: tuple[star.AttributionMap, star.OutcomeMap], demo: HookedTransformer
+) -> None:
+    attr, outcome = maps
+    outcome = dataclasses.replace(outcome, reward="sighs")
+    choice = choose_intervention(
+        demo, PAIRS, sighs, 0.02, attribution=attr, outcome=outcome, finalists=3, sampling=SAMPLING, progress=False
+    )
+    nothing = {name: row | {"low": -1.0} for name, row in choice.unseen.items()}
+    assert "gained only by the reward" in dataclasses.replace(choice, unseen=nothing).describe()
+    assert dataclasses.replace(choice, unseen={}).confirmed is None
+
+
+def test_the_choice_refuses_too_few_finalists(demo: HookedTransformer) -> None:
+    with pytest.raises(star.StarError, match="at least 3"):
+        choose_intervention(demo, PAIRS, finalists=2)
