@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
@@ -79,20 +80,22 @@ def test_a_killed_evaluation_goes_on_to_the_same_numbers(folder, tiny_folder: Pa
         assert (tmp_path / "killed" / name).read_bytes() == (folder / name).read_bytes(), name
 
 
-def test_the_command_evaluates_and_exports_a_form(tiny_folder: Path, tmp_path: Path) -> None:
+def test_the_command_evaluates_exports_a_form_and_reads_it_back_filled_in(tiny_folder: Path, tmp_path: Path) -> None:
     given = ["--task", "joy", "--model", str(tiny_folder), "--limit", "2", "--max-new-tokens", "4", "--drift", "0.05"]
-    given += [
-        "--no-choose",
-        "--no-side-effects",
-        "--out",
-        str(tmp_path / "out"),
-        "--export-human",
-        str(tmp_path / "form"),
-    ]
-    result = CliRunner().invoke(app, ["evaluate", *given])
+    given += ["--no-choose", "--no-side-effects", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, ["evaluate", *given, "--export-human", str(tmp_path / "form")])
     assert result.exit_code == 0, result.output
     assert {p.name for p in (tmp_path / "form").iterdir()} == {"form.html", "form.csv", "key.csv"}
     assert "located" in result.output
+    form = pd.read_csv(tmp_path / "form" / "form.csv", dtype=str)
+    paths = []
+    for rater in ("one", "two"):
+        paths.append(str(tmp_path / f"{rater}.csv"))
+        form.assign(rater=rater, trait="A", better="same").to_csv(paths[-1], index=False)
+    read = [x for path in paths for x in ("--import-human", path)]
+    result = CliRunner().invoke(app, ["evaluate", *given, *read])
+    assert result.exit_code == 0, result.output
+    assert "Krippendorff" in result.output
 
 
 @pytest.mark.parametrize(
