@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from star_tl.evaluation.conversation import converse as converse
     from star_tl.evaluation.intervention import InterventionChoice as InterventionChoice
     from star_tl.evaluation.intervention import choose_intervention as choose_intervention
+    from star_tl.evaluation.judges import judges_of as judges_of
+    from star_tl.evaluation.judges import relevance as relevance
+    from star_tl.evaluation.llm_judge import LLMJudge as LLMJudge
     from star_tl.evaluation.scores import score as score
     from star_tl.evaluation.strength import choose_strength as choose_strength
     from star_tl.evaluation.sweep import Comparison as Comparison
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     from star_tl.models.layout import copy_free_layout as copy_free_layout
     from star_tl.pipeline import run as run
     from star_tl.steering.condition import Condition as Condition
+    from star_tl.trial import evaluate as evaluate
     from star_tl.vectors import SteeringVector as SteeringVector
     from star_tl.vectors import combine as combine
     from star_tl.vectors import extract_vector as extract_vector
@@ -60,6 +64,7 @@ _HOMES = {
     "Sampling": "generation.settings",
     "ContrastivePair": "data.pairs",
     "InterventionChoice": "evaluation.intervention",
+    "LLMJudge": "evaluation.llm_judge",
     "Locus": "locus",
     "OutcomeMap": "attribution.outcome",
     "Pairs": "data.pairs",
@@ -74,15 +79,18 @@ _HOMES = {
     "compare": "evaluation.sweep",
     "converse": "evaluation.conversation",
     "copy_free_layout": "models.layout",
+    "evaluate": "trial",
     "exact_effects": "attribution.exact",
     "explore": "view.explorer.widget",
     "extract_outcome_vector": "vectors.outcome",
     "extract_vector": "vectors",
     "generate": "generation.sampling",
+    "judges_of": "evaluation.judges",
     "load_model": "models",
     "load_pairs": "data.pairs",
     "load_prompts": "data.prompts",
     "project_off": "vectors",
+    "relevance": "evaluation.judges",
     "run": "pipeline",
     "sample": "generation.sampling",
     "score": "evaluation.scores",

@@ -398,18 +398,45 @@ def sweep(
 @app.command()
 @one_line_errors
 def evaluate(
-    vector: Annotated[Path, typer.Option("--vector", help="The vector to evaluate.")],
-    trait: TraitOption = "emotional_support",
+    task: Annotated[str, typer.Option("--task", help="Built-in task, or a JSON file of the same form.")],
     model: ModelOption = "demo",
-    prompts: PromptsOption = None,
-    mode: ModeOption = None,
-    limit: LimitOption = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="JSONL file of the samples; goes on where it stopped.")
+    out: Annotated[Path | None, typer.Option("--out", help="Folder; default runs/evaluate-TASK.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Prompts in place of the built-in ones: dialogues, JSONL or text.")
     ] = None,
-    strength: StrengthOption = 1.0,
+    mode: Annotated[
+        str | None,
+        typer.Option("--mode", help="How to read --data: single (default) or multi (the dialogue so far is replayed)."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Most prompts; default 64 of --data, or all.")] = None,
+    vector: Annotated[
+        Path | None, typer.Option("--vector", help="A saved vector in place of the intervention that is chosen.")
+    ] = None,
     positions: PositionsOption = None,
-    seeds: SeedsOption = 2,
+    choose: Annotated[
+        bool, typer.Option("--choose/--no-choose", help="Choose an intervention by real replies, as one condition.")
+    ] = True,
+    drift: Annotated[
+        float | None, typer.Option("--drift", help="Nats per token for every vector; default that of priming.")
+    ] = None,
+    seeds: SeedsOption = 1,
+    turns: Annotated[
+        int, typer.Option("--turns", help="Play talks of so many turns too, the model against itself unsteered.")
+    ] = 0,
+    items: Annotated[
+        Path | None, typer.Option("--items", help="CraigslistBargain's train.json: what a played negotiation is about.")
+    ] = None,
+    side_effects: Annotated[
+        bool, typer.Option("--side-effects/--no-side-effects", help="Other traits, facts, refusals, neutral text.")
+    ] = True,
+    llm_url: Annotated[str | None, typer.Option("--llm-url", help="An LLM judge's endpoint, with --llm-model.")] = None,
+    llm_model: Annotated[str | None, typer.Option("--llm-model", help="The judge's name there.")] = None,
+    export_human: Annotated[
+        Path | None, typer.Option("--export-human", help="Folder for a blinded A/B form of located and other replies.")
+    ] = None,
+    import_human: Annotated[
+        list[Path] | None, typer.Option("--import-human", help="CSV that the form saved, once for each rater.")
+    ] = None,
     max_new_tokens: TokensOption = Sampling.max_new_tokens,
     temperature: TemperatureOption = Sampling.temperature,
     top_p: TopPOption = Sampling.top_p,
@@ -418,31 +445,72 @@ def evaluate(
     backend: BackendOption = None,
     first_n_layers: FirstLayersOption = None,
 ) -> None:
-    """Compare a saved vector with unsteered, random-vector and primed replies."""
+    """A task under every condition at equal drift: statistics, side effects, tables for a paper, a form for people.
+
+    An evaluation that was stopped goes on where it was when the same command is given again.
+    """
+    from star_tl.data.tasks import load_task
     from star_tl.steering.condition import Condition
 
-    way = Condition("steered", strength=strength, positions=_positions(positions))
+    way = Condition("chosen", positions=_positions(positions))
+    if positions is not None and vector is None:
+        raise StarError("--positions belongs to --vector: name that too, or leave it out.")
+    if (llm_url is None) != (llm_model is None):
+        raise StarError("--llm-url and --llm-model go together: give both or none.")
     sampling = Sampling(max_new_tokens, temperature, top_p)
     _check_seeds(seeds)
+    chosen = load_task(task)
     from star_tl.data.pairs import load_pairs
 
-    pairs = load_pairs(trait)
-    questions = _prompts(prompts, mode, limit) or pairs.heldout.prompts
-    from star_tl.evaluation.samples import sample_conditions
-    from star_tl.evaluation.scores import mark_coherent, summarise
+    pairs = load_pairs(chosen.trait)
+    if limit is not None and limit < 1:
+        raise StarError(f"--limit is {limit}: use at least 1.")
+    if data is None and mode is not None:
+        raise StarError(f"--mode {mode} is about the prompts of a file: give --data FILE, or leave it out.")
+    if items is not None and not (turns and chosen.outcomes):
+        raise StarError("--items is what a played negotiation is about: give --turns and a negotiation's --task.")
+    from star_tl.data.scenarios import load_scenarios
+
+    questions: Any = _prompts(data, mode, limit) if data is not None else pairs.heldout.prompts[:limit]
+    from star_tl.evaluation.human import human_tables
+    from star_tl.evaluation.llm_judge import LLMJudge
+    from star_tl.trial import evaluate as walk
     from star_tl.vectors import SteeringVector
 
+    folder = out or Path("runs") / f"evaluate-{chosen.name}"
     loaded = _load(model, dtype, device, backend, first_n_layers)
-    steering = SteeringVector.load(vector, loaded)
-    ways = (
-        Condition(),
-        replace(way, vector=steering),
-        replace(way, name="random", vector=steering.random_like()),
-        Condition("primed", instruction=pairs.trait.positive_instruction),
+    own: Any = None
+    if vector is not None:
+        own = replace(way, vector=SteeringVector.load(vector, loaded))
+    elif choose:
+        from star_tl.evaluation.intervention import choose_intervention
+
+        own = choose_intervention(loaded, pairs, out=folder / "choice").condition
+    result = walk(
+        loaded,
+        chosen,
+        questions,
+        folder,
+        chosen=own,
+        drift=drift,
+        seeds=range(seeds),
+        turns=turns,
+        scenarios=load_scenarios(items, len(questions)) if items is not None else None,
+        llm=LLMJudge(pairs.trait, llm_url, llm_model) if llm_url and llm_model else None,
+        side_effects=side_effects,
+        sampling=sampling,
     )
-    conditions = [replace(w, seed=seed) for w in ways for seed in range(seeds)]
-    samples = sample_conditions(loaded, pairs.trait, questions, conditions, sampling, out)
-    _print_frame(summarise(mark_coherent(samples)), repr(steering))
+    for name, table in result.tables().items():
+        _print_frame(table, name)
+    typer.echo(f"Wrote {folder}/: report.html, tables.md, tables.tex, effects.csv, against.csv, samples.csv.")
+    if export_human is not None:
+        from star_tl.view.rating_form import write_form
+
+        written = write_form(result, export_human)
+        typer.echo(f"Wrote {', '.join(map(str, written))}: send form.html, keep key.csv.")
+    if import_human:
+        for name, table in human_tables(result, import_human).items():
+            _print_frame(table, name)
 
 
 @app.command(cls=_ListsMethods)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import torch
 
 from star_tl.attribution.map import AttributionMap
 from star_tl.attribution.outcome import OutcomeMap
 from star_tl.data.chat import Span
+from star_tl.data.tasks import load_task
+from star_tl.evaluation.effects import effects, pool_random
+from star_tl.evaluation.evaluated import Evaluation
+from star_tl.evaluation.task_measures import agreement
 from star_tl.generation.settings import Sampling
 from star_tl.locus import COMPONENTS, Locus
 from star_tl.vectors import SteeringVector
@@ -227,3 +232,46 @@ def result() -> SimpleNamespace:
         dose=dose(),
         settings={"seed": "0", "temperature": "0.7", "note": "<img src=x onerror=alert(1)>"},
     )
+
+
+def evaluated(prompts: int = 40):
+    """An evaluation whose replies were made up: the located vector's show the trait, the others' seldom."""
+    rng = np.random.default_rng(0)
+    rates = {"unsteered": 0.2, "located": 0.9, "middle layer, every token": 0.4, "priming": 0.3}
+    rates |= {"random 0": 0.2, "random 1": 0.2}
+    rows = []
+    for arm, rate in rates.items():
+        for i in range(prompts):
+            hit = float(rng.random() < rate)
+            text = f"Reply {i} by way {sorted(rates).index(arm)}{SCRIPT if i == 0 else ''}"
+            drift = 0.0 if arm == "unsteered" else 0.1 + 0.01 * rng.random()
+            rows.append((arm, f"p{i:03d}", 0, text, hit, 0.3 + 0.6 * hit + 0.05 * rng.random(), drift, True, 1.0))
+    asked = [f"Question {i} {SCRIPT if i == 0 else ''}" for i in range(prompts)]
+    columns = ["arm", "prompt_id", "seed", "text", "markers", "ngrams:politeness", "drift", "coherent", "strength"]
+    samples = pd.DataFrame(rows, columns=columns)
+    measures = ("markers", "ngrams:politeness")
+    pooled = pool_random(samples)
+    traits = ("joy", "trust")
+    matrix = [{"vector": a, "measured": b, "markers": 0.1 * (a == b), "ngrams": 0.0} for a in traits for b in traits]
+    return Evaluation(
+        task=load_task("negotiation_politeness"),
+        model="tiny_model",
+        measures=measures,
+        samples=samples,
+        table=effects(pooled, measures),
+        against=effects(pooled, measures, "located"),
+        agreement=agreement(samples, measures),
+        preflight=pd.DataFrame({"layer": [0, 1], "agreement": [0.5, 0.9], "auc": [0.6, 1.0]}),
+        matrix=pd.DataFrame(matrix),
+        damage=pd.DataFrame({"condition": ["unsteered"], "perplexity": [9.5], "facts": [0.5], "refused": [0.1]}),
+        turns=pd.DataFrame([_turn(arm, i) for arm in ("unsteered", "located") for i in (1, 2, 3)]),
+        outcomes=None,
+        prompts=tuple(({"role": "user", "content": text},) for text in asked),
+        settings={"drift": "0.1", "model": "tiny_model & co"},
+    )
+
+
+def _turn(arm: str, turn: int) -> dict[str, object]:
+    drift = 0.1 * turn * (arm == "located")
+    row = {"condition": arm, "turn": turn, "markers": 0.5, "coherent": 0.9, "drift": drift}
+    return row | {"slope": 0.1, "low": 0.0, "high": 0.2}

@@ -206,8 +206,10 @@ def test_a_name_in_brackets_is_text_and_no_markup(tiny_folder: Path, tmp_path: P
     prompts.write_text("Hello\n")
     made = ["extract", "--model", model, "--hook-point", "blocks.1.hook_resid_post", "--out", vector]
     assert runner.invoke(app, made).exit_code == 0
-    given = ["--vector", vector, "--prompts", str(prompts), "--seeds", "1", "--max-new-tokens", "2"]
-    result = runner.invoke(app, ["evaluate", "--model", model, *given])
+    given = ["--vector", vector, "--prompts", str(prompts), "--max-new-tokens", "2"]
+    result = runner.invoke(app, ["sweep", "--model", model, *given[2:], "--layers", "1", "--out", str(tmp_path / "s")])
+    assert result.exit_code == 0, result.output
+    result = runner.invoke(app, ["extract", *made[1:-1], str(tmp_path / "again.safetensors")])
     assert result.exit_code == 0, result.output
     assert "a[/b]c" in "".join(result.output.split())  # which wraps
 

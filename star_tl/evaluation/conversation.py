@@ -54,7 +54,8 @@ def converse(
         sampling: how to sample, a :class:`star_tl.Sampling`, or its fields by name.
 
     Raises:
-        StarError: no turns, a schedule that covers earlier turns, or a chat that no longer fits the context.
+        StarError: no turns, carry with several vectors, a schedule that covers earlier turns, or a chat that no longer
+            fits the context.
     """
     settings = settled(sampling, options)
     if isinstance(turns, str) or not turns:
@@ -62,6 +63,8 @@ def converse(
     vector = condition.vector
     own = condition.positions in (None, "locus")
     when = None
+    if carry and condition.more:
+        raise StarError("carry keeps what one vector added: leave out more, or read earlier turns again.")
     if vector is not None:
         when = schedule(vector.locus.positions if own else condition.positions or "")
         if when.reach is None:

@@ -24,8 +24,7 @@ from star_tl.generation.settings import Sampling
 from star_tl.locus import NamedHook
 from star_tl.models.backend import Model
 from star_tl.models.load import fingerprint
-from star_tl.steering.condition import Condition
-from star_tl.steering.hooks import row_hooks
+from star_tl.steering.condition import Condition, batch_hooks
 
 Key = tuple[int, int]  # numbers of a condition and of a prompt
 
@@ -69,7 +68,7 @@ def sample_conditions(
 
         def hooks_of(batch: list[int]) -> list[NamedHook]:
             rows = [todo[k] for k in batch]
-            return row_hooks([conditions[c].row(model.tokenizer, prompts[i]) for c, i in rows])
+            return batch_hooks([conditions[c].rows(model.tokenizer, prompts[i]) for c, i in rows])
 
         seeds = [conditions[c].seed for c, _ in todo]
         for batch, replies in in_batches(model, [ids[c][i] for c, i in todo], seeds, hooks_of, sampling, progress):
@@ -105,11 +104,11 @@ def describe(
 
 
 def _identity(condition: Condition) -> list[Any]:
-    added = None
-    if condition.vector is not None:
-        values = condition.vector.scaled(condition.strength).float().cpu().contiguous().numpy().tobytes()
-        added = hashlib.sha256(values).hexdigest()[:16]
-    where = str(condition.vector.locus) if condition.vector is not None else None
+    added = where = None
+    if condition.vectors:
+        given = [v.scaled(condition.strength).float().cpu().contiguous().numpy().tobytes() for v in condition.vectors]
+        added = hashlib.sha256(b"".join(given)).hexdigest()[:16]
+        where = "; ".join(str(v.locus) for v in condition.vectors)
     return [condition.name, where, added, str(condition.positions), condition.instruction, condition.seed]
 
 
@@ -118,7 +117,7 @@ def _labelled(condition: Condition, scores: pd.DataFrame) -> pd.DataFrame:
     label = {
         "prompt_id": [f"p{i:03d}" for i in range(len(scores))],
         "arm": condition.name,
-        "locus": str(vector.locus) if vector is not None else "",
+        "locus": "; ".join(str(v.locus) for v in condition.vectors),
         "layer": vector.locus.layer if vector is not None else -1,
         "positions": _named(condition.positions) if vector is not None else "",
         "strength": condition.dose,

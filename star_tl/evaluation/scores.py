@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from star_tl.data.chat import Prompt, as_prompts, render
@@ -26,7 +25,7 @@ from star_tl.generation.sampling import Reply
 from star_tl.models.backend import Model
 from star_tl.models.batch import make_batch, pad_id
 from star_tl.models.memory import fitting_batches
-from star_tl.stats import compare_paired
+from star_tl.stats import compare_paired, holm
 from star_tl.steering.condition import UNSTEERED, Condition
 
 FIRST_PERSON = re.compile(r"\b(?:i|me|my|mine|myself)\b", re.IGNORECASE)
@@ -163,7 +162,4 @@ def summarise(samples: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd
         change = (group.groupby("prompt_id").hit.mean() - base).dropna().to_numpy()
         rows.append(row | compare_paired(change if arm != UNSTEERED else np.zeros(0), resamples, seed))
     table = pd.DataFrame(rows)
-    tested = table.p_value.notna()
-    if tested.any():
-        table.loc[tested, "p_value"] = multipletests(table.loc[tested, "p_value"], method="holm")[1]
-    return table
+    return table.assign(p_value=holm(table.p_value.to_numpy(dtype=float)))

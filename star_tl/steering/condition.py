@@ -44,9 +44,11 @@ class Condition:
             (:func:`star_tl.data.chat.span_positions`); default the vector's own.
         instruction: a system instruction that the prompts are put under (priming).
         seed: of the replies.
+        more: further vectors, each added at its own place with the same strength and positions: all layers, some heads.
 
     Raises:
-        StarError: a strength that is no finite number, a seed that is no whole number, or unknown positions.
+        StarError: more vectors and no first one, a strength that is no finite number, a seed that is no whole number,
+            or unknown positions.
     """
 
     name: str = UNSTEERED
@@ -55,6 +57,7 @@ class Condition:
     positions: str | Sequence[int] | None = None
     instruction: str | None = None
     seed: int = 0
+    more: tuple[Steers, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.strength, bool) or not isinstance(self.strength, Real) or not math.isfinite(self.strength):
@@ -65,8 +68,15 @@ class Condition:
             object.__setattr__(self, "positions", tuple(self.positions))
         if self.positions not in (None, "locus", *SPANS):
             schedule(self.positions)
-        if self.vector is not None:
-            injection_hooks(self.vector.scaled(1.0), self.vector.locus)  # raises where nothing can be added
+        if self.more and self.vector is None:
+            raise StarError("more holds further vectors, and there is no first one: give it as vector.")
+        for vector in self.vectors:
+            injection_hooks(vector.scaled(1.0), vector.locus)  # raises where nothing can be added
+
+    @property
+    def vectors(self) -> tuple[Steers, ...]:
+        """All that are added."""
+        return () if self.vector is None else (self.vector, *self.more)
 
     @property
     def dose(self) -> float:
@@ -77,21 +87,30 @@ class Condition:
         """The prompts as they are put to the model: under the instruction, where there is one."""
         return [with_instruction(prompt, self.instruction) for prompt in prompts]
 
-    def row(self, tokenizer: Any, prompt: Prompt) -> Row | None:
+    def rows(self, tokenizer: Any, prompt: Prompt) -> list[Row]:
         """What is added in a row of a batch that holds this prompt, as :func:`star_tl.steering.hooks.row_hooks` takes.
 
         Raises:
             StarError: the prompt has no such span.
         """
         if self.vector is None:
-            return None
+            return []
         at = resolve_span(tokenizer, with_instruction(prompt, self.instruction), self.positions)
-        return self.vector.scaled(self.strength), self.vector.locus, at
+        return [(vector.scaled(self.strength), vector.locus, at) for vector in self.vectors]
 
     def hooks(self, tokenizer: Any, prompts: Sequence[Prompt], prompt_length: int | None = None) -> list[NamedHook]:
         """``[(name, fn)]`` for a batch of these prompts; see :func:`star_tl.steering.hooks.injection_hooks`."""
-        if self.vector is None:
-            return []
         if self.positions in SPANS:
-            return row_hooks([self.row(tokenizer, prompt) for prompt in prompts], prompt_length)
-        return injection_hooks(self.vector.scaled(self.strength), self.vector.locus, self.positions, prompt_length)
+            return batch_hooks([self.rows(tokenizer, prompt) for prompt in prompts], prompt_length)
+        return [
+            hook
+            for vector in self.vectors
+            for hook in injection_hooks(vector.scaled(self.strength), vector.locus, self.positions, prompt_length)
+        ]
+
+
+def batch_hooks(rows: Sequence[Sequence[Row]], prompt_length: int | None = None) -> list[NamedHook]:
+    """``[(name, fn)]`` for a batch of which each row has any number of vectors added."""
+    most = max(map(len, rows), default=0)
+    layers = ([row[k] if k < len(row) else None for row in rows] for k in range(most))
+    return [hook for layer in layers for hook in row_hooks(layer, prompt_length)]

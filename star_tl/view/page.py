@@ -106,7 +106,7 @@ def page(title: str, lead: str, sections: Mapping[str, tuple[str, str]], footer:
     plotly = get_plotlyjs()
     policy = (
         "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; "
-        f"script-src {_hash(plotly)} {_hash(JS)}; base-uri 'none'; form-action 'none'"
+        f"script-src {script_hash(plotly)} {script_hash(JS)}; base-uri 'none'; form-action 'none'"
     )
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -157,5 +157,6 @@ def _json(name: str, data: str) -> str:
     return f'<script type="application/json" id="{name}">{data.replace("<", chr(92) + "u003c")}</script>'
 
 
-def _hash(script: str) -> str:
+def script_hash(script: str) -> str:
+    """How a content security policy names a script that may run."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

@@ -1,0 +1,132 @@
+"""What an evaluation found: one value that is printed, set in a paper, shown as a page, and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from star_tl.data.chat import Message
+from star_tl.data.tasks import Task
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+# Column of the effects, its heading, its format.
+SHOWN = (
+    ("condition", "condition", "{}"),
+    ("mean", "mean", "{:.2f}"),
+    ("interval", "difference [95 %]", "{}"),
+    ("d", "d", "{:.2f}"),
+    ("p_holm", "p (Holm)", "{:.3f}"),
+    ("worse", "prompts worse", "{:.0%}"),
+    ("detectable", "detectable", "{:.2f}"),
+    ("drift", "drift", "{:.3f}"),
+    ("coherent", "coherent", "{:.0%}"),
+)
+_TEX = str.maketrans({c: rf"\{c}" for c in "&%_#$"} | {"×": r"$\times$", "−": "--", "–": "--"})
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A task's conditions on one model.
+
+    ``table`` holds :func:`star_tl.evaluation.effects.effects` beside unsteered replies, ``against`` the same of every
+    condition beside the located vector; ``agreement`` kappas of the measures; ``preflight`` a row per layer;
+    ``matrix`` and ``damage`` the side effects, ``turns`` a row per condition and turn of the played talks, ``outcomes``
+    a row per condition of a negotiation (None where they were not asked for); ``samples`` a row per reply.
+    """
+
+    task: Task
+    model: str
+    measures: tuple[str, ...]
+    samples: pd.DataFrame
+    table: pd.DataFrame
+    against: pd.DataFrame
+    agreement: pd.DataFrame
+    preflight: pd.DataFrame
+    matrix: pd.DataFrame | None
+    damage: pd.DataFrame | None
+    turns: pd.DataFrame | None
+    outcomes: pd.DataFrame | None
+    prompts: tuple[tuple[Message, ...], ...]
+    settings: Mapping[str, str]
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row per measure and condition, beside unsteered replies."""
+        return self.table
+
+    def to_markdown(self) -> str:
+        """Every table, with the settings under which it was measured."""
+        parts = [f"# {self.task.name} on {self.model}", "\n".join(f"- {k}: {v}" for k, v in self.settings.items())]
+        parts += [f"## {_heading(name)}\n\n{_markdown(table)}" for name, table in self.tables().items()]
+        return "\n\n".join(parts) + "\n"
+
+    def to_latex(self) -> str:
+        """The same tables as LaTeX, with booktabs' rules."""
+        return "\n".join(_latex(_heading(name), table) for name, table in self.tables().items())
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """By heading, as texts: effects by measure, then the others."""
+        found = {measure: shown(self.table.loc[self.table.measure == measure]) for measure in self.measures}
+        first = self.against.loc[self.against.measure == self.measures[0]]
+        found[f"{self.measures[0]}, beside the located vector"] = shown(first)
+        others = {
+            "agreement of measures": self.agreement,
+            "pairs before steering, by layer": self.preflight,
+            "every trait's vector on every trait": self.matrix,
+            "damage": self.damage,
+            "turn by turn": self.turns,
+            "outcomes": self.outcomes,
+        }
+        return found | {
+            name: table.map(lambda x: f"{x:.2f}" if isinstance(x, float) else str(x))
+            for name, table in others.items()
+            if table is not None and len(table)
+        }
+
+    def plot(self, measure: str | None = None) -> go.Figure:
+        """Differences with their intervals, by condition; of the first measure, or of the one that is named."""
+        from star_tl.view.evaluation_plots import plot_conditions
+
+        return plot_conditions(self.table, measure or self.measures[0])
+
+    def __repr__(self) -> str:
+        rows = self.table[self.table.measure == self.measures[0]].set_index("condition")
+        told = ", ".join(f"{name} {rows.loc[name, 'mean']:.2f}" for name in list(rows.index)[:3])
+        return f"Evaluation({self.task.name} on {self.model}, {len(self.prompts)} prompts; {self.measures[0]}: {told})"
+
+
+def shown(effects: pd.DataFrame) -> pd.DataFrame:
+    """The columns that a reader needs first, as texts."""
+    interval = [
+        f"{r['difference']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}]" if r["difference"] == r["difference"] else ""
+        for r in effects.to_dict(orient="records")
+    ]
+    whole = effects.assign(interval=interval)
+    columns = {
+        heading: ["" if value != value else form.format(value) for value in whole[column]]
+        for column, heading, form in SHOWN
+    }
+    return pd.DataFrame(columns)
+
+
+def _heading(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    rows = [list(map(str, table.columns)), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(str(x).replace("|", r"\|") for x in row) + " |" for row in rows)
+
+
+def _latex(name: str, table: pd.DataFrame) -> str:
+    lines = [" & ".join(str(x).translate(_TEX) for x in row) + r" \\" for row in table.to_numpy().tolist()]
+    head = " & ".join(str(c).translate(_TEX) for c in table.columns) + r" \\"
+    form = "l" + "r" * (len(table.columns) - 1)
+    return "\n".join(
+        [r"\begin{table}", rf"\caption{{{name.translate(_TEX)}}}", rf"\begin{{tabular}}{{{form}}}", r"\toprule", head]
+        + [r"\midrule", *lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
+    )

@@ -1,0 +1,299 @@
+"""`evaluate`: a task's prompts under every condition at equal drift, with statistics, side effects and a report.
+
+Everything that is sampled lies in the folder as it comes; the same call goes on where it was stopped, with the same
+numbers at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+from typing_extensions import Unpack
+
+from star_tl.attribution import AttributionMap, attribute
+from star_tl.data.chat import Prompt, as_prompts
+from star_tl.data.pairs import TRAITS, Pairs, load_pairs
+from star_tl.data.scenarios import Scenario, load_scenarios
+from star_tl.data.tasks import Task, load_task
+from star_tl.errors import StarError
+from star_tl.evaluation.conditions import BOTH, CAA, LOCATED, PRIMED, vector_conditions, worded_conditions
+from star_tl.evaluation.drift import at_drift
+from star_tl.evaluation.effects import effects, pool_random
+from star_tl.evaluation.evaluated import Evaluation
+from star_tl.evaluation.llm_judge import LLMJudge
+from star_tl.evaluation.negotiation import outcomes
+from star_tl.evaluation.played import Talk, by_turn, play, talks_of, texts_of
+from star_tl.evaluation.preflight import preflight
+from star_tl.evaluation.samples import describe, sample_conditions
+from star_tl.evaluation.scores import mark_coherent
+from star_tl.evaluation.side_effects import damage, trait_matrix
+from star_tl.evaluation.task_measures import agreement, main_measures, with_measures
+from star_tl.files import check_writable, locked, output_folder, replacing, unwritable
+from star_tl.generation.sampling import render_prompts
+from star_tl.generation.settings import Sampling, SamplingOptions, settled
+from star_tl.models.backend import Model
+from star_tl.steering.condition import UNSTEERED, Condition
+from star_tl.vectors import extract_vector
+from star_tl.version import __version__
+from star_tl.view.evaluation_report import write_evaluation_report
+
+CALL = "evaluation.json"
+PRACTICE = 16  # extraction contexts on which drift is measured
+POINTS = 4  # strengths at which it is
+SEED = 7919  # of the replies that it is measured on, other than those of any result
+SHOWN = (UNSTEERED, "chosen", LOCATED, CAA, "all layers", PRIMED)
+
+
+def evaluate(
+    model: Model,
+    task: Task | str,
+    prompts: Sequence[Prompt] | None = None,
+    out: str | Path | None = None,
+    *,
+    chosen: Condition | None = None,
+    drift: float | None = None,
+    seeds: Sequence[int] = (0,),
+    turns: int = 0,
+    scenarios: Sequence[Scenario] | None = None,
+    llm: LLMJudge | None = None,
+    side_effects: bool = True,
+    progress: bool = True,
+    sampling: Sampling | None = None,
+    **options: Unpack[SamplingOptions],
+) -> Evaluation:
+    """A task under every condition of :data:`star_tl.evaluation.conditions.CONDITIONS`, at equal drift.
+
+    Conditions that add a vector are each brought to the drift of priming, or to ``drift``, on extraction contexts of
+    the trait's pairs; priming, few-shot and both together have the drift that they have, which stands in the table.
+
+    Args:
+        model: from :func:`star_tl.load_model`.
+        task: a built-in task's name, or one of :func:`star_tl.data.tasks.load_task`.
+        prompts: what to reply to; default the held-out contexts of the trait's pairs.
+        out: a folder for attribution, samples, ``effects.csv``, ``tables.md``, ``tables.tex`` and ``report.html``; a
+            call that was stopped goes on from it.
+        chosen: an intervention of one's own, brought to the same drift.
+        drift: nats per token; default that of priming.
+        seeds: a reply per prompt, condition and seed; a random vector gets one of the seeds.
+        turns: then play talks of so many turns against the same model unsteered, under a few of the conditions; a task
+            with outcomes bargains over ``scenarios``.
+        scenarios: default the built-in items, as many as there are prompts.
+        llm: a language model as one more judge.
+        side_effects: measure other traits, facts, refusals and neutral text too.
+        progress: show progress bars.
+        sampling: how to sample, a :class:`star_tl.Sampling`, or its fields by name.
+
+    Raises:
+        StarError: bad arguments, or ``out`` holds another evaluation.
+    """
+    settings = settled(sampling, options)
+    if isinstance(seeds, str) or not len(seeds) or len(set(seeds)) < len(seeds):
+        raise StarError(f"seeds is {seeds!r}: give at least one, each once.")
+    if turns < 0:
+        raise StarError(f"turns is {turns}: use 0 for none, or how many.")
+    task = load_task(task) if isinstance(task, str) else task
+    pairs = load_pairs(task.trait)
+    asked = as_prompts(prompts if prompts is not None else pairs.heldout.prompts)
+    ids = render_prompts(model, asked, settings.max_new_tokens)
+    items = list(scenarios if scenarios is not None else load_scenarios(limit=len(asked))) if task.outcomes else []
+    given = [Condition(seed=s) for s in seeds] + ([replace(chosen, name="chosen")] if chosen is not None else [])
+    call = describe(model, [ids], given, settings) | {
+        "task": repr(task),
+        "pairs": hashlib.sha256(repr(pairs.trait).encode() + repr(pairs.pairs).encode()).hexdigest()[:16],
+        "drift": drift,
+        "side_effects": side_effects,
+        "turns": turns,
+        "items": repr(items),
+        "llm": llm and [llm.url, llm.model],
+        "star_tl": __version__,
+    }
+
+    def walk(folder: Path | None) -> Evaluation:
+        attr = _attribution(model, pairs, folder, progress)
+        conditions, found = _at_equal_drift(model, pairs, attr, given, drift, settings, folder, progress)
+        samples = _samples(model, pairs, asked, conditions, seeds, settings, folder, progress)
+        samples, measures = with_measures(samples, task, asked, llm)
+        matrix = harm = None
+        if side_effects:
+            located = next(c for c in conditions if c.name == LOCATED)
+            matrix = _matrix(model, pairs, asked, located, found["drift"], samples, settings, folder, progress)
+            some = [c for c in conditions if c.name in SHOWN]
+            harm = damage(model, some, settings, folder and folder / "replies" / "refusals.jsonl", progress)
+        talked = ended = None
+        if turns:
+            some = [c for c in conditions if c.name in SHOWN]
+            talks = talks_of(task, asked, items)
+            talked, ended = _talks(model, pairs, talks, items, some, turns, settings, folder, progress)
+        told = {k: f"{v:.3f} nats per token, that of priming" if drift is None else f"{v:g}" for k, v in found.items()}
+        return Evaluation(
+            task=task,
+            model=str(model.cfg.model_name),
+            measures=tuple(measures),
+            samples=samples,
+            table=effects(pool_random(samples), measures),
+            against=effects(pool_random(samples), main_measures(measures), LOCATED),
+            agreement=agreement(samples, measures),
+            preflight=preflight(model, pairs).table,
+            matrix=matrix,
+            damage=harm,
+            turns=talked,
+            outcomes=ended,
+            prompts=tuple(asked),
+            settings={
+                **told,
+                "located": str(next(c for c in conditions if c.name == LOCATED).vector),
+                "layer": attr.choose_layer().describe(),
+                "prompts": f"{len(asked)}, seeds {', '.join(map(str, seeds))}",
+                "sampling": f"temperature {settings.temperature:g}, top-p {settings.top_p:g}, at most "
+                f"{settings.max_new_tokens} tokens",
+                "model": f"{model.cfg.model_name}, fingerprint {call['model']}",
+                "star_tl": f"{__version__}, torch {version('torch')}, transformer_lens {version('transformer_lens')}",
+            },
+        )
+
+    if out is None:
+        return walk(None)
+    folder = output_folder(out)
+    check_writable(folder / CALL)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    with locked(folder / CALL):
+        text = json.dumps(call, indent=1, ensure_ascii=False) + "\n"
+        if (folder / CALL).exists() and (folder / CALL).read_text(encoding="utf-8", errors="replace") != text:
+            raise StarError(f"{folder} holds another evaluation: name another folder.")
+        with replacing(folder / CALL) as partial:
+            partial.write_text(text, encoding="utf-8")
+        result = walk(folder)
+        _write(folder, result)
+        return result
+
+
+def _attribution(model: Model, pairs: Pairs, folder: Path | None, progress: bool) -> AttributionMap:
+    path = folder and folder / "attribution.safetensors"
+    if path is not None and path.exists():
+        return AttributionMap.load(path)
+    attr = attribute(model, pairs, progress=progress)
+    if path is not None:
+        attr.save(path)
+    return attr
+
+
+def _at_equal_drift(
+    model: Model,
+    pairs: Pairs,
+    attr: AttributionMap,
+    given: Sequence[Condition],
+    drift: float | None,
+    sampling: Sampling,
+    folder: Path | None,
+    progress: bool,
+) -> tuple[list[Condition], dict[str, float]]:
+    """All conditions, and the drift that those with a vector were brought to."""
+    practice, words = pairs.extraction.prompts[:PRACTICE], worded_conditions(pairs)
+    file = folder and folder / "replies" / "priming.jsonl"
+    if drift is None:
+        primed = [replace(words[0], seed=SEED)]
+        frame = sample_conditions(model, pairs.trait, practice, primed, sampling, file, progress)
+        drift = float(frame.drift.mean())
+    steered = [c for c in given if c.dose] + vector_conditions(model, pairs, attr)
+    kept = folder and folder / "replies"
+    steered = at_drift(model, pairs.trait, _seeded(steered), drift, practice, sampling, POINTS, kept, progress)
+    located = next(c for c in steered if c.name == LOCATED)
+    both = replace(located, name=BOTH, instruction=words[0].instruction)
+    return [replace(c, seed=0) for c in (Condition(), *steered, *words, both)], {"drift": drift}
+
+
+def _seeded(conditions: Sequence[Condition]) -> list[Condition]:
+    return [replace(c, seed=SEED) for c in conditions]
+
+
+def _samples(
+    model: Model,
+    pairs: Pairs,
+    prompts: Sequence[Prompt],
+    conditions: Sequence[Condition],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    folder: Path | None,
+    progress: bool,
+) -> pd.DataFrame:
+    each = []
+    for number, condition in enumerate(conditions):
+        several = seeds if not condition.name.startswith("random") else [seeds[number % len(seeds)]]
+        each += [replace(condition, seed=seed) for seed in several]
+    file = folder and folder / "replies" / "arms.jsonl"
+    return sample_conditions(model, pairs.trait, prompts, each, sampling, file, progress)
+
+
+def _matrix(
+    model: Model,
+    pairs: Pairs,
+    prompts: Sequence[Prompt],
+    located: Condition,
+    drift: float,
+    samples: pd.DataFrame,
+    sampling: Sampling,
+    folder: Path | None,
+    progress: bool,
+) -> pd.DataFrame:
+    """Every trait's vector at this task's place, brought to the same drift."""
+    assert located.vector is not None
+    others = [name for name in TRAITS if name != pairs.trait.name]
+    loaded = {name: load_pairs(name) for name in others}
+    ways = [
+        replace(located, name=name, vector=extract_vector(model, p, located.vector.locus)) for name, p in loaded.items()
+    ]
+    kept = folder and folder / "replies" / "traits"
+    practice = pairs.extraction.prompts[:PRACTICE]
+    ways = at_drift(model, pairs.trait, _seeded(ways), drift, practice, sampling, POINTS, kept, progress)
+    ways, file = [replace(way, seed=0) for way in ways], kept and kept / "arms.jsonl"
+    frame = sample_conditions(model, pairs.trait, prompts, ways, sampling, file, progress)
+    texts = {name: frame[frame.arm == name].text.tolist() for name in others}
+    texts[pairs.trait.name] = samples[samples.arm == LOCATED].text.tolist()
+    return trait_matrix({name: texts[name] for name in sorted(texts)}, samples[samples.arm == UNSTEERED].text.tolist())
+
+
+def _talks(
+    model: Model,
+    pairs: Pairs,
+    talks: Sequence[Talk],
+    items: Sequence[Scenario],
+    conditions: Sequence[Condition],
+    turns: int,
+    sampling: Sampling,
+    folder: Path | None,
+    progress: bool,
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Turn by turn; and what was bargained, where something was."""
+    frames, ended = [], []
+    for way in conditions:
+        kept = folder and folder / "replies" / "talks" / way.name.replace(" ", "-")
+        frame = play(model, pairs.trait, talks, way, turns, sampling, kept, progress)
+        frames.append(frame)
+        if items:
+            ended.append(outcomes(texts_of(frame), items).assign(condition=way.name))
+    samples = mark_coherent(pd.concat(frames, ignore_index=True))
+    means = pd.concat(ended).groupby("condition", sort=False).mean().reset_index() if ended else None
+    return by_turn(samples), means
+
+
+def _write(folder: Path, result: Evaluation) -> None:
+    for name, frame in (
+        ("effects.csv", result.table),
+        ("against.csv", result.against),
+        ("samples.csv", result.samples),
+    ):
+        with replacing(folder / name) as partial:
+            frame.to_csv(partial, index=False)
+    for name, text in (("tables.md", result.to_markdown()), ("tables.tex", result.to_latex())):
+        with replacing(folder / name) as partial:
+            partial.write_text(text, encoding="utf-8")
+    write_evaluation_report(folder / "report.html", result)

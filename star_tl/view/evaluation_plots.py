@@ -1,0 +1,102 @@
+"""Figures of an evaluation, in the visual language of the others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import plotly.graph_objects as go
+
+from star_tl.view.plots import BLUE, GREEN, GREY, INK, ORANGE, PINK, SKY, _coloraxis, _finish, _whiskers
+
+if TYPE_CHECKING:
+    import pandas
+
+COLOURS = {
+    "unsteered": GREY,
+    "chosen": BLUE,
+    "located": BLUE,
+    "wrong layer": PINK,
+    "random": ORANGE,
+    "shuffled labels": ORANGE,
+    "priming": GREEN,
+    "few-shot": GREEN,
+    "priming + located": GREEN,
+}
+ANOTHER = SKY
+
+
+def plot_conditions(table: pandas.DataFrame, measure: str) -> go.Figure:
+    """Difference of every condition to the unsteered replies of the same prompts, with 95 % intervals."""
+    rows = table[(table.measure == measure) & (table.condition != "unsteered")]
+    value, low, high = (rows[c].to_numpy(dtype=float) for c in ("difference", "low", "high"))
+    fig = go.Figure(
+        go.Scatter(
+            x=value,
+            y=rows.condition,
+            mode="markers",
+            marker={"size": 11, "color": [COLOURS.get(c, ANOTHER) for c in rows.condition]},
+            error_x=_whiskers(value, low, high),
+            customdata=rows[["low", "high", "p_holm", "drift"]].to_numpy(dtype=float),
+            hovertemplate="%{y}: %{x:+.2f}<br>95 % interval %{customdata[0]:+.2f} to %{customdata[1]:+.2f}"
+            "<br>p %{customdata[2]:.3f} (Holm), drift %{customdata[3]:.3f}<extra></extra>",
+        )
+    )
+    fig.add_vline(x=0, line={"color": INK, "width": 1})
+    fig.update_xaxes(title_text=f"{measure}: difference to unsteered", zeroline=False)
+    fig.update_yaxes(autorange="reversed", showgrid=False, type="category")
+    subtitle = f"paired by prompt, {int(rows.n.max())} prompts; whiskers: 95 % intervals"
+    return _finish(fig, f"What each condition does to {measure}", subtitle, 760, 34 * len(rows) + 150)
+
+
+def plot_frontier(table: pandas.DataFrame, measure: str) -> go.Figure:
+    """Effect over what it cost: difference to unsteered against drift, a point per condition."""
+    rows = table[(table.measure == measure) & (table.condition != "unsteered")]
+    value, low, high = (rows[c].to_numpy(dtype=float) for c in ("difference", "low", "high"))
+    fig = go.Figure(
+        go.Scatter(
+            x=rows.drift,
+            y=value,
+            mode="markers+text",
+            text=rows.condition,
+            textposition="top center",
+            marker={"size": 11, "color": [COLOURS.get(c, ANOTHER) for c in rows.condition]},
+            error_y=_whiskers(value, low, high),
+            hovertemplate="%{text}: %{y:+.2f} at %{x:.3f} nats per token<extra></extra>",
+        )
+    )
+    fig.add_hline(y=0, line={"color": INK, "width": 1})
+    fig.update_xaxes(title_text="drift (nats per token)", rangemode="tozero")
+    fig.update_yaxes(title_text=f"{measure}: difference to unsteered", zeroline=False)
+    return _finish(fig, "Effect against drift", "upper left: much effect for little drift", 760, 520)
+
+
+def plot_matrix(matrix: pandas.DataFrame) -> go.Figure:
+    """Every trait's vector on every trait: change of the share of replies with a marker."""
+    table = matrix.pivot(index="vector", columns="measured", values="markers")
+    values = table.to_numpy(dtype=float)
+    fig = go.Figure(
+        go.Heatmap(
+            z=values,
+            x=[c.replace("_", " ") for c in table.columns],
+            y=[c.replace("_", " ") for c in table.index],
+            coloraxis="coloraxis",
+            hovertemplate="vector of %{y}, measured %{x}: %{z:+.2f}<extra></extra>",
+            texttemplate="%{z:+.2f}",
+        )
+    )
+    fig.update_layout(coloraxis=_coloraxis(np.nan_to_num(values)))
+    fig.update_xaxes(title_text="measured trait")
+    fig.update_yaxes(title_text="vector", autorange="reversed")
+    return _finish(fig, "Side effects on other traits", "all vectors at one place and at equal drift", 760, 480)
+
+
+def plot_turns(turns: pandas.DataFrame) -> go.Figure:
+    """Drift turn by turn, a line per condition."""
+    fig = go.Figure()
+    for name, group in turns.groupby("condition", sort=False):
+        colour = COLOURS.get(str(name), ANOTHER)
+        fig.add_trace(go.Scatter(x=group.turn, y=group.drift, name=name, mode="lines+markers", line_color=colour))
+    fig.update_xaxes(title_text="turn", dtick=1)
+    fig.update_yaxes(title_text="drift (nats per token)", rangemode="tozero")
+    return _finish(fig, "Drift over turns", "mean over talks; the other side is unsteered", 760, 420, showlegend=True)

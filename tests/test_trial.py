@@ -1,0 +1,116 @@
+"""An evaluation has every condition, refuses what it cannot do, and once killed ends as one that ran through."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+import star_tl as star
+from star_tl.cli import app
+from star_tl.errors import StarError
+from star_tl.evaluation import conditions
+
+OPTIONS = {"max_new_tokens": 5, "progress": False, "drift": 0.05}
+WRITTEN = ("effects.csv", "against.csv", "samples.csv", "tables.md", "tables.tex", "report.html")
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return star.load_pairs("politeness").heldout.prompts[:4]
+
+
+@pytest.fixture(scope="module")
+def folder(tiny, prompts, tmp_path_factory):
+    out = tmp_path_factory.mktemp("trial") / "whole"
+    star.evaluate(tiny, "negotiation_politeness", prompts, out, **OPTIONS)
+    return out
+
+
+def test_a_negotiation_is_played_and_its_outcomes_are_printed(tiny, prompts) -> None:
+    options = OPTIONS | {"side_effects": False, "turns": 2}
+    result = star.evaluate(tiny, "negotiation_gratitude", prompts[:2], **options)
+    assert set(result.turns.turn) == {1, 2}
+    assert set(result.outcomes.condition) == set(result.turns.condition) >= {"unsteered", "located", "priming"}
+    assert result.outcomes.deal.between(0, 1).all()
+    assert {"turn by turn", "outcomes"} <= set(result.tables())
+
+
+def test_every_condition_is_in_the_tables(folder, tiny, prompts) -> None:
+    result = star.evaluate(tiny, "negotiation_politeness", prompts, folder, **OPTIONS)
+    found = dict.fromkeys(result.table.condition)
+    assert set(found) == set(conditions.CONDITIONS) - {"chosen"}
+    assert {"markers", "ngrams:politeness", "relevance", "perplexity"} <= set(result.measures)
+    counts = result.samples.groupby("arm").size()
+    assert counts["unsteered"] == 4
+    assert sum(n for arm, n in counts.items() if arm.startswith("random ")) == 4 * conditions.RANDOM
+    assert set(result.matrix.vector) == set(result.matrix.measured)
+    assert result.damage.condition.iloc[0] == "unsteered"
+    assert all((folder / name).stat().st_size for name in WRITTEN)
+
+
+def test_another_evaluation_in_the_folder_is_refused(folder, tiny, prompts) -> None:
+    with pytest.raises(StarError, match="another evaluation"):
+        star.evaluate(tiny, "negotiation_gratitude", prompts, folder, **OPTIONS)
+
+
+def test_a_killed_evaluation_goes_on_to_the_same_numbers(folder, tiny_folder: Path, tmp_path: Path) -> None:
+    code = (
+        "import star_tl as star, sys\n"
+        "star.evaluate(star.load_model(sys.argv[1]), 'negotiation_politeness',"
+        " star.load_pairs('politeness').heldout.prompts[:4], sys.argv[2], max_new_tokens=5, progress=False, drift=0.05)"
+    )
+    command = [sys.executable, "-c", code, str(tiny_folder), str(tmp_path / "killed")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        for _ in range(1200):
+            if (tmp_path / "killed" / "replies" / "drift-1.jsonl").exists() or process.poll() is not None:
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "effects.csv").exists()
+    subprocess.run(command, check=True, capture_output=True)
+    for name in ("effects.csv", "against.csv", "samples.csv"):
+        assert (tmp_path / "killed" / name).read_bytes() == (folder / name).read_bytes(), name
+
+
+def test_the_command_evaluates_exports_a_form_and_reads_it_back_filled_in(tiny_folder: Path, tmp_path: Path) -> None:
+    given = ["--task", "joy", "--model", str(tiny_folder), "--limit", "2", "--max-new-tokens", "4", "--drift", "0.05"]
+    given += ["--no-choose", "--no-side-effects", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, ["evaluate", *given, "--export-human", str(tmp_path / "form")])
+    assert result.exit_code == 0, result.output
+    assert {p.name for p in (tmp_path / "form").iterdir()} == {"form.html", "form.csv", "key.csv"}
+    assert "located" in result.output
+    form = pd.read_csv(tmp_path / "form" / "form.csv", dtype=str)
+    paths = []
+    for rater in ("one", "two"):
+        paths.append(str(tmp_path / f"{rater}.csv"))
+        form.assign(rater=rater, trait="A", better="same").to_csv(paths[-1], index=False)
+    read = [x for path in paths for x in ("--import-human", path)]
+    result = CliRunner().invoke(app, ["evaluate", *given, *read])
+    assert result.exit_code == 0, result.output
+    assert "Krippendorff" in result.output
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--task", "yoy"], "Unknown task"),
+        (["--task", "joy", "--limit", "0"], "at least 1"),
+        (["--task", "joy", "--mode", "multi"], "--data"),
+        (["--task", "joy", "--positions", "all"], "--vector"),
+        (["--task", "joy", "--llm-url", "http://x"], "--llm-model"),
+        (["--task", "joy", "--turns", "2", "--items", "x.json"], "negotiation"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_before_a_model_is_loaded(given, said, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("star_tl.cli._load", None)
+    result = CliRunner().invoke(app, ["evaluate", *given, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert said in result.output
