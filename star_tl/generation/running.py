@@ -1,7 +1,8 @@
 """A batch that never stops: rows join and leave at every step, each with its own vector, seed and way to sample.
 
 What a row writes is what :func:`star_tl.generate` writes for it alone: the same state of the row, the same choice of
-its tokens, and in float32 the same text.
+its tokens, and in float32 the same text. Only a row whose logits are NaN or infinite ends as broken here also where
+nothing is steered: it is no reason to stop the others.
 """
 
 from __future__ import annotations
@@ -14,9 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from star_tl.data.chat import stop_ids
-from star_tl.errors import StarError
 from star_tl.generation.decoding import Pass
-from star_tl.generation.sampling import Writing, broken_message, cache_columns, choose, log_probs, read_prompts, whole
+from star_tl.generation.sampling import Writing, cache_columns, choose, log_probs, read_prompts, whole
 from star_tl.generation.settings import Sampling
 from star_tl.locus import NamedHook
 from star_tl.models.backend import Model
@@ -66,17 +66,13 @@ class RunningBatch:
 
     @torch.no_grad()
     def join(self, more: Sequence[Asked]) -> None:
-        """Read prompts and write the first token of each reply.
-
-        Raises:
-            StarError: logits are NaN or infinite where nothing was steered; the rows that there were go on.
-        """
+        """Read prompts and write the first token of each reply."""
         prompts = [asked.writing.prompt for asked in more]
         passed, logits = read_prompts(self.model, prompts, row_hooks([asked.row for asked in more]), 1)
         if not isinstance(passed, LlamaPass):
             self._join_alone(more)
             return
-        chosen = _take(self.model, more, logits)
+        chosen = _take(more, logits)
         if self._rows is None:
             self._rows = LlamaRows(passed)
         else:
@@ -86,11 +82,7 @@ class RunningBatch:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Write the next token of every row; those that have ended are gone.
-
-        Raises:
-            StarError: as :meth:`join`.
-        """
+        """Write the next token of every row; those that have ended are gone."""
         if not self.asked:
             return
         assert self._rows is not None
@@ -100,7 +92,7 @@ class RunningBatch:
             hooks = step_hooks(rows, [len(asked.writing.tokens) - 1 for asked in self.asked])
             self._steady = hooks if all(map(steady, rows)) else None
         logits = self._rows(torch.tensor(self._next, device=self.model.cfg.device), hooks)
-        self._next = _take(self.model, self.asked, logits)
+        self._next = _take(self.asked, logits)
         self._drop_ended()
 
     def leave(self, asked: Asked) -> None:
@@ -114,7 +106,7 @@ class RunningBatch:
             passed, logits = read_prompts(
                 self.model, [asked.writing.prompt], asked.hooks, asked.writing.options.max_new_tokens
             )
-            chosen = _take(self.model, [asked], logits)
+            chosen = _take([asked], logits)
             rows.passes.append(passed)
             self._rows = rows
             self._behind([asked], chosen)
@@ -167,7 +159,7 @@ class _OwnPasses:
         self.passes.pop()
 
 
-def _take(model: Model, rows: Sequence[Asked], logits: Float[Tensor, "row vocab"]) -> list[int]:
+def _take(rows: Sequence[Asked], logits: Float[Tensor, "row vocab"]) -> list[int]:
     """Choose and write every row's next token. Rows that are sampled alike are chosen for at once."""
     finite, usable = whole(logits)
     alike: dict[Sampling, list[int]] = {}
@@ -185,12 +177,8 @@ def _take(model: Model, rows: Sequence[Asked], logits: Float[Tensor, "row vocab"
         for i, token in zip(mine, choose(usable[mine], seen, uniform, options).tolist(), strict=True):
             chosen[i] = token
     likely = _likely(rows, usable, chosen)
-    broken = False
     for asked, token, fine, log_prob in zip(rows, chosen, finite.tolist(), likely, strict=True):
         asked.writing.take(token if fine else None, log_prob)
-        broken |= not fine and asked.row is None
-    if broken:
-        raise StarError(broken_message(model))
     return chosen
 
 
