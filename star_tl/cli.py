@@ -508,7 +508,9 @@ def serve(
         list[Path] | None, typer.Option("--vector", help="A vector that requests may name by its file's name; repeat.")
     ] = None,
     model: ModelOption = "demo",
-    host: Annotated[str, typer.Option("--host", help="Where to listen; elsewhere than here a key is needed.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option("--host", help="Where to listen; elsewhere than here a key is needed.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
     api_key: Annotated[
         str | None,

@@ -30,8 +30,8 @@ from star_tl.steering.hooks import row_hooks, step_hooks
 class Asked:
     """A row that is asked for, and its reply while it is written.
 
-    ``alternatives`` holds for each token the ``top`` likeliest ones with their log-probabilities (nats), under the model
-    as it was steered, before temperature and bounds.
+    ``alternatives`` holds for each token the ``top`` likeliest ones with their log-probabilities (nats), under the
+    model as it was steered, before temperature and bounds.
     """
 
     def __init__(
@@ -125,9 +125,9 @@ class RunningBatch:
     def _remove(self, row: int) -> None:
         assert self._rows is not None
         self._rows.remove(row)
-        for kept in (self.asked, self._next):
-            kept[row] = kept[-1]
-            kept.pop()
+        self.asked[row], self._next[row] = self.asked[-1], self._next[-1]
+        self.asked.pop()
+        self._next.pop()
         self._steady = None
         if not self.asked:
             self._rows = None  # and its cache

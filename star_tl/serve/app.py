@@ -179,21 +179,19 @@ def make_app(
             if steering.drift is not None:
                 strength = served.strength_at(steering.drift)
             positions = tuple(steering.positions) if isinstance(steering.positions, list) else steering.positions
-            condition = replace(
-                condition, name="steered", vector=served.vector, strength=strength, positions=positions
-            )
+            condition = replace(condition, name="steered", vector=served.vector, strength=strength, positions=positions)
         prompt = as_messages([turn.message for turn in request.messages])
         most = request.max_tokens or request.max_completion_tokens
         if most is not None and most > limits.tokens:
             raise StarError(f"max_tokens is {most}: this server writes at most {limits.tokens}.")
         (ids,) = render_prompts(model, [prompt], most or 1)
-        given = {k: v for k in ("temperature", "top_p") if (v := getattr(request, k)) is not None}
         stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
         sampling = Sampling(
             max_new_tokens=most or min(limits.tokens, model.cfg.n_ctx - len(ids)),
             stop=stop,
             log_probs=bool(request.logprobs),
-            **({"temperature": 1.0} | given),
+            temperature=1.0 if request.temperature is None else request.temperature,
+            top_p=1.0 if request.top_p is None else request.top_p,
         )
         row = condition.row(model.tokenizer, prompt)
         return Job(Asked(model, ids, row, condition.seed, sampling, request.top_logprobs or 0)), condition
@@ -227,6 +225,10 @@ def make_app(
             return refusal(404, f"There is no model {body.model!r}: use {name!r}.", "model_not_found", "model")
         try:
             job, condition = await run_in_threadpool(prepared, body)
+        except StarError:
+            metrics.replies.labels("refused").inc()
+            raise
+        try:
             reply = Reply(job, name, body, condition)
             reply.head["system_fingerprint"] = identity
             state["waiting"][job] = reply
@@ -235,9 +237,6 @@ def make_app(
             state["waiting"].pop(job, None)
             metrics.replies.labels("full").inc()
             return refusal(429, "Too many requests wait already: ask again later.", "queue_full")
-        except StarError:
-            metrics.replies.labels("refused").inc()
-            raise
         watch = asyncio.create_task(_gone(request, reply, engine))
         if body.stream:
             return StreamingResponse(parts(reply, watch), media_type="text/event-stream")

@@ -72,7 +72,7 @@ class Engine:
     ``notify`` is called, in the engine's thread, with the jobs that have something new after each step.
     """
 
-    def __init__(self, model: Model, limits: Limits, notify: Callable[[Sequence[Job]], None]) -> None:
+    def __init__(self, model: Model, limits: Limits, notify: Callable[[Sequence[Job]], object]) -> None:
         self.model, self.limits, self.notify = model, limits, notify
         self.tokens = self.steps = 0  # written so far
         self._batch = RunningBatch(model)
@@ -169,7 +169,9 @@ class Engine:
             memory = isinstance(error, RuntimeError) and out_of_memory(error)
             if not memory:
                 _LOG.exception("A step failed; all replies in it are given up.")
-            why = "Memory ran out: ask for fewer tokens, or again later." if memory else "The server failed: see its log."
+            why = (
+                "Memory ran out: ask for fewer tokens, or again later." if memory else "The server failed: see its log."
+            )
             self._batch = RunningBatch(self.model)
             self._end(self._running, why)
         self.steps += 1

@@ -39,21 +39,20 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        refused = self._refused(scope, headers)
+        refused, body = self._refused(scope, headers), None
         if refused is None:
             try:
                 body = await asyncio.wait_for(self._body(headers, receive), self.limits.patience)
             except asyncio.TimeoutError:
                 refused = refusal(408, "The request's body did not arrive in time: send it again.", "timeout")
             else:
-                if body is None:
-                    most = f"{self.limits.body} bytes"
-                    refused = refusal(413, f"The request is larger than {most}: shorten it.", "request_too_large")
-        if refused is not None:
-            refused.headers["Connection"] = "close"
-            await refused(scope, receive, send)
+                most = f"{self.limits.body} bytes"
+                refused = refusal(413, f"The request is larger than {most}: shorten it.", "request_too_large")
+        if body is not None:
+            await self.app(scope, _replayed(body, receive), send)
             return
-        await self.app(scope, _replayed(body, receive), send)
+        refused.headers["Connection"] = "close"
+        await refused(scope, receive, send)
 
     def _refused(self, scope: Scope, headers: Headers) -> JSONResponse | None:
         if self.key is None:
@@ -63,7 +62,7 @@ class Guard:
         elif scope["path"] not in _OPEN:
             given = headers.get("authorization", "")
             if not hmac.compare_digest(given.encode(), f"Bearer {self.key}".encode()):
-                return refusal(401, "The API key is missing or wrong: send Authorization: Bearer KEY.", "invalid_api_key")
+                return refusal(401, "The API key is missing or wrong: send it as a bearer token.", "invalid_api_key")
         if scope["method"] == "POST" and headers.get("content-type", "").split(";")[0].strip() != "application/json":
             return refusal(415, "Send JSON, with Content-Type: application/json.", "unsupported_media_type")
         return None

@@ -20,7 +20,9 @@ _SHORTEST_KEY = 16
 def check_reach(host: str, key: str | None) -> None:
     """Raises StarError where others could reach the server and no key would be asked of them, or one easily guessed."""
     if key is not None and (len(key) < _SHORTEST_KEY or not key.isascii() or not key.isprintable() or " " in key):
-        raise StarError(f"The API key must be {_SHORTEST_KEY} ASCII characters or more, without blanks: choose another.")
+        raise StarError(
+            f"The API key must be {_SHORTEST_KEY} ASCII characters or more, without blanks: choose another."
+        )
     if key is None and not _loopback(host):
         raise StarError(f"{host} can be reached from elsewhere: give --api-key, or bind 127.0.0.1.")
 

@@ -18,7 +18,7 @@ from star_tl.locus import Locus
 from star_tl.models.fast.rows import LlamaRows
 from star_tl.steering.condition import Condition
 
-PROMPTS = ("Hello there, how was your day?", "no", "My sister lost her job.", "ok", "Would you sell it for forty dollars?")
+PROMPTS = ("Hello there, how was your day?", "no", "My sister lost her job.", "ok", "Would you sell it for $40?")
 WHERE = (
     None,
     "prompt",
@@ -140,13 +140,16 @@ def test_a_row_that_leaves_changes_nothing_for_the_others(tiny: Any) -> None:
 
 
 def test_a_row_that_steering_broke_ends_alone_and_leaves_no_trace_in_its_place(tiny: Any) -> None:
-    broken = replace(steering_vector(), vector=torch.full((3, 32), 3e38))
+    broken = replace(steering_vector(), vector=torch.full((1, 32), 3e38))
     found = [(p, Condition(seed=1), Sampling(max_new_tokens=12, log_probs=True)) for p in PROMPTS]
     batch = RunningBatch(tiny)
-    bad = [ask(tiny, PROMPTS[2], Condition("bad", broken, 1.0, "all"), Sampling(max_new_tokens=12)) for _ in range(6)]
+    way, sampling = Condition("bad", broken, 2.0, (2,)), Sampling(max_new_tokens=12, temperature=0)
+    bad = [ask(tiny, PROMPTS[2], way, sampling) for _ in range(6)]
     good = [ask(tiny, *one) for one in found]
-    batch.join([*bad, good[0]])
-    batch.join(good[1:])
+    batch.join([good[0], *bad])
+    while bad[0] in batch.asked:
+        batch.step()
+    batch.join(good[1:])  # of other lengths, in the places of the broken ones
     while batch.asked:
         batch.step()
     assert {one.writing.ended for one in bad} == {"broken"}
