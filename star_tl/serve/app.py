@@ -35,7 +35,7 @@ from star_tl.serve.wire import ChatReply, ChatRequest, Health, ModelList, Refusa
 from star_tl.steering.condition import Condition
 from star_tl.version import __version__
 
-_BETWEEN = 0.02  # seconds between two parts of a stream, so that many streams do not cost a message a token
+_BETWEEN = 0.05  # seconds between two parts of a stream, so that many streams do not cost a message a token
 _BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 _REFUSALS: dict[int | str, dict[str, Any]] = {
