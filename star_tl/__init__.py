@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from star_tl.vectors import combine as combine
     from star_tl.vectors import extract_vector as extract_vector
     from star_tl.vectors import project_off as project_off
+    from star_tl.vectors.imported import from_steering_vectors as from_steering_vectors
     from star_tl.vectors.outcome import extract_outcome_vector as extract_outcome_vector
     from star_tl.view.explorer.widget import explore as explore
 
@@ -84,6 +85,7 @@ _HOMES = {
     "explore": "view.explorer.widget",
     "extract_outcome_vector": "vectors.outcome",
     "extract_vector": "vectors",
+    "from_steering_vectors": "vectors.imported",
     "generate": "generation.sampling",
     "judges_of": "evaluation.judges",
     "load_model": "models",

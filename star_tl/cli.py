@@ -571,6 +571,49 @@ def export(
 
 @app.command()
 @one_line_errors
+def serve(
+    vector: Annotated[
+        list[Path] | None, typer.Option("--vector", help="A vector that requests may name by its file's name; repeat.")
+    ] = None,
+    model: ModelOption = "demo",
+    host: Annotated[
+        str, typer.Option("--host", help="Where to listen; elsewhere than here a key is needed.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
+    api_key: Annotated[
+        str | None,
+        typer.Option("--api-key", envvar="STAR_TL_API_KEY", help="What clients must send; better in STAR_TL_API_KEY."),
+    ] = None,
+    measure_drift: Annotated[
+        bool, typer.Option("--measure-drift", help="Measure each vector first, so that requests may ask for a drift.")
+    ] = False,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Most tokens of a reply.")] = 1024,
+    max_rows: Annotated[int, typer.Option("--max-rows", help="Replies written at once.")] = 64,
+    max_queue: Annotated[int, typer.Option("--max-queue", help="Requests that may wait.")] = 256,
+    dtype: DtypeOption = None,
+    device: DeviceOption = None,
+    backend: BackendOption = None,
+) -> None:
+    """Answer OpenAI's chat completions, each steered as it asks, and show a chat page."""
+    try:
+        from star_tl.serve.engine import Limits
+        from star_tl.serve.run import check_reach
+        from star_tl.serve.run import serve as answer
+        from star_tl.serve.vectors import read_vectors, with_drift
+    except ModuleNotFoundError as error:
+        raise StarError(f"{error.name} is not installed: pip install 'star_tl[serve]'.") from None
+
+    check_reach(host, api_key)
+    limits = Limits(rows=max_rows, waiting=max_queue, tokens=max_tokens)
+    loaded = _load(model, dtype, device, backend, None)
+    served = read_vectors(vector or [], loaded)
+    if measure_drift:
+        served = {name: with_drift(v, loaded) for name, v in served.items()}
+    answer(loaded, served, Path(model).name, host, port, limits, api_key, lambda at: typer.echo(f"Listening on {at}"))
+
+
+@app.command()
+@one_line_errors
 def doctor(
     model: Annotated[str | None, typer.Option("--model", help="Ask about this folder or Hub name only.")] = None,
 ) -> None:

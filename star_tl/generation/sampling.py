@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 from typing_extensions import Unpack
@@ -194,11 +194,21 @@ def in_batches(
 def _room(model: Model, prompts: Sequence[tuple[int, ...]], left: Sequence[int], options: Sampling) -> int:
     """As many of the next rows as batch size and memory allow, at least one."""
     cfg: Any = model.cfg
-    per_column = 2 * cfg.n_layers * (cfg.n_key_value_heads or cfg.n_heads) * cfg.d_head * cfg.dtype.itemsize
     most = options.batch_size or (ROWS_ON_GPU if "cuda" in str(cfg.device) else ROWS)
     longest = len(prompts[left[min(most, len(left)) - 1]]) + options.max_new_tokens
-    a_row = per_column * longest + PICKING * cfg.d_vocab
+    a_row = cache_bytes(model) * longest + PICKING * cfg.d_vocab
     return max(1, min(most, int(CACHE_SHARE * free_beside(model) / a_row)))
+
+
+def cache_columns(model: Model) -> int:
+    """For how many tokens, of all rows together, the KV cache of a batch may take memory."""
+    return int(CACHE_SHARE * free_beside(model) / cache_bytes(model))
+
+
+def cache_bytes(model: Model) -> int:
+    """What the KV cache of a token takes, of all layers."""
+    cfg: Any = model.cfg
+    return 2 * cfg.n_layers * (cfg.n_key_value_heads or cfg.n_heads) * cfg.d_head * cfg.dtype.itemsize
 
 
 def render_prompts(model: Model, prompts: Sequence[Prompt], max_new_tokens: int) -> list[tuple[int, ...]]:
@@ -225,80 +235,121 @@ def _written(
     every: bool = True,
 ) -> Iterator[list[Reply]]:
     """One batch: the replies so far after every step, or with ``every`` False only the finished ones."""
-    tokenizer: Any = model.tokenizer
-    n, steps = len(prompts), options.max_new_tokens
-    uniforms = torch.stack([_uniforms(seed, ids, steps) for seed, ids in zip(seeds, prompts, strict=True)])
-    stops = set(stop_ids(tokenizer))
-    tokens: list[list[int]] = [[] for _ in prompts]
-    log_probs: list[list[float]] = [[] for _ in prompts]
-    ended: list[str | None] = [None] * n
-    texts: list[str] = [""] * n
-
-    def read(i: int) -> str:
-        return tokenizer.decode(tokens[i], skip_special_tokens=True)
-
-    def so_far() -> list[Reply]:
-        return [
-            Reply(
-                (texts[i] if ended[i] == "text" else read(i)).strip(),
-                tuple(tokens[i]),
-                ended[i] in ("turn", "text"),
-                ended[i] == "broken",
-                tuple(log_probs[i]),
-            )
-            for i in range(n)
-        ]
-
-    batch, logits = _read_prompts(model, prompts, hooks, options)
+    stops = frozenset(stop_ids(model.tokenizer))
+    rows = [Writing(model.tokenizer, p, seed, options, stops) for p, seed in zip(prompts, seeds, strict=True)]
+    uniforms = torch.stack([row.uniforms for row in rows])
+    batch, logits = read_prompts(model, prompts, hooks, options.max_new_tokens)
     device = logits.device
-    alive = list(range(n))  # the row of the batch that each row of the pass is
+    alive = list(range(len(rows)))  # the row of the batch that each row of the pass is
     seen = None
     if options.repetition_penalty != 1:
-        seen = torch.zeros(n, logits.shape[-1], dtype=torch.bool, device=device)
-        for i, ids in enumerate(prompts):
-            seen[i, list(ids)] = True
-    for step in range(steps):
-        finite = logits.sum(-1).isfinite()  # one NaN or infinity makes the sum one
-        usable = logits if bool(finite.all()) else logits.where(finite[:, None], 0.0)
-        penalised = usable if seen is None else _penalised(usable, seen[alive], options.repetition_penalty)
-        chosen = pick(penalised, uniforms[alive, step].to(device), options.temperature, options.top_p, options.min_p)
-        own = usable.log_softmax(-1).gather(-1, chosen[:, None])[:, 0].tolist() if options.log_probs else None
-        for row, (i, token, whole) in enumerate(zip(alive, chosen.tolist(), finite.tolist(), strict=True)):
-            if ended[i] is not None:
-                continue
-            if not whole:
-                if not acts_on(hooks, i):
-                    raise StarError(_broken(model))
-                ended[i] = "broken"
-            elif token in stops:
-                ended[i] = "turn"
-            else:
-                tokens[i].append(token)
-                if own is not None:
-                    log_probs[i].append(own[row])
-                if options.stop:
-                    text = read(i)
-                    at = min((text.find(s) for s in options.stop if s in text), default=-1)
-                    if at >= 0:
-                        ended[i], texts[i] = "text", text[:at]
+        seen = torch.stack([row.seen(logits.shape[-1]) for row in rows]).to(device)
+    for step in range(options.max_new_tokens):
+        finite, usable = whole(logits)
+        own = seen[alive] if seen is not None else None
+        chosen = choose(usable, own, uniforms[alive, step].to(device), options)
+        likely = log_probs(usable, chosen).tolist() if options.log_probs else [None] * len(alive)
+        for i, token, fine, log_prob in zip(alive, chosen.tolist(), finite.tolist(), likely, strict=True):
+            if not fine and rows[i].ended is None and not acts_on(hooks, i):
+                raise StarError(broken_message(model))
+            rows[i].take(token if fine else None, log_prob)
         if seen is not None:
             seen[alive, chosen] = True
         if every:
-            yield so_far()
-        going = [row for row, i in enumerate(alive) if ended[i] is None]
-        if not going or step == steps - 1:
+            yield [row.reply for row in rows]
+        going = [place for place, i in enumerate(alive) if rows[i].ended is None]
+        if not going:
             break
         # Dropping rows copies the cache: worth it when a good part of the batch is finished.
         if len(going) <= 0.75 * len(alive):
             kept = torch.tensor(going, device=device)
             if batch.keep(kept):
-                alive, chosen = [alive[row] for row in going], chosen[kept]
+                alive, chosen = [alive[place] for place in going], chosen[kept]
         logits = batch(chosen[:, None])
     if not every:
-        yield so_far()
+        yield [row.reply for row in rows]
 
 
-def _broken(model: Model) -> str:
+class Writing:
+    """A reply while it is written: all that a row is beside its pass, and so whatever it shares a batch with.
+
+    ``ended`` says why it ended: ``turn``, ``text`` (at a stop string), ``length`` or ``broken``; None while it goes on.
+    """
+
+    def __init__(
+        self, tokenizer: Any, prompt: tuple[int, ...], seed: int, options: Sampling, stops: frozenset[int]
+    ) -> None:
+        self.tokenizer, self.prompt, self.options, self.stops = tokenizer, prompt, options, stops
+        self.uniforms = _uniforms(seed, prompt, options.max_new_tokens)
+        self.tokens: list[int] = []
+        self.log_probs: list[float] = []
+        self.ended: str | None = None
+        self._cut = ""
+
+    def take(self, token: int | None, log_prob: float | None = None) -> None:
+        """The next token, or None where its logits are broken; nothing where the reply has ended."""
+        if self.ended is not None:
+            return
+        if token is None:
+            self.ended = "broken"
+            return
+        if token in self.stops:
+            self.ended = "turn"
+            return
+        self.tokens.append(token)
+        if log_prob is not None:
+            self.log_probs.append(log_prob)
+        text = self.text if self.options.stop else ""
+        at = min((text.find(s) for s in self.options.stop if s in text), default=-1)
+        if at >= 0:
+            self._cut, self.ended = text[:at], "text"
+        elif len(self.tokens) == self.options.max_new_tokens:
+            self.ended = "length"
+
+    def seen(self, vocabulary: int) -> Bool[Tensor, " vocab"]:
+        """Where the repetition penalty acts: tokens of the prompt and of the reply so far."""
+        found = torch.zeros(vocabulary, dtype=torch.bool)
+        found[[*self.prompt, *self.tokens]] = True
+        return found
+
+    @property
+    def text(self) -> str:
+        """What stands there so far, up to a stop string."""
+        if self.ended == "text":
+            return self._cut
+        return self.tokenizer.decode(self.tokens, skip_special_tokens=True)
+
+    @property
+    def reply(self) -> Reply:
+        """The reply so far."""
+        stopped, broken = self.ended in ("turn", "text"), self.ended == "broken"
+        return Reply(self.text.strip(), tuple(self.tokens), stopped, broken, tuple(self.log_probs))
+
+
+def whole(logits: Float[Tensor, "row vocab"]) -> tuple[Bool[Tensor, " row"], Float[Tensor, "row vocab"]]:
+    """Which rows' logits are finite, and the logits with 0 in place of those of the others."""
+    finite = logits.sum(-1).isfinite()  # one NaN or infinity makes the sum one
+    return finite, logits if bool(finite.all()) else logits.where(finite[:, None], 0.0)
+
+
+def choose(
+    logits: Float[Tensor, "row vocab"],
+    seen: Bool[Tensor, "row vocab"] | None,
+    uniform: Float[Tensor, " row"],
+    options: Sampling,
+) -> Int[Tensor, " row"]:
+    """The next token of every row; ``seen`` is where the repetition penalty acts, None where there is none."""
+    penalised = logits if seen is None else _penalised(logits, seen, options.repetition_penalty)
+    return pick(penalised, uniform, options.temperature, options.top_p, options.min_p)
+
+
+def log_probs(logits: Float[Tensor, "row vocab"], tokens: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
+    """The tokens' log-probabilities, nats."""
+    return logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+
+
+def broken_message(model: Model) -> str:
+    """What is said where logits are broken though nothing was steered."""
     dtype = model.cfg.dtype
     wider = "" if dtype == torch.float64 else f"dtype={'float64' if dtype == torch.float32 else 'float32'!r}, or "
     return (
@@ -307,29 +358,28 @@ def _broken(model: Model) -> str:
     )
 
 
-def _read_prompts(
-    model: Model, prompts: list[tuple[int, ...]], hooks: Sequence[NamedHook], options: Sampling
+def read_prompts(
+    model: Model, prompts: list[tuple[int, ...]], hooks: Sequence[NamedHook], room: int
 ) -> tuple[Pass, Float[Tensor, "row vocab"]]:
-    """A pass that has read the prompts, and the logits after them.
+    """A pass that has read the prompts and has room for so many tokens more, and the logits after the prompts.
 
     What rows of the same prompt share, up to the first token that a hook of theirs may touch, is read once.
     """
     end = max(len(ids) for ids in prompts)
-    room = end + options.max_new_tokens
     unique = sorted(set(prompts), key=prompts.index)
     touched = reach(hooks)
     own = max(1, touched) if touched is not None else end
-    whole = make_batch(model, prompts)
-    batch = begin(model, hooks, whole.mask, end, room)
+    padded = make_batch(model, prompts)
+    batch = begin(model, hooks, padded.mask, end, end + room)
     alone = len(unique) == len(prompts) or own >= min(len(ids) for ids in prompts)
     if alone or not isinstance(batch, LlamaPass):
-        return batch, batch(whole.tokens)
+        return batch, batch(padded.tokens)
     once = make_batch(model, unique)
     shared = begin(model, (), once.mask, end, end - own)
     assert isinstance(shared, LlamaPass)
     shared.residual(once.tokens[:, : end - own])
     batch.go_on_from(shared, torch.tensor([unique.index(ids) for ids in prompts], device=once.tokens.device))
-    return batch, batch(whole.tokens[:, end - own :])
+    return batch, batch(padded.tokens[:, end - own :])
 
 
 def _penalised(logits: Float[Tensor, "row vocab"], seen: Tensor, penalty: float) -> Float[Tensor, "row vocab"]:

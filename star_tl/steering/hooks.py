@@ -79,6 +79,28 @@ def row_hooks(
     return hooks
 
 
+def step_hooks(rows: Sequence[Sequence[NamedHook]], at: Sequence[int]) -> list[NamedHook]:
+    """Hooks of one decode step of a batch whose rows stand at positions of their own.
+
+    Args:
+        rows: every row's hooks, as :func:`row_hooks` makes them for it alone.
+        at: the position of every row's token, counted from the end of its prompt.
+    """
+    groups: dict[tuple[str, int | None], list[tuple[int, Tensor]]] = {}
+    for i, (hooks, position) in enumerate(zip(rows, at, strict=True)):
+        for name, function in hooks:
+            if isinstance(function, Injection) and isinstance(name, str):
+                for _, row, factor in function.schedule.columns(0, position, 1):
+                    groups.setdefault((name, function.head), []).append((i, function.vectors[0, row] * factor))
+    here, always = Position(0, 0, 1), schedule("all")
+    hooks = []
+    for (name, head), members in groups.items():
+        index = torch.tensor([i for i, _ in members])
+        vectors = torch.stack([v for _, v in members])[:, None]
+        hooks.append((name, Injection(here, vectors, index, head, always)))
+    return hooks
+
+
 class Clock:
     """Keeps count of positions for the :class:`Injection` beside it, where TransformerLens runs the hooks.
 

@@ -236,11 +236,11 @@ def test_what_rows_share_is_read_once_and_changes_nothing(tiny, tokenizer, monke
 
     monkeypatch.setattr(LlamaPass, "residual", counted)
     options = sampling.Sampling(max_new_tokens=1, temperature=0)
-    together, scores = sampling._read_prompts(tiny, prompts, row_hooks(ways(12)), options)
+    together, scores = sampling.read_prompts(tiny, prompts, row_hooks(ways(12)), options.max_new_tokens)
     assert read[0] == 2 * (max(map(len, prompts)) - 3)
     assert read[1] == 12 * 3
     for i, way in enumerate(ways(12)):
-        alone, score = sampling._read_prompts(tiny, prompts[i : i + 1], row_hooks([way]), options)
+        alone, score = sampling.read_prompts(tiny, prompts[i : i + 1], row_hooks([way]), options.max_new_tokens)
         torch.testing.assert_close(scores[i], score[0], **CLOSE)
         assert together.position.read == max(map(len, prompts))
         assert alone.position.read == len(prompts[i])

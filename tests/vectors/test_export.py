@@ -35,7 +35,6 @@ from star_tl.models.load import DEMO
 from star_tl.steering.condition import Condition
 from star_tl.vectors import SteeringVector
 from star_tl.vectors.export import FORMATS, Request, export
-from star_tl.vectors.imported import from_steering_vectors
 
 PAIRS = unequal_pairs()
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -280,15 +279,15 @@ def test_the_snippet_runs_on_gpt2(tmp_path: Path) -> None:
 def test_a_vector_comes_back_from_steering_vectors(tiny: Any, tmp_path: Path) -> None:
     vector = steering_vector()
     vector.export("steering-vectors", tmp_path / "v.safetensors", 0.7, "all")
-    back = from_steering_vectors(tmp_path / "v.safetensors", tiny, PAIRS)
+    back = star.from_steering_vectors(tmp_path / "v.safetensors", tiny, PAIRS)
     torch.testing.assert_close(back.vector, 0.7 * vector.vector)
     assert back.locus == vector.locus
     back.check(tiny)
     extracted = star.extract_vector(tiny, PAIRS, vector.locus)
     assert (back.residual_norm, back.trait) == (pytest.approx(extracted.residual_norm), "warmth")
     theirs = SimpleNamespace(layer_activations={0: torch.ones(32), 2: torch.full((32,), 2.0)}, layer_type="mlp")
-    assert from_steering_vectors(theirs, tiny, PAIRS, layer=2).locus.hook_point == "blocks.2.hook_mlp_out"
-    assert from_steering_vectors(theirs, tiny, PAIRS, layer=2).vector.unique().tolist() == [2.0]
+    assert star.from_steering_vectors(theirs, tiny, PAIRS, layer=2).locus.hook_point == "blocks.2.hook_mlp_out"
+    assert star.from_steering_vectors(theirs, tiny, PAIRS, layer=2).vector.unique().tolist() == [2.0]
     for source, said in (
         (theirs, "layers 0, 2"),
         (SimpleNamespace(layer_activations={1: torch.ones(8)}, layer_type="mlp"), "width 8"),
@@ -298,7 +297,7 @@ def test_a_vector_comes_back_from_steering_vectors(tiny: Any, tmp_path: Path) ->
         (tmp_path / "v.safetensors.card.json", "safetensors"),
     ):
         with pytest.raises(StarError, match=said):
-            from_steering_vectors(source, tiny, PAIRS)
+            star.from_steering_vectors(source, tiny, PAIRS)
 
 
 def test_steering_vectors_itself_computes_what_we_do(tiny_folder: Path, tiny: Any, tmp_path: Path) -> None:
@@ -312,7 +311,7 @@ def test_steering_vectors_itself_computes_what_we_do(tiny_folder: Path, tiny: An
     with torch.no_grad():
         ours = tiny.run_with_hooks(torch.tensor([ids()]), fwd_hooks=vector.hooks(0.7, "all"))
     torch.testing.assert_close(found, ours, **CLOSE)
-    torch.testing.assert_close(from_steering_vectors(held, tiny, PAIRS).vector, 0.7 * vector.vector)
+    torch.testing.assert_close(star.from_steering_vectors(held, tiny, PAIRS).vector, 0.7 * vector.vector)
 
 
 # vLLM's: by the rules that their readers publish.

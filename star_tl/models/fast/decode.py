@@ -179,13 +179,13 @@ class CachedLayers:
         """The last residual stream at ``tokens``, which go to these columns of the cache and see up to ``stop``."""
         causal = tokens.shape[1] > 1 and mask is None
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def attend_kept(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = (kept.narrow(2, 0, stop) for kept in self.kept[layer])
             keys.index_copy_(2, columns, k)
             values.index_copy_(2, columns, v)
-            return _attend(q, keys, values, mask, causal)
+            return attend(q, keys, values, mask, causal)
 
-        return self.forward(F.embedding(tokens, self.model.embed.W_E), rotation, attend, self.listeners)
+        return self.forward(F.embedding(tokens, self.model.embed.W_E), rotation, attend_kept, self.listeners)
 
     def logits(self, residual: Float[Tensor, "row column d_model"]) -> Float[Tensor, "row vocab"]:
         """Logits after the last column."""
@@ -291,9 +291,10 @@ def _same(found: Float[Tensor, "row vocab"], plain: Float[Tensor, "row vocab"], 
     return all(difference(f, p) < close for f, p in zip(found[whole], plain[whole], strict=True))
 
 
-def _attend(
+def attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
 ) -> Float[Tensor, "row head query d_head"]:
+    """Softmax attention over a cache; no gradient goes back through it."""
     rows, heads, length, width = q.shape
     if length == 1 and q.dtype == torch.float32 and (rows >= MANY_ROWS or q.device.type != "cpu"):
         grouped = (q * width**-0.5).reshape(rows, k.shape[1], -1, width)

@@ -1,0 +1,167 @@
+"""What the server gives to many clients at once, beside one after another.
+
+    python scripts/bench_serve.py [--json FILE] [--model demo] [--streams 64] [--rounds 3] [--tokens 60]
+
+Starts ``star-tl serve`` in a process of its own with three vectors, and asks it for streamed replies: first one at a
+time, then all at once, the same requests both times, no two alike in prompt, vector, strength, positions and seed.
+Every text is compared with what ``star.generate`` writes for the same seed and vector.
+
+    tokens_per_s   tokens of all replies over the time from the first request to the last token
+    first_ms       from a request to its first event, median and 95th percentile
+    wrong          replies that are not the offline one
+    peak_mb        the most memory that the server's process held, with torch and the model
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+import star_tl as star
+from star_tl.generation.sampling import Reply
+from star_tl.locus import Locus
+from star_tl.steering.condition import Condition
+
+TRAITS = ("emotional_support", "gratitude", "agreement")
+POSITIONS = (None, "generated", "every 3", "all")
+STRENGTHS = (1.0, -1.0, 2.0)
+
+
+def vectors_of(model: Any, folder: Path) -> dict[str, star.SteeringVector]:
+    layer = round(0.6 * model.cfg.n_layers)
+    found = {}
+    for trait in TRAITS:
+        found[trait] = star.extract_vector(model, star.load_pairs(trait), Locus(f"blocks.{layer}.hook_resid_post"))
+        found[trait].save(folder / f"{trait}.safetensors")
+    return found
+
+
+def requests(model: str, n: int, tokens: int, first_seed: int) -> list[dict[str, Any]]:
+    prompts = star.load_pairs(TRAITS[0]).prompts
+    found = []
+    for i in range(n):
+        body: dict[str, Any] = {"model": model, "messages": [dict(m) for m in prompts[i % len(prompts)]]}
+        body |= {"seed": first_seed + i, "max_tokens": tokens, "temperature": 0.8, "stream": True}
+        if i % 4:
+            body["steering"] = {"vector": TRAITS[i % 3], "strength": STRENGTHS[i // 3 % 3]}
+            if where := POSITIONS[i // 4 % 4]:
+                body["steering"]["positions"] = where
+        found.append(body)
+    return found
+
+
+def offline(model: Any, vectors: dict[str, star.SteeringVector], body: dict[str, Any]) -> Reply:
+    way = body.get("steering")
+    condition = Condition(seed=body["seed"])
+    if way:
+        vector = vectors[way["vector"]]
+        condition = Condition("steered", vector, way["strength"], way.get("positions"), seed=body["seed"])
+    sampling = star.Sampling(max_new_tokens=body["max_tokens"], temperature=body["temperature"])
+    return star.generate(model, [body["messages"]], condition=condition, sampling=sampling, progress=False)[0]
+
+
+async def ask(client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[str, float]:
+    """The text, and seconds to the first event."""
+    began, first, text = time.perf_counter(), 0.0, ""
+    async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        answer.raise_for_status()
+        async for line in answer.aiter_lines():
+            if line.startswith("data: {"):
+                first = first or time.perf_counter() - began
+                text += json.loads(line[6:])["choices"][0]["delta"].get("content", "")
+    return text, first
+
+
+async def arm(address: str, bodies: list[dict[str, Any]], at_once: bool) -> tuple[list[str], list[float], float]:
+    limits = httpx.Limits(max_connections=len(bodies))
+    async with httpx.AsyncClient(base_url=address, timeout=600, limits=limits) as client:
+        began = time.perf_counter()
+        if at_once:
+            found = await asyncio.gather(*(ask(client, body) for body in bodies))
+        else:
+            found = [await ask(client, body) for body in bodies]
+        seconds = time.perf_counter() - began
+    return [text for text, _ in found], [first for _, first in found], seconds
+
+
+def peak_mb(pid: int) -> float:
+    """The most that a process has held; Linux only."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    return int(found[1]) / 1e3 if found else float("nan")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--streams", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=60)
+    options = parser.parse_args()
+    model = star.load_model(options.model)
+    with tempfile.TemporaryDirectory() as folder:
+        vectors = vectors_of(model, Path(folder))
+        files = [part for trait in TRAITS for part in ("--vector", f"{folder}/{trait}.safetensors")]
+        code = "from star_tl.cli import app; app()"
+        command = [sys.executable, "-c", code, "serve", "--model", options.model, "--port", "0", *files]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+            assert server.stdout is not None
+            line = server.stdout.readline()
+            address = re.search(r"http://\S+", line)
+            assert address, line
+            try:
+                result = measure(options, address[0], model, vectors)
+                result["peak_mb"] = peak_mb(server.pid)
+            finally:
+                server.terminate()
+    print(json.dumps(result, indent=2))
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2))
+
+
+def measure(options: argparse.Namespace, address: str, model: Any, vectors: dict[str, Any]) -> dict[str, Any]:
+    warm = requests(options.model, 8, 8, 10_000)
+    asyncio.run(arm(address, warm, True))
+    rates: dict[str, list[float]] = {"one at a time": [], "at once": []}
+    firsts: dict[str, list[float]] = {name: [] for name in rates}
+    wrong = 0
+    for turn in range(options.rounds):
+        bodies = requests(options.model, options.streams, options.tokens, 1000 * turn)
+        texts = {}
+        for name in rates:  # they take turns, so that a busy minute falls on both
+            texts[name], first, seconds = asyncio.run(arm(address, bodies, name == "at once"))
+            firsts[name] += first
+            rates[name].append(seconds)
+        alone = [offline(model, vectors, body) for body in bodies]
+        wrong += sum(texts[name][i] != reply.text for name in rates for i, reply in enumerate(alone))
+        tokens = sum(len(reply.tokens) for reply in alone)
+        for name in rates:
+            rates[name][-1] = tokens / rates[name][-1]
+    found: dict[str, Any] = {"model": options.model, "streams": options.streams, "rounds": options.rounds}
+    for name in rates:
+        found[name] = {
+            "tokens_per_s": statistics.median(rates[name]),
+            "first_ms_median": 1e3 * statistics.median(firsts[name]),
+            "first_ms_p95": 1e3 * statistics.quantiles(firsts[name], n=20)[-1],
+        }
+    found["times as many"] = statistics.median(
+        b / a for a, b in zip(rates["one at a time"], rates["at once"], strict=True)
+    )
+    found["wrong"] = wrong
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server: requests with different vectors in one running batch."""
