@@ -12,7 +12,6 @@ from torch import Tensor
 
 from star_tl.data.chat import Prompt, render, reply_ids
 from star_tl.data.pairs import ContrastivePair, Pairs
-from star_tl.errors import StarError
 from star_tl.locus import Locus
 from star_tl.models.backend import Model, attached, residual_stream
 from star_tl.models.batch import TokenBatch, make_batch
@@ -31,11 +30,7 @@ class PairActivations:
 
 
 def in_prompts(model: Model, pairs: Pairs, locus: Locus, batch_size: int) -> PairActivations:
-    """At the locus's positions, counted from the prompt's end, of the clean and of the corrupted prompt.
-
-    Raises:
-        StarError: a prompt is shorter than the positions need.
-    """
+    """At the locus's positions, counted from the prompt's end, of the clean and of the corrupted prompt."""
 
     def work(chunk: Sequence[ContrastivePair]) -> Float[Tensor, "run pair position d"]:
         runs = [pairs.clean_prompt(p) for p in chunk], [pairs.corrupted_prompt(p) for p in chunk]
@@ -71,12 +66,7 @@ def _batchwise(pairs: Pairs, batch_size: int, work: Callable[[Sequence[Contrasti
 
 
 def _at_positions(model: Model, prompts: Sequence[Prompt], locus: Locus) -> Float[Tensor, "row position d"]:
-    rendered = [render(model.tokenizer, p).ids for p in prompts]
-    if min(len(ids) for ids in rendered) < -min(locus.positions):
-        raise StarError(
-            f"A prompt is shorter than the locus's position {min(locus.positions)}: use positions nearer to its end."
-        )
-    batch = make_batch(model, rendered)
+    batch = make_batch(model, [render(model.tokenizer, p).ids for p in prompts])
     return _at(model, batch, locus, [batch.prompt_end + p for p in locus.positions])
 
 
