@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import star_tl as star
@@ -133,6 +134,8 @@ def ask(demo: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callabl
 
     load = cli._load
     patch.setattr(cli, "_load", lambda name, *rest: demo if name == "demo" else load(name, *rest))
+    program = get_command(app)
+    patch.setattr("typer.testing._get_command", lambda app: program)  # which takes as long as a case, every time
     patch.setenv("HF_HUB_OFFLINE", "1")
     patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     short = ["--max-new-tokens", "1"]
