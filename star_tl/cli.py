@@ -711,6 +711,8 @@ def _show(result: RunResult) -> None:
         f"[bold]{choice.layer}[/] "
         f"({escape(choice.describe())}); locus {locus}"
     )
+    if result.attribution.caution:
+        console.print(f"[bold]Caution:[/] {escape(result.attribution.caution)}.")
     table = Table(title=escape(result.settings["replies"]), title_justify="left")
     table.add_column("arm", no_wrap=True)
     for heading, _, _ in _COLUMNS.values():

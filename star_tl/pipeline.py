@@ -27,7 +27,7 @@ from star_tl.generation.sampling import render_prompts
 from star_tl.generation.settings import Sampling, SamplingOptions, settled
 from star_tl.models.backend import Model
 from star_tl.steering.condition import UNSTEERED, Condition
-from star_tl.vectors import METHODS, SteeringVector, extract_vector
+from star_tl.vectors import SteeringVector, check_extraction, extract_vector
 from star_tl.version import __version__
 from star_tl.view.report import write_report
 
@@ -115,11 +115,17 @@ def run(
     chosen = as_prompts(prompts if prompts is not None else pairs.heldout.prompts)
     arms = [Condition(positions=positions, strength=1.0 if strength is None else strength, seed=s) for s in seeds]
     ids = render_prompts(model, chosen, settings.max_new_tokens)
-    for chat in chosen:
+    practice, primed = pairs.extraction.prompts, Condition(instruction=pairs.trait.positive_instruction)
+    for prompts_of_an_arm in (practice, primed.prompted(chosen)):
+        render_prompts(model, prompts_of_an_arm, settings.max_new_tokens)
+    for chat in (*chosen, *practice):
         resolve_span(model.tokenizer, chat, positions)
-    for name, known, what in ((estimator, ESTIMATORS, "estimator"), (method, METHODS, "vector method")):
-        if name not in known:
-            raise StarError(f"Unknown {what} {name!r}.{nearest(name, known)}")
+    if estimator not in ESTIMATORS:
+        raise StarError(f"Unknown estimator {estimator!r}.{nearest(estimator, ESTIMATORS)}")
+    if not ESTIMATORS[estimator].prices_layers:
+        able = " or ".join(repr(e.key) for e in ESTIMATORS.values() if e.prices_layers)
+        raise StarError(f"The estimator {estimator!r} has no gradients to choose a layer by: use {able}.")
+    check_extraction(model, pairs, (), method)
     if prompts is None and not any(pair.split == "heldout" for pair in pairs):
         warnings.warn(f"{pairs!r}: {TESTED_ON_ITS_OWN}; give prompts of your own.", stacklevel=2)
     call = describe(model, [ids], arms, settings) | {
@@ -214,6 +220,7 @@ def _walk(
                 else "as given"
             ),
             "pairs": _split_of(pairs),
+            **({"caution": attr.caution} if attr.caution else {}),
             "replies": f"{len(prompts)} prompts × {len(seeds)} seeds {tuple(seeds)} per arm",
             "sampling": f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}, at most "
             f"{sampling.max_new_tokens} tokens",

@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import star_tl as star
@@ -103,7 +104,24 @@ CONFIG = st.dictionaries(
     min_size=1,
     max_size=2,
 )
+MAP = st.dictionaries(
+    st.sampled_from(["trait", "method", "metric", "model", "fingerprint", "prompt_end", "tokens", "spans", "pair_ids"]),
+    VALUE,
+    min_size=1,
+    max_size=2,
+)
+NUMBER = st.one_of(st.integers(-(10**40), 10**40).map(str), st.floats().map(str), st.text(max_size=8))
+OPTIONS_OF_GENERATE = st.one_of(
+    st.tuples(st.sampled_from(["--strength", "--temperature", "--top-p", "--seed", "--first-n-layers"]), NUMBER),
+    st.tuples(st.just("--max-new-tokens"), NUMBER.filter(lambda text: not text.strip().isdigit() or len(text) > 5)),
+    st.tuples(
+        st.sampled_from(["--positions", "--device", "--dtype", "--backend", "--mode", "--limit"]),
+        st.text(max_size=12) | st.sampled_from(["first 0", "every -1", "decay 1e9", "-1,-1", "0", "9" * 50, "cuda:99"]),
+    ),
+)
 CASES = st.one_of(
+    st.tuples(st.just("map"), MAP),
+    st.tuples(st.just("option"), OPTIONS_OF_GENERATE),
     st.tuples(st.just("prompts"), PROMPTS),
     st.tuples(st.just("pairs"), PAIRS),
     st.tuples(st.just("vector"), st.dictionaries(META, VALUE, min_size=1, max_size=2)),
@@ -123,6 +141,10 @@ def ask(demo: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callabl
     (home / "pairs.jsonl").write_bytes(lines(TRAIT, PAIR))
     vector = extract_vector(demo, star.load_pairs(home / "pairs.jsonl"), star.Locus("blocks.3.hook_resid_post"))
     vector.save(home / "v.safetensors")
+    attr = star.attribute(demo, star.load_pairs(home / "pairs.jsonl"), hook_points=["resid_post"], progress=False)
+    attr.save(home / "map.safetensors")
+    with safe_open(str(home / "map.safetensors"), framework="pt") as file:
+        map_meta, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
     whole = (home / "v.safetensors").read_bytes()
     with safe_open(str(home / "v.safetensors"), framework="pt") as file:
         meta = file.metadata()
@@ -133,18 +155,20 @@ def ask(demo: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callabl
 
     load = cli._load
     patch.setattr(cli, "_load", lambda name, *rest: demo if name == "demo" else load(name, *rest))
+    program = get_command(app)
+    patch.setattr("typer.testing._get_command", lambda app: program)  # which takes as long as a case, every time
     patch.setenv("HF_HUB_OFFLINE", "1")
     patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     short = ["--max-new-tokens", "1"]
 
     def one(kind: str, value: Any) -> None:
-        given = home / "given"
+        given, made = home / "given", home / "out.safetensors"
         if kind == "prompts":
             given.write_bytes(value)
             command = ["generate", "--prompts", str(given), "--limit", "1", *short]
         elif kind == "pairs":
             given.write_bytes(value)
-            out = ["--hook-point", "blocks.0.hook_resid_post", "--out", str(home / "out.safetensors")]
+            out = ["--hook-point", "blocks.0.hook_resid_post", "--out", str(made)]
             command = ["extract", "--trait", f"{given}", *out]
         elif kind in ("vector", "tensor", "bytes"):
             if kind == "bytes":
@@ -154,6 +178,12 @@ def ask(demo: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callabl
                 changed = meta | value if kind == "vector" else meta
                 save_file({"vector": vector.vector if kind == "vector" else value}, str(given), metadata=changed)
             command = ["generate", "--vector", str(given), "--prompt", "I am late.", *short]
+        elif kind == "map":
+            save_file(tensors, str(given), metadata=map_meta | value)
+            command = ["extract", "--trait", str(home / "pairs.jsonl"), "--attribution", str(given), "--out", str(made)]
+        elif kind == "option":
+            command = ["generate", "--vector", str(home / "v.safetensors"), "--prompt", "hi", *short]
+            command.append(f"{value[0]}={value[1]}")
         elif kind == "config":
             (model / "config.json").write_bytes(lines(config | value))
             command = ["generate", "--model", str(model), "--prompt", "hi", *short]
@@ -167,9 +197,9 @@ def ask(demo: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callabl
             assert len(said.strip().splitlines()) == 1, (command, result.stderr)
             assert "Traceback" not in bars
             assert len(said) < 1500
-            assert not (home / "out.safetensors").exists()
-        (home / "out.safetensors").unlink(missing_ok=True)
-        left = {p.name for p in home.iterdir()} - {"given", "pairs.jsonl", "v.safetensors", "model"}
+            assert not made.exists()
+        made.unlink(missing_ok=True)
+        left = {p.name for p in home.iterdir()} - {"given", "pairs.jsonl", "v.safetensors", "map.safetensors", "model"}
         assert not left, (command, left)
 
     yield one

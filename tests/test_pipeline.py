@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import synthetic
+from forked import Forks, forks
 
 import star_tl as star
+from star_tl import cli, pipeline
 from star_tl.errors import StarError
 from star_tl.evaluation import samples
 from star_tl.files import locked
@@ -86,6 +86,7 @@ def test_another_call_is_refused_and_overwrites_only_where_it_says_so(tiny, pair
         {"positions": "system"},
         {"method": "locatd"},
         {"estimator": "apt"},
+        {"estimator": "exact"},
         {"seeds": ()},
         {"seeds": (1, 1)},
         {"max_new_tokens": 10_000},
@@ -141,6 +142,33 @@ def test_a_damaged_sample_is_named_and_kept(tiny, pairs, tmp_path):
         assert damage in path.read_text()
 
 
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"estimator": "exact"}, "no gradients to choose a layer by: use 'atp' or 'ig' or 'relp'"),
+        ({"positions": "system"}, "no span .system."),
+        ({"method": "probe"}, "needs at least 2 pairs"),
+        ({"max_new_tokens": 440}, "exceeds the model's context"),
+    ],
+)
+def test_what_would_fail_late_is_refused_before_any_work(tiny, pairs, monkeypatch, bad, message):
+    monkeypatch.setattr(pipeline, "attribute", lambda *args, **more: pytest.fail("work began"))
+    if "max_new_tokens" in bad:  # the prompts fit, and no longer under the instruction that primes
+        pairs = replace(pairs, trait=replace(pairs.trait, positive_instruction="Be kind. " * 60))
+    few = replace(pairs, pairs=pairs.pairs[:1]) if "method" in bad else pairs
+    with pytest.raises(StarError, match=message):
+        walk(tiny, few, None, **bad)
+
+
+def test_an_instruction_that_moves_little_is_said_in_the_settings_and_on_the_command_line(tiny, pairs, capsys):
+    with pytest.warns(UserWarning, match="moves the metric by"):
+        result = walk(tiny, pairs, None, seeds=(0,))
+    assert "pairs the wrong way" in result.settings["caution"]
+    cli._show(result)
+    assert "Caution: the instruction moves the metric by" in capsys.readouterr().out
+    assert synthetic.attribution().caution == ""
+
+
 def test_pairs_without_held_out_ones_say_so(tiny, pairs, tmp_path):
     with pytest.warns(UserWarning, match="no pair is held out"):
         result = star.run(tiny, pairs, out=tmp_path, max_new_tokens=4, progress=False)
@@ -148,61 +176,39 @@ def test_pairs_without_held_out_ones_say_so(tiny, pairs, tmp_path):
     assert "no pair is held out" in (tmp_path / "report.html").read_text()
 
 
-SERVER = """
-import json, os, sys, torch, star_tl as star
+RUN = """
+def work(model, out):
+    star.run(model, pairs, ["I lost my job.", "My dog is ill."], out, seeds=(0, 1), max_new_tokens=12, batch_size=4,
+             progress=False)
+
 from dataclasses import replace
-torch.set_num_threads(1)  # a thread pool does not survive a fork
-model = star.load_model(sys.argv[1])
 pairs = star.load_pairs("agreement")
 pairs = replace(pairs, pairs=pairs.pairs[:4])
-for line in sys.stdin:
-    out = json.loads(line)
-    child = os.fork()
-    if not child:
-        star.run(model, pairs, ["I lost my job.", "My dog is ill."], out, seeds=(0, 1), max_new_tokens=12, batch_size=4,
-                 progress=False)
-        os._exit(0)
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
 @pytest.fixture
-def server(tiny_folder: Path) -> Iterator[Any]:
-    """Forks a process per run, so that ten can be killed without loading a model ten times."""
-    command = [sys.executable, "-c", SERVER, str(tiny_folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        yield process
-        process.stdin.close()  # type: ignore[union-attr]
+def runs(tiny_folder: Path) -> Iterator[Forks]:
+    with forks(tiny_folder, RUN) as found:
+        yield found
 
 
-def test_a_run_killed_ten_times_ends_with_the_same_files(server, tmp_path: Path) -> None:
-    def start(name: str) -> int:
-        server.stdin.write(json.dumps(str(tmp_path / name)) + "\n")
-        server.stdin.flush()
-        return int(server.stdout.readline())
-
-    def exit_code() -> int:
-        return int(server.stdout.readline())
-
-    start("whole")
+def test_a_run_killed_ten_times_ends_with_the_same_files(runs: Forks, tmp_path: Path) -> None:
+    runs.start(str(tmp_path / "whole"))
     began = time.monotonic()
-    assert exit_code() == 0
+    assert runs.exit_code() == 0
     took = time.monotonic() - began
     chance = random.Random(0)
     kills, folder = 0, tmp_path / "killed"
     for attempt in range(10):
-        child = start("killed")
+        child = runs.start(str(folder))
         time.sleep(chance.uniform(0, 0.25 if attempt else 0.9) * took)
         try:
             os.kill(child, signal.SIGKILL)
         except ProcessLookupError:
             pass
-        kills += exit_code() == -signal.SIGKILL
+        kills += runs.exit_code() == -signal.SIGKILL
     assert kills >= 5, "the kills must hit a run at work"
-    start("killed")
-    assert exit_code() == 0
+    runs.start(str(folder))
+    assert runs.exit_code() == 0
     assert contents(folder) == contents(tmp_path / "whole")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -60,8 +61,9 @@ def attribute(
         method: a key of ESTIMATORS: {estimators}. The default is right where a locus is looked for: at the last prompt
             tokens AtP agrees with exact patching at every hook point as well as the others do (Pearson .97 and more on
             the demo model), and its gradient is that of the injection itself. In the system turn, where the
-            instruction stands, it is as good at ``attn_out`` and ``z`` but not on the residual stream (Pearson −.4 to
-            .6): there ``"ig"`` comes nearer, at several times the cost. :func:`star_tl.verify` says it for your pairs.
+            instruction stands, no estimator can be relied on for the residual stream: there none was the best
+            throughout. :func:`star_tl.verify` says it for your pairs, and ``exact_effects`` of
+            :mod:`star_tl.attribution.exact` patches the places that you rely on.
         hook_points: some of POINTS; default all that the model has. ``"z"`` is every head's ``attn.hook_z``.
             Choosing a layer needs ``resid_post``.
         mode: for atp and relp, how to run a micro-batch: ``"one_batch"`` (clean and corrupted rows in
@@ -85,6 +87,9 @@ def attribute(
         batch_size: pairs in a micro-batch; for exact, patches in a pass. Default: what makes full use of a pass, halved
             as often as memory runs out.
         progress: show a progress bar.
+
+    Warns where the instruction moves the metric little, or in many pairs the wrong way
+    (:attr:`star_tl.AttributionMap.caution`).
 
     Raises:
         StarError: a model that was loaded under ``torch.inference_mode()``, unknown or conflicting options, ``relp`` on
@@ -135,7 +140,10 @@ def attribute(
         batch_size=batch_size,
         progress=progress,
     )
-    return ESTIMATORS[method](request, **options)
+    attr = ESTIMATORS[method](request, **options)
+    if attr.caution:
+        warnings.warn(f"{attr.trait} on {attr.model}: {attr.caution}.", stacklevel=3)  # past the decorator
+    return attr
 
 
 attribute.__doc__ = (attribute.__doc__ or "").replace("{estimators}", "; ".join(str(e) for e in ESTIMATORS.values()))

@@ -60,15 +60,15 @@ def prepare(model: Model, pairs: Pairs, alignment: str = "spans") -> list[Prepar
     """Tokenize every pair and align its clean and corrupted prompt.
 
     Args:
-        model: only its tokenizer is used.
+        model: only its tokenizer and the length of its context are used.
         pairs: the pairs to prepare.
         alignment: ``"spans"`` aligns the same turns of the chat, in each the common beginning and the common tokens,
             and what was put in the place of equally many others; ``"right"`` the whole prompts from their ends,
             whatever the turns; ``"strict"`` token by token, lengths must be equal.
 
     Raises:
-        StarError: a reply has no tokens, a ``logit`` pair has replies of several tokens, or lengths
-            differ under strict alignment.
+        StarError: a prompt with its reply is longer than the model's context, a ``logit`` pair has replies of several
+            tokens, or lengths differ under strict alignment.
     """
     prepared = []
     for pair in pairs:
@@ -87,6 +87,12 @@ def prepare(model: Model, pairs: Pairs, alignment: str = "spans") -> list[Prepar
             )
         counterpart = _align(clean, corrupted) if alignment == "spans" else _align_right(len(clean), len(corrupted))
         steered = render(model.tokenizer, pair.context)
+        longest = max(map(len, (clean, corrupted, steered))) + max(len(positive), len(negative))
+        if longest > model.cfg.n_ctx:
+            raise StarError(
+                f"pair {pair.id!r} has a prompt and a reply of {longest} tokens together and the model's context is "
+                f"{model.cfg.n_ctx}: shorten it."
+            )
         prepared.append(PreparedPair(pair, clean, corrupted, steered, positive, negative, counterpart))
     return prepared
 

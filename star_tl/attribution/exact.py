@@ -273,4 +273,5 @@ ESTIMATOR = Estimator(
     "activation patching of every token, thousands of passes a pair, no steering form",
     (),
     attribute_exact,
+    prices_layers=False,
 )

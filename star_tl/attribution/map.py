@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 # Where a vector may be added that the steering form is kept for, beside single tokens: the position schedules of these
 # names, "generated" from the last prompt token on.
 STRETCHES = (*SPANS, "generated")
+LITTLE = 0.1  # nats a token: a metric that the instruction moves by less is mostly other things
+WRONG_WAY = 0.25  # share of pairs whose metric the instruction lowers that is no longer noise
 _TENSORS = (
     "scores",
     "head_scores",
@@ -224,6 +226,21 @@ class AttributionMap:
         return self.component("resid_post").sum(-1).mean(0) / total
 
     @property
+    def caution(self) -> str:
+        """Why the map's figures say little: the instruction moves the metric by less than LITTLE, or lowers it in
+        WRONG_WAY of the pairs or more. Empty where neither is so; of a metric of one's own only the second is asked.
+        """
+        moved = self.metric_clean - self.metric_corrupted
+        mean, wrong = float(moved.mean()), int((moved < 0).sum())
+        if (self.metric or mean >= LITTLE) and wrong < WRONG_WAY * len(moved):
+            return ""
+        return (
+            f"the instruction moves the metric by {mean:+.3g} nats only, in {wrong} of {len(moved)} pairs the wrong way"
+            if not self.metric and mean < LITTLE
+            else f"in {wrong} of {len(moved)} pairs the instruction moves the metric the wrong way"
+        ) + ": what is attributed may be something else than the trait"
+
+    @property
     def prices_layers(self) -> bool:
         """Whether the map holds the gradients that a layer is chosen by."""
         return self.gradients.shape[-1] > 0
@@ -369,10 +386,11 @@ class AttributionMap:
 
     def __repr__(self) -> str:
         gain = float((self.metric_clean - self.metric_corrupted).mean())
-        known = f"AttributionMap({self.trait}, {self.method}, {len(self.pair_ids)} pairs, {self.n_layers} layers"
-        if not self.prices_layers:
-            return f"{known}, metric {gain:+.2f} nats)"
-        return f"{known}; {self.choose_layer().describe()}; metric {gain:+.2f} nats)"
+        said = [f"{self.trait}, {self.method}, {len(self.pair_ids)} pairs, {self.n_layers} layers"]
+        if self.prices_layers:
+            said.append(self.choose_layer().describe())
+        said += [f"metric {gain:+.2f} nats", *filter(None, [self.caution])]
+        return f"AttributionMap({'; '.join(said)})"
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **kwargs: Any) -> dict[str, Any]:
         bundle = self.plot()._repr_mimebundle_(include, exclude, **kwargs)

@@ -44,6 +44,7 @@ class Estimator:
 
     ``key`` is what ``method=`` takes, ``label`` its name in full, ``summary`` a few words on it, and ``options`` the
     arguments of :func:`star_tl.attribute` that it alone or few have; ``attribute`` takes these by name.
+    ``prices_layers`` says whether its maps hold the gradients that a layer is chosen by.
     """
 
     key: str
@@ -51,6 +52,7 @@ class Estimator:
     summary: str
     options: tuple[str, ...]
     attribute: Callable[..., AttributionMap]
+    prices_layers: bool = True
 
     def __call__(self, request: Request, **options: Any) -> AttributionMap:
         return self.attribute(request, **options)

@@ -19,7 +19,6 @@ from star_tl.attribution.map import STRETCHES, AttributionMap
 from star_tl.attribution.objective import Metric, Replies, pairs_own
 from star_tl.attribution.request import Request
 from star_tl.data.chat import SPANS, Span, span_named
-from star_tl.errors import StarError
 from star_tl.locus import COMPONENTS
 from star_tl.models.backend import Model
 from star_tl.models.batch import pad_id
@@ -158,18 +157,7 @@ class PairBatch:
 
 
 def pair_batch(model: Model, chunk: Sequence[PreparedPair], metric: Metric = pairs_own) -> PairBatch:
-    """The rows of some pairs on the model's device.
-
-    Raises:
-        StarError: a prompt with its reply is longer than the model's context.
-    """
-    longest = max(
-        max(len(p.clean), len(p.corrupted), len(p.steered)) + max(len(p.positive), len(p.negative)) for p in chunk
-    )
-    if longest > model.cfg.n_ctx:
-        raise StarError(
-            f"A prompt with its reply has {longest} tokens and the model's context is {model.cfg.n_ctx}: shorten it."
-        )
+    """The rows of some pairs on the model's device."""
     prompts, prompt_mask = _padded(
         [p.corrupted.ids for p in chunk] + [p.clean.ids for p in chunk], pad_id(model), left=True
     )

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Unpack
 
-from star_tl.data.chat import render, reply_ids
+from star_tl.data.chat import as_prompts, render, reply_ids
 from star_tl.errors import StarError
 from star_tl.generation.likelihood import kl_per_token, reply_logits, reply_logprobs
 from star_tl.generation.sampling import generate
@@ -60,6 +60,7 @@ def converse(
     settings = settled(sampling, options)
     if isinstance(turns, str) or not turns:
         raise StarError("turns is no list of texts: give what the user says, turn by turn.")
+    as_prompts(turns)  # raises where one is empty, before any is answered
     vector = condition.vector
     own = condition.positions in (None, "locus")
     when = None

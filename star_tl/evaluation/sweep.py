@@ -8,24 +8,25 @@ sweep that was stopped goes on where it was.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 from typing_extensions import Unpack
 
-from star_tl.data.chat import Prompt, as_prompts
+from star_tl.data.chat import Prompt, as_prompts, resolve_span
 from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError
 from star_tl.evaluation.samples import sample_conditions
 from star_tl.evaluation.scores import mark_coherent
 from star_tl.files import check_writable
+from star_tl.generation.sampling import render_prompts
 from star_tl.generation.settings import Sampling, SamplingOptions, settled
 from star_tl.locus import Locus, hook_name
 from star_tl.models.backend import Model
 from star_tl.steering.condition import UNSTEERED, Condition
-from star_tl.vectors import extract_vector
+from star_tl.vectors import check_extraction, extract_vector
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -127,15 +128,21 @@ def compare(
         if len(set(values)) < len(values):
             raise StarError(f"{name} names one twice: each would count as two samples.")
     if out is not None:
-        check_writable(out)  # before vectors are extracted, which takes minutes on a large model
-    vectors = [extract_vector(model, pairs, locus, method=method) for locus in places]
-    conditions = [Condition(seed=seed) for seed in seeds]
-    conditions += [
-        Condition("steered", vector, strength, schedule, seed=seed)
-        for vector in vectors
+        check_writable(out)
+    # All is checked before vectors are extracted, which takes minutes on a large model.
+    ways = [
+        Condition("steered", strength=strength, positions=schedule, seed=seed)
         for schedule in positions
         for strength in strengths
         for seed in seeds
     ]
+    render_prompts(model, chosen, settings.max_new_tokens)
+    for chat in chosen:
+        for schedule in positions:
+            resolve_span(model.tokenizer, chat, schedule)
+    check_extraction(model, pairs, places, method)
+    vectors = [extract_vector(model, pairs, locus, method=method) for locus in places]
+    conditions = [Condition(seed=seed) for seed in seeds]
+    conditions += [replace(way, vector=vector) for vector in vectors for way in ways]
     samples = sample_conditions(model, pairs.trait, chosen, conditions, settings, out, progress)
     return Comparison(pairs.trait.name, mark_coherent(samples))

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -16,6 +16,12 @@ from star_tl.models.config import LLAMA, architecture, checked, read_config
 from star_tl.models.size import Size, llama_size, size_of, transformers_size
 from star_tl.models.transformers_folder import read_transformers
 from star_tl.models.weights import HeldTensor, Stored, read_json, stored_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+EndTokens = int | list[int] | None
 
 
 class Checkpoint(Protocol):
@@ -46,8 +52,9 @@ class Checkpoint(Protocol):
         """The tokenizer, with its chat template."""
         ...
 
-    def end_tokens(self) -> Any:
-        """``eos_token_id`` of the generation config: what ends a reply beside what the tokenizer says."""
+    def end_tokens(self) -> EndTokens:
+        """``eos_token_id`` of the generation config, or of the config where there is none: what ends a reply beside
+        what the tokenizer says."""
         ...
 
 
@@ -91,10 +98,10 @@ class Folder:
                 f"No tokenizer could be read from {self.path} ({shown(str(error), 200)}): save one beside the weights."
             ) from None
 
-    def end_tokens(self) -> Any:
+    def end_tokens(self) -> EndTokens:
         path = self.path / "generation_config.json"
-        if not path.exists():
-            return None
+        if not path.exists():  # then transformers makes one of the config
+            return read_config(self.path).get("eos_token_id")
         with reading(path):
             return read_json(path).get("eos_token_id")
 
@@ -140,6 +147,10 @@ class InMemory:
                 f"This {self.title} names no tokenizer that is here ({place!r}): give load_model its tokenizer."
             ) from None
 
-    def end_tokens(self) -> Any:
-        held = getattr(self.model, "generation_config", None)
-        return held.eos_token_id if held is not None else None
+    def end_tokens(self) -> EndTokens:
+        return end_tokens_of(self.model)
+
+
+def end_tokens_of(model: PreTrainedModel) -> EndTokens:
+    """``eos_token_id`` of a model object's generation config, or of its config where it has none."""
+    return getattr(getattr(model, "generation_config", None) or model.config, "eos_token_id", None)

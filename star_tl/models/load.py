@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from star_tl.data.chat import chat_format, check_template, set_chat_format
 from star_tl.errors import StarError, nearest, shown
 from star_tl.models.bridge import load_bridge
 from star_tl.models.bridge import weights as bridge_weights
-from star_tl.models.checkpoint import Checkpoint, Folder, InMemory
+from star_tl.models.checkpoint import Checkpoint, Folder, InMemory, end_tokens_of
 from star_tl.models.config import LLAMA, architecture
 from star_tl.models.gguf import GgufFile, is_gguf
 from star_tl.models.hooked import load_other
@@ -141,7 +142,10 @@ def _taken(
     tokenizer = tokenizer or model.tokenizer
     if tokenizer is None:
         raise StarError("This model has no tokenizer: give load_model one.")
-    model.tokenizer = _completed(tokenizer, chat_format(tokenizer).stop_ids, template_args)
+    ends = chat_format(tokenizer).stop_ids
+    if not ends and isinstance(model, TransformerBridge):
+        ends = end_tokens_of(model.original_model)
+    model.tokenizer = _completed(tokenizer, ends, template_args)
     model.cfg.tokenizer_prepends_bos = len(tokenizer.encode("")) > 0
     _check_numbers(model, model.cfg.model_name)
     if isinstance(model, HookedTransformer):
@@ -245,6 +249,7 @@ def _check_spread(device: str, size: Size) -> None:
 
 
 def _completed(tokenizer: Any, end_tokens: Any, template_args: Mapping[str, Any] | None) -> Any:
+    tokenizer = copy.copy(tokenizer)  # one may belong to several models, whose replies end with different tokens
     check_template(tokenizer)
     kept = chat_format(tokenizer).template_args
     set_chat_format(tokenizer, end_tokens, kept if template_args is None else template_args)

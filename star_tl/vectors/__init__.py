@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from star_tl.data.chat import template_hash
+from star_tl.data.chat import render, template_hash
 from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError, nearest
 from star_tl.locus import Locus
@@ -16,6 +16,27 @@ from star_tl.vectors.methods import METHODS, VectorMethod
 from star_tl.vectors.vector import SteeringVector
 
 __all__ = ["METHODS", "SteeringVector", "VectorMethod", "combine", "extract_vector", "extract_vectors", "project_off"]
+
+
+def check_extraction(model: Model, pairs: Pairs, loci: Sequence[Locus], method: str) -> None:
+    """What :func:`extract_vector` raises at one of these loci, before anything is computed."""
+    if method not in METHODS:
+        raise StarError(f"Unknown vector method {method!r}.{nearest(method, METHODS)}")
+    if len(pairs.extraction) < METHODS[method].fewest_pairs:
+        raise StarError(
+            f"The vector method {method!r} needs at least {METHODS[method].fewest_pairs} pairs: add pairs, or use the "
+            "method 'located'."
+        )
+    for locus in loci:
+        if locus.hook_point not in model.hook_dict:
+            raise StarError(f"The model has no hook point {locus.hook_point!r}: it has {model.cfg.n_layers} layers.")
+        if locus.head is not None and not 0 <= locus.head < model.cfg.n_heads:
+            raise StarError(f"The model has no head {locus.head}: it has {model.cfg.n_heads} per layer.")
+    first = min((min(locus.positions) for locus in loci), default=-1)
+    if METHODS[method].reads == "prompt" and first < -1:
+        sides = (side(pair) for pair in pairs.extraction for side in (pairs.clean_prompt, pairs.corrupted_prompt))
+        if min(len(render(model.tokenizer, prompt)) for prompt in sides) < -first:
+            raise StarError(f"A prompt is shorter than the locus's position {first}: use positions nearer to its end.")
 
 
 def extract_vector(
@@ -43,17 +64,11 @@ def extract_vectors(
     """The vectors of several loci from the same passes. Arguments and errors as in :func:`extract_vector`."""
     from star_tl.models.load import fingerprint
 
-    if method not in METHODS:
-        raise StarError(f"Unknown vector method {method!r}.{nearest(method, METHODS)}")
     if batch_size < 1:
         raise StarError(f"batch_size is {batch_size}: use at least 1.")
     if not loci:
         raise StarError("There are no loci: name at least one.")
-    for locus in loci:
-        if locus.hook_point not in model.hook_dict:
-            raise StarError(f"The model has no hook point {locus.hook_point!r}: it has {model.cfg.n_layers} layers.")
-        if locus.head is not None and not 0 <= locus.head < model.cfg.n_heads:
-            raise StarError(f"The model has no head {locus.head}: it has {model.cfg.n_heads} per layer.")
+    check_extraction(model, pairs, loci, method)
     chosen, pairs = METHODS[method], pairs.extraction
     if chosen.reads == "reply":
         loci = [replace(locus, positions=(-1,)) for locus in loci]

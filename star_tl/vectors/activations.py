@@ -12,7 +12,6 @@ from torch import Tensor
 
 from star_tl.data.chat import Prompt, render, reply_ids
 from star_tl.data.pairs import ContrastivePair, Pairs
-from star_tl.errors import StarError
 from star_tl.locus import Locus, NamedHook
 from star_tl.models.backend import Model, attached, residual_stream
 from star_tl.models.batch import TokenBatch, make_batch
@@ -31,19 +30,10 @@ class PairActivations:
 
 
 def in_prompts(model: Model, pairs: Pairs, loci: Sequence[Locus], batch_size: int) -> list[PairActivations]:
-    """At each locus's positions, counted from the prompt's end, of the clean and of the corrupted prompt.
-
-    Raises:
-        StarError: a prompt is shorter than the positions need.
-    """
-    farthest = min(min(locus.positions) for locus in loci)
+    """At each locus's positions, counted from the prompt's end, of the clean and of the corrupted prompt."""
 
     def run(prompts: Sequence[Prompt]) -> list[Float[Tensor, "pair position d"]]:
         rendered = [render(model.tokenizer, p).ids for p in prompts]
-        if min(len(ids) for ids in rendered) < -farthest:
-            raise StarError(
-                f"A prompt is shorter than the locus's position {farthest}: use positions nearer to its end."
-            )
         batch = make_batch(model, rendered)
         return _at(model, batch, loci, [[batch.prompt_end + p for p in locus.positions] for locus in loci])
 

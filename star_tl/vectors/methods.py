@@ -19,8 +19,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from star_tl.errors import StarError
-
 Activations = Float[Tensor, "pair position d"]
 Rows = Float[Tensor, "position d"]
 
@@ -30,7 +28,7 @@ class VectorMethod:
     """A way to make a vector.
 
     ``key`` is what ``method=`` takes, ``label`` its name in full, ``summary`` a few words on it, ``reads`` the tokens
-    that it is made of, and ``rows`` the function.
+    that it is made of, ``rows`` the function, and ``fewest_pairs`` how many it needs.
     """
 
     key: str
@@ -38,6 +36,7 @@ class VectorMethod:
     summary: str
     reads: Literal["prompt", "reply"]
     rows: Callable[[Activations, Activations], Rows]
+    fewest_pairs: int = 1
 
     def __str__(self) -> str:
         return f"{self.key} ({self.label}: {self.summary})"
@@ -81,12 +80,7 @@ def discriminant(clean: Activations, corrupted: Activations) -> Rows:
     than dimensions. Strength 1 moves as far along w as the pairs do on average. The right one for reading a trait off;
     as a steering vector it discounts directions in which contexts vary, and is often weaker than the mean difference
     (Marks & Tegmark 2023, arXiv 2310.06824).
-
-    Raises:
-        StarError: fewer than two pairs.
     """
-    if len(clean) < 2:
-        raise StarError("A probe needs at least two pairs: add pairs, or use the method 'located'.")
     rows = []
     for positive, negative in zip(clean.unbind(1), corrupted.unbind(1), strict=True):
         difference = positive.mean(0) - negative.mean(0)
@@ -116,7 +110,7 @@ METHODS = {
         VectorMethod(
             "principal", "principal direction", "of the differences at the locus", "prompt", principal_direction
         ),
-        VectorMethod("probe", "linear discriminant", "of clean and corrupted at the locus", "prompt", discriminant),
+        VectorMethod("probe", "linear discriminant", "of clean and corrupted at the locus", "prompt", discriminant, 2),
         VectorMethod(
             "reply_mean",
             "mean over reply tokens",

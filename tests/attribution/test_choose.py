@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -204,6 +205,26 @@ def test_positions_stay_that_most_resamples_choose_too() -> None:
         assert few.positions == tuple(sorted(k - 7 for k in covering(effects[:7].mean(0).tolist(), 0.95)))
         assert bool(few.frequency.isnan().all())
     assert dropped > 0
+
+
+@pytest.mark.parametrize(
+    ("moved", "metric", "says"),
+    [
+        ([0.2] * 12, "", ""),
+        ([0.2] * 10 + [-0.1] * 2, "", ""),
+        ([0.09] * 12, "", r"by \+0.09 nats only, in 0 of 12 pairs the wrong way"),
+        ([1.0] * 9 + [-0.1] * 3, "", "in 3 of 12 pairs the instruction moves the metric the wrong way"),
+        ([0.09] * 12, "mine", ""),  # whose unit is not known
+        ([0.09] * 9 + [-0.01] * 3, "mine", "in 3 of 12 pairs"),
+    ],
+)
+def test_a_map_says_where_the_instruction_hardly_moves_the_metric(moved: list[float], metric: str, says: str) -> None:
+    low = torch.linspace(-3, -1, 12)
+    attr = synthetic.attribution(n_pairs=12)
+    attr = dataclasses.replace(attr, metric=metric, metric_corrupted=low, metric_clean=low + torch.tensor(moved))
+    assert re.search(says, attr.caution)
+    assert bool(attr.caution) == bool(says)
+    assert (attr.caution in repr(attr)) if says else repr(attr).endswith("nats)")
 
 
 def test_a_vector_of_another_width_is_refused() -> None:

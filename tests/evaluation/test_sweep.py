@@ -7,8 +7,6 @@ import os
 import random
 import resource
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from forked import Forks, forks
 
 import star_tl as star
 from star_tl.errors import StarError
@@ -110,10 +109,19 @@ def test_the_summary_and_the_best_way_follow_from_the_samples(tiny, pairs) -> No
         ({"positions": "locus"}, "positions is 'locus': give a list"),
         ({"positions": ["nowhere"]}, "Unknown positions 'nowhere'"),
         ({"loci": [Locus("blocks.7.hook_resid_post")]}, "no hook point"),
+        ({"loci": [LOCI[0], Locus("blocks.1.hook_resid_post", (-400,))]}, "shorter than the locus's position -400"),
+        ({"positions": ["locus", "system"]}, "no span .system."),
+        ({"strengths": [1.0, float("nan")]}, "strength is nan"),
+        ({"seeds": [0, 0.5]}, "seed is 0.5"),
+        ({"method": "locatd"}, "Did you mean 'located'"),
+        ({"max_new_tokens": 10_000}, "exceeds the model's context"),
         ({"temperature": -1.0}, "temperature is"),
     ],
 )
-def test_a_bad_grid_is_refused_before_anything_is_written(tiny, pairs, options, message, tmp_path: Path) -> None:
+def test_a_bad_grid_is_refused_before_vectors_are_extracted_or_anything_is_written(
+    tiny, pairs, options, message, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(sweep, "extract_vector", lambda *args, **more: pytest.fail("work began"))
     with pytest.raises(StarError, match=message):
         grid(tiny, pairs, out=tmp_path / "samples.jsonl", **options)
     assert not list(tmp_path.iterdir())
@@ -268,52 +276,34 @@ def test_ctrl_c_leaves_a_readable_table_and_nothing_is_sampled_twice(tiny, pairs
     assert {(r["condition"], r["prompt"]): r for r in replies_in(out)} == by_row
 
 
-SERVER = """
-import json, os, sys, torch, star_tl as star
+SWEEP = """
 from star_tl.locus import Locus
-torch.set_num_threads(1)  # a thread pool does not survive a fork
-model = star.load_model(sys.argv[1])
 pairs = star.load_pairs("politeness")
 loci = [Locus("blocks.1.hook_resid_post"), Locus("blocks.2.hook_resid_post")]
-for line in sys.stdin:
-    samples, table = json.loads(line)
-    child = os.fork()
-    if not child:
-        found = star.compare(
-            model, pairs, ["I lost my job.", "My dog is ill."], loci=loci, strengths=(1.0, 2.0), seeds=range(10),
-            max_new_tokens=24, batch_size=2, out=samples, progress=False,
-        )
-        found.to_frame().to_json(table, orient="records")
-        os._exit(0)
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+def work(model, files):
+    samples, table = files
+    found = star.compare(
+        model, pairs, ["I lost my job.", "My dog is ill."], loci=loci, strengths=(1.0, 2.0), seeds=range(10),
+        max_new_tokens=24, batch_size=2, out=samples, progress=False,
+    )
+    found.to_frame().to_json(table, orient="records")
 """
 
 
 @pytest.fixture
-def server(tiny_folder: Path) -> Iterator[Any]:
-    """Forks a process per sweep, so that ten can be killed without loading a model ten times."""
-    command = [sys.executable, "-c", SERVER, str(tiny_folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        yield process
-        process.stdin.close()  # type: ignore[union-attr]
+def sweeps(tiny_folder: Path) -> Iterator[Forks]:
+    with forks(tiny_folder, SWEEP) as found:
+        yield found
 
 
-def test_a_sweep_killed_ten_times_ends_as_one_that_ran_through(server, tmp_path: Path) -> None:
+def test_a_sweep_killed_ten_times_ends_as_one_that_ran_through(sweeps: Forks, tmp_path: Path) -> None:
     def start(name: str) -> int:
-        server.stdin.write(json.dumps([str(tmp_path / f"{name}.jsonl"), str(tmp_path / f"{name}.json")]) + "\n")
-        server.stdin.flush()
-        return int(server.stdout.readline())
-
-    def exit_code() -> int:
-        return int(server.stdout.readline())
+        return sweeps.start([str(tmp_path / f"{name}.jsonl"), str(tmp_path / f"{name}.json")])
 
     start("whole")
     began = time.monotonic()
-    assert exit_code() == 0
+    assert sweeps.exit_code() == 0
     took = time.monotonic() - began
     samples = tmp_path / "killed.jsonl"
     held, chance = b"", random.Random(0)
@@ -330,13 +320,13 @@ def test_a_sweep_killed_ten_times_ends_as_one_that_ran_through(server, tmp_path:
             time.sleep(0.002)
         time.sleep(chance.uniform(0, 0.04) * took)
         os.kill(child, signal.SIGKILL)
-        assert exit_code() == -signal.SIGKILL, "the kill must hit a sweep at work"
+        assert sweeps.exit_code() == -signal.SIGKILL, "the kill must hit a sweep at work"
         held = samples.read_bytes()
         if attempt % 3 == 0:  # as if the kill had hit in the middle of a line
             held = held[:-3]
             samples.write_bytes(held)
     assert not (tmp_path / "killed.json").exists()
     start("killed")
-    assert exit_code() == 0
+    assert sweeps.exit_code() == 0
     whole, killed = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("whole", "killed"))
     assert killed == whole

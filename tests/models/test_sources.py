@@ -16,7 +16,9 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 import star_tl as star
+from star_tl.data.chat import render, stop_ids
 from star_tl.models.layout import is_copy_free
+from star_tl.models.lens import TransformerBridge
 from star_tl.models.load import fingerprint
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -79,6 +81,48 @@ def test_a_hooked_transformer_of_ones_own_is_taken_as_it_is(tokenizer: Any) -> N
 def test_what_is_no_model_is_refused(strange: Any) -> None:
     with pytest.raises(star.StarError, match="is no model"):
         star.load_model(strange)
+
+
+@pytest.mark.parametrize("backend", ["hooked", "bridge"])
+def test_a_model_objects_generation_config_ends_replies(tiny_folder: Path, tokenizer: Any, backend: str) -> None:
+    """As HuggingFace's generate does: against the replies that it writes."""
+    hf = AutoModelForCausalLM.from_pretrained(tiny_folder)
+    ids = list(render(tokenizer, "Hi").ids)
+    free = hf.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=20, eos_token_id=-1)[0, len(ids) :].tolist()
+    hf.generation_config.eos_token_id = [3, free[5]]
+    ended = hf.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=20)[0, len(ids) :].tolist()
+    assert ended == free[: free.index(free[5]) + 1]
+    model = star.load_model(hf, device="cpu", backend=backend, tokenizer=tokenizer)
+    (reply,) = star.generate(model, ["Hi"], temperature=0, max_new_tokens=20, progress=False)
+    assert list(reply.tokens) == ended[:-1]
+
+
+def test_models_that_share_a_tokenizer_object_keep_their_own_ends(tiny_folder: Path, tokenizer: Any) -> None:
+    ends = []
+    for own in (17, 23):
+        hf = AutoModelForCausalLM.from_pretrained(tiny_folder)
+        hf.generation_config.eos_token_id = own
+        ends.append(star.load_model(hf, device="cpu", tokenizer=tokenizer))
+    first, second = (set(stop_ids(model.tokenizer)) for model in ends)
+    assert first - second == {17}
+    assert second - first == {23}
+    assert not hasattr(tokenizer, "chat_format")
+
+
+def test_an_own_bridges_generation_config_ends_replies(tiny_folder: Path) -> None:
+    own = TransformerBridge.boot_transformers(str(tiny_folder), device="cpu")
+    own.original_model.generation_config.eos_token_id = [3, 17]
+    assert 17 in stop_ids(star.load_model(own).tokenizer)
+
+
+def test_a_folder_without_a_generation_config_ends_replies_as_its_config_says(
+    write_llama: Callable[..., Path], tokenizer: Any
+) -> None:
+    folder = write_llama(eos_token_id=17)
+    (folder / "generation_config.json").unlink()
+    assert AutoModelForCausalLM.from_pretrained(folder).generation_config.eos_token_id == 17
+    model = star.load_model(folder, device="cpu")
+    assert set(stop_ids(model.tokenizer)) == set(stop_ids(tokenizer)) | {17}
 
 
 # ---- LoRA

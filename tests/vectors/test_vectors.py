@@ -124,7 +124,7 @@ def test_the_probe_is_a_shrunk_discriminant(exact: HookedTransformer) -> None:
         within = torch.cat([clean[:, k] - clean[:, k].mean(0), corrupted[:, k] - corrupted[:, k].mean(0)])
         w = torch.linalg.inv(shrunk_covariance(within)) @ d
         assert_close(vector[k].float(), w * (w @ d) / (w @ w))
-    with pytest.raises(StarError, match="two pairs"):
+    with pytest.raises(StarError, match="at least 2 pairs"):
         extract_vector(exact, make_pairs(pair("a", "My cat died.", "Oh no.", "OK.")), LOCI[2], "probe")
 
 
