@@ -84,7 +84,9 @@ def plot_layers(attr: AttributionMap, layers: Sequence[int] | None = None, numbe
         if numbers and height / len(rows) >= 15:
             text = [[signed(v) for v in row] for row in z]
             if heading == GAIN:
-                text[int(z[:, 0].argmax())][0] += " ★"
+                best = attr.choose_layer(resamples=1).layer
+            if best in rows:
+                text[rows.index(best)][0] += " ★"
             cells.update(text=text, texttemplate="%{text}", textfont_size=11)
         fig.add_trace(cells, row=1, col=col)
         left, right = fig.layout[f"xaxis{col}"].domain
@@ -231,6 +233,8 @@ def plot_tokens(
 @styled
 def plot_choice(attr: AttributionMap) -> go.Figure:
     """What drift buys of the metric at each layer, nats, with 95 % bootstrap intervals.
+
+        attr.plot_choice(width=3.3, style="paper")
 
     A layer that the pairs single out stands out, and where there is none those that share the resamples.
     """

@@ -37,12 +37,16 @@ if TYPE_CHECKING:
 
 
 @styled
-def plot_dose(dose: pandas.DataFrame) -> go.Figure:
+def plot_dose(dose: pandas.DataFrame, chosen: float | None = None, limit: float | None = None) -> go.Figure:
     """Dose–response: rates (left axis, %) and drift (right axis, nats per token) against strength.
+
+        plot_dose(choice.curve, chosen=choice.strength, limit=choice.limit)
 
     Args:
         dose: a row per strength with ``strength``, ``trait_rate``, ``coherent_rate``, ``drift``, and
             where known ``low_rate`` and ``high_rate``, the interval of the trait rate.
+        chosen: a strength to mark.
+        limit: of drift, nats per token, to mark.
     """
     dose = dose.sort_values("strength")
     rate = 100 * dose["trait_rate"]
@@ -71,6 +75,16 @@ def plot_dose(dose: pandas.DataFrame) -> go.Figure:
     fig.update_yaxes(title_text="share of replies", ticksuffix=" %", range=[0, 104], secondary_y=False)
     fig.update_yaxes(title_text="drift (nats per token)", rangemode="tozero", secondary_y=True)
     fig.update_yaxes(showgrid=False, tickmode="auto", nticks=6, secondary_y=True)
+    if chosen is not None:
+        fig.add_vline(x=chosen, line={"color": INK, "dash": "dash", "width": 1.5})
+        note(fig, f"chosen: {chosen:g}", chosen, 1, yref="paper", yanchor="bottom", font_size=12)
+    if limit is not None:
+        ends = [float(dose["strength"].min()), float(dose["strength"].max())]
+        line = {"color": ORANGE, "dash": "dot", "width": 1.5}
+        name = f"drift limit {limit:g} (right axis)"
+        fig.add_trace(
+            go.Scatter(x=ends, y=[limit, limit], name=name, mode="lines", line=line, hoverinfo="skip"), secondary_y=True
+        )
     title, subtitle = "How the trait answers to strength", "share of replies, and drift: what it costs"
     return finish(fig, title, subtitle, 680, 440, t=110, showlegend=True)
 
