@@ -12,6 +12,7 @@ from star_tl.locus import COMPONENTS, WRITES
 from star_tl.stats import mean_interval
 from star_tl.view.plots import components_of, shared_spans
 
+IDLE, FEWEST_TOKENS = 0.03, 6
 STREAM, OWN = "residual stream (adds up)", "writes (this layer's own)"
 
 
@@ -44,6 +45,9 @@ def view(attr: AttributionMap, form: str, pair: int | None, component: str | Non
     parts = parts[:, [COMPONENTS.index(c) for c in order]].transpose(1, 2)
     residual = len([c for c in order if c not in WRITES])
     groups = [(STREAM, 0, residual), (OWN, residual, len(order))]
+    if pair is None and not steering:
+        first += _idle(tokens.mean(0), [len({row[i] for row in attr.tokens}) > 1 for i in range(first, last)])
+        tokens = tokens[..., first - last :]
     token_columns, shown_spans = _token_columns(attr, pair, first, last)
     return {
         "layers": attr.n_layers,
@@ -80,10 +84,10 @@ def _with_gain(attr: AttributionMap, panel: dict[str, Any]) -> dict[str, Any]:
         panel["low"] = [[x if known else None, *row] for x, row in zip(low, panel["low"], strict=True)]
         panel["high"] = [[x if known else None, *row] for x, row in zip(high, panel["high"], strict=True)]
     panel["z"] = [[x, *row] for x, row in zip(gain, panel["z"], strict=True)]
-    panel["columns"] = [{"label": "gain", "hook": "hook_resid_post", "gain": True}, *panel["columns"]]
+    panel["columns"] = [{"label": "at 0.1 nat", "hook": "hook_resid_post", "gain": True}, *panel["columns"]]
     for group in panel["groups"]:
         group["start"], group["end"] = group["start"] + 1, group["end"] + 1
-    panel["groups"] = [{"label": "buys", "start": 0, "end": 1, "limit": limit}, *panel["groups"]]
+    panel["groups"] = [{"label": "gain", "start": 0, "end": 1, "limit": limit}, *panel["groups"]]
     return panel
 
 
@@ -115,3 +119,12 @@ def _token_columns(
         names, spans = list(attr.tokens[pair][first:last]), [s for s in attr.spans[pair] if s.end <= last]
     columns = [{"label": name, "position": i - attr.prompt_end} for i, name in enumerate(names, first)]
     return columns, spans
+
+
+def _idle(scores: Tensor, differs: list[bool]) -> int:
+    """How many tokens at the left differ between pairs and score next to nothing: they would leave the map blank."""
+    most = scores.abs().amax(0)
+    count = 0
+    while count < len(differs) - FEWEST_TOKENS and differs[count] and float(most[count]) < IDLE * float(most.max()):
+        count += 1
+    return count

@@ -443,7 +443,7 @@ function render({ model, el: root }) {
           el("button", { onclick: () => ask("continue", { key }) }, "Answer this"),
           name && el("button", { onclick: () => send("keep", { name }) }, "Keep this vector")));
       const [head, texts] = card.children;
-      head.replaceChildren(swatch(name), title, strength == null ? "" : el("span", { class: "soft" }, ` at ${minus(strength.toPrecision(2))}`));
+      head.replaceChildren(swatch(name), title, strength == null ? "" : el("span", { class: "soft strengthened" }, `at ${minus(strength.toPrecision(2))}`));
       texts.replaceChildren(...(runs.length ? runs : [{ segments: [] }]).map(run => el("div", {},
         el("p", { class: `text${run.writing ? " writing" : ""}`, dir: "auto" },
           run.segments.length ? run.segments.map(segment) : el("span", { class: "soft" }, "…")),

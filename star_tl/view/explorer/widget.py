@@ -408,7 +408,15 @@ class Explorer(anywidget.AnyWidget):
             for factor in LADDER:
                 share = factor * (ladder.strength or 0.0)
                 part = (ladder.vector, natural(ladder.vector, share), at)
-                ways.append(Way(f"{ladder.locus} × {factor:g}", str(ladder.locus), f"{share:+.2f}", share, (part,)))
+                ways.append(
+                    Way(
+                        f"{ladder.locus} × {factor:g}",
+                        str(ladder.locus),
+                        f"Strength {share:+.2f}".replace("-", "−"),
+                        None,
+                        (part,),
+                    )
+                )
             return ways
         parts = [(c, (c.vector, c.natural, self._resolved(c.positions, chat))) for c in self._chosen]
         ways += [Way(str(c.locus), str(c.locus), "", c.strength, (part,)) for c, part in parts]
