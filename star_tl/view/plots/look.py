@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import html
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -128,6 +129,11 @@ def _as_wide(fig: go.Figure, inches: float) -> go.Figure:
     share = pixels / (fig.layout.width or pixels)
     size = min(13.0, max(7 * INCH / 72, 13 * share))
     margin = {side: (fig.layout.margin[side] or 0) * min(1.0, size / 13) for side in ("t", "b", "l", "r")}
+    letters = int(pixels / (0.52 * size))
+    lines = textwrap.wrap(fig.layout.title.subtitle.text or "", letters)
+    title = textwrap.wrap(fig.layout.title.text.removeprefix("<b>").removesuffix("</b>"), int(letters * 0.8))
+    margin["t"] += 1.3 * size * (max(0, len(lines) - 1) + max(0, len(title) - 1))
+    fig.layout.title.text, fig.layout.title.subtitle.text = f"<b>{'<br>'.join(title)}</b>", "<br>".join(lines)
     fig.update_layout(width=pixels, height=(fig.layout.height or pixels) * max(share, 0.6), margin=margin)
     fig.update_layout(font_size=size, title_font_size=size * 1.15, title_subtitle_font_size=size * 0.95)
     fig.update_layout(legend_font_size=size)
@@ -137,7 +143,11 @@ def _as_wide(fig: go.Figure, inches: float) -> go.Figure:
     for name in (a for a in fig.layout if a.startswith("coloraxis")):
         bar = fig.layout[name].colorbar
         bar.title.font.size = bar.tickfont.size = size * 0.95
-        bar.title.font.size = size * 0.95
+        if bar.orientation == "h":
+            bar.update(nticks=3 if share > 0.5 else 2, tickangle=0, thickness=8, ypad=36 if share > 0.6 else 62)
+    if share < 0.6:  # names of columns have no room beside each other
+        fig.update_xaxes(tickangle=-90)
+        fig.update_layout(margin_b=margin["b"] + 34)
     fig.update_traces(texttemplate="", selector=lambda t: t.type == "heatmap" and share < 0.7 and t.coloraxis)
     return fig
 

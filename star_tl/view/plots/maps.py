@@ -49,7 +49,7 @@ from star_tl.view.plots.look import (
 if TYPE_CHECKING:
     from star_tl.attribution.verify import Verification
 
-GAIN, STREAM, OWN = "gain", "residual stream (adds up)", "writes (this layer's own)"
+GAIN, STREAM, OWN = "gain", "residual stream<br>(adds up)", "writes<br>(this layer's own)"
 
 
 @styled
@@ -83,8 +83,7 @@ def plot_layers(attr: AttributionMap, layers: Sequence[int] | None = None, numbe
         z = scores.mean(0).numpy()
         if numbers and height / len(rows) >= 15:
             text = [[signed(v) for v in row] for row in z]
-            if heading == GAIN:
-                best = attr.choose_layer(resamples=1).layer
+            best = attr.choose_layer(resamples=1).layer if heading == GAIN else -1
             if best in rows:
                 text[rows.index(best)][0] += " ★"
             cells.update(text=text, texttemplate="%{text}", textfont_size=11)
@@ -107,7 +106,7 @@ def plot_layers(attr: AttributionMap, layers: Sequence[int] | None = None, numbe
     fig.update_xaxes(showgrid=False)
     scales = ("one colour scale", "two colour scales", "three colour scales")[len(parts) - 1]
     title, subtitle = f"Where {_trait(attr)} is carried, by layer", f"{_mean(attr)}; {SIGN}; {scales}"
-    fig = finish(fig, title, subtitle, 780, height + 205, b=100)
+    fig = finish(fig, title, subtitle, 780, height + 222, t=110, b=100)
     return fig.update_layout(margin_r=120)
 
 
