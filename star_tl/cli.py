@@ -305,7 +305,7 @@ def generate(
     backend: BackendOption = None,
     first_n_layers: FirstLayersOption = None,
 ) -> None:
-    """Write replies, steered or not."""
+    """Write replies: with a vector each prompt, its unsteered and its steered reply; without one the replies alone."""
     from star_tl.steering.condition import Condition
 
     sampling = Sampling(max_new_tokens, temperature, top_p)
@@ -319,8 +319,17 @@ def generate(
     loaded = _load(model, dtype, device, backend, first_n_layers)
     if vector is not None:
         way = replace(way, vector=SteeringVector.load(vector, loaded))
-    for text in sample(loaded, questions, condition=way, sampling=sampling):
-        typer.echo(text)
+    texts = sample(loaded, questions, condition=way, sampling=sampling)
+    if vector is None:
+        for text in texts:
+            typer.echo(text)
+        return
+    from star_tl.data.chat import as_prompts
+
+    plain = sample(loaded, questions, seed=seed, sampling=sampling)
+    for chat, without, steered in zip(as_prompts(questions), plain, texts, strict=True):
+        asked = chat[-1]["content"]
+        typer.echo(f"prompt:    {asked}\nunsteered: {without}\nsteered:   {steered}\n")
 
 
 @app.command()
@@ -389,10 +398,12 @@ def sweep(
         found.to_frame().to_csv(partial, index=False)
     with replacing(folder / "summary.csv") as partial:
         summary.to_csv(partial, index=False)
-    with replacing(folder / "sweep.html") as partial:
-        found.plot().write_html(partial, include_plotlyjs=True)
+    from star_tl.view.report import write_sweep
+
+    model_name = str(loaded.cfg.model_name)
+    write_sweep(folder / "report.html", found, model_name, [f"{len(found.frame)} replies", _sampling_words(sampling)])
     _print_frame(summary, f"{pairs.trait.name}: coherent replies with the trait")
-    typer.echo(f"Wrote {folder}/samples.jsonl, samples.csv, summary.csv and sweep.html.")
+    typer.echo(f"Wrote {folder}/samples.jsonl, samples.csv, summary.csv and report.html.")
 
 
 @app.command()
@@ -741,14 +752,32 @@ def _show(result: RunResult) -> None:
     console.print(replies)
 
 
+def _sampling_words(sampling: Sampling) -> str:
+    """How replies are sampled, in words."""
+    return f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}, at most {sampling.max_new_tokens} tokens"
+
+
 def _print_frame(frame: Any, title: str) -> None:
+    """A table; one that is wider than the terminal goes on below itself, under its first column again."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(title), title_justify="left")
-    for column in frame.columns:
-        table.add_column(str(column), justify="right", overflow="fold")
-    for row in frame.itertuples(index=False):
-        table.add_row(*(f"{v:.3f}" if isinstance(v, float) else escape(str(v)) for v in row))
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    cells = {str(c): [f"{v:.3f}" if isinstance(v, float) else str(v) for v in frame[c]] for c in frame.columns}
+    widths = {name: max(map(len, (name, *values))) + 3 for name, values in cells.items()}
+    first, *others = cells
+    strips, left = [[first]], console.width - 1 - widths[first]
+    for name in others:
+        if widths[name] > left and len(strips[-1]) > 1:
+            strips.append([first])
+            left = console.width - 1 - widths[first]
+        strips[-1].append(name)
+        left -= widths[name]
+    for i, strip in enumerate(strips):
+        table = Table(title=escape(title) if not i else None, title_justify="left")
+        for name in strip:
+            table.add_column(escape(name), justify="right", overflow="fold")
+        for row in zip(*(cells[name] for name in strip), strict=True):
+            table.add_row(*map(escape, row))
+        console.print(table)

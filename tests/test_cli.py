@@ -17,7 +17,7 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 import star_tl as star
-from star_tl.cli import app
+from star_tl.cli import _print_frame, app
 from star_tl.pipeline import ARMS, FILES
 
 runner = CliRunner()
@@ -107,6 +107,18 @@ def test_generate_steers_with_the_saved_vector(finished: tuple[Path, str]) -> No
     assert [r.exit_code for r in results] == [0, 0, 0]
     assert results[0].output != results[1].output
     assert results[1].output == results[2].output
+    assert "prompt:    I lost my job today." in results[1].output
+    assert f"unsteered: {results[0].output.strip()}" in results[1].output
+    assert "steered:   " in results[1].output
+
+
+def test_a_table_that_is_too_wide_goes_on_below_with_its_first_column(capsys: pytest.CaptureFixture[str]) -> None:
+    wide = {"arm": ["steered"]} | {f"measure_{i}": [i / 7] for i in range(30)}
+    _print_frame(pd.DataFrame(wide), "All")
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 200
+    assert all(name in printed for name in wide), "no heading is cut"
+    assert printed.count("steered") > 1
 
 
 BAD = {
@@ -186,7 +198,7 @@ def test_a_disk_that_is_full_at_the_end_is_one_line_too(tiny_folder: Path, tmp_p
     monkeypatch.undo()
     result = runner.invoke(app, [*arguments, "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
-    assert {p.name for p in tmp_path.iterdir()} == {"samples.jsonl", "samples.csv", "summary.csv", "sweep.html"}
+    assert {p.name for p in tmp_path.iterdir()} == {"samples.jsonl", "samples.csv", "summary.csv", "report.html"}
 
 
 def test_import_is_instant() -> None:
@@ -196,7 +208,7 @@ def test_import_is_instant() -> None:
 
 
 def command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    code = "from star_tl.cli import app; app()"
+    code = "from star_tl.cli import _print_frame, app; app()"
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, **options)
 
 
@@ -221,7 +233,7 @@ def test_a_terminal_without_the_letters_gets_marks_in_their_place(tiny_folder: P
 
 
 def test_who_reads_along_may_leave(tiny_folder: Path) -> None:
-    code = "from star_tl.cli import app; app()"
+    code = "from star_tl.cli import _print_frame, app; app()"
     many = [x for i in range(300) for x in ("--prompt", f"Hello {i}")]
     arguments = ["generate", "--model", str(tiny_folder), "--max-new-tokens", "40", *many]
     with subprocess.Popen(

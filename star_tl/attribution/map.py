@@ -327,29 +327,29 @@ class AttributionMap:
             frame["gain"], frame["resamples"] = choice.gain.numpy(), choice.frequency.numpy()
         return frame
 
-    def plot(self) -> go.Figure:
-        """Layer × component heatmap."""
+    def plot(self, **options: Any) -> go.Figure:
+        """Layer × component heatmap; options of all plots: ``layers``, ``style``, ``width`` (inches)."""
         from star_tl.view.plots import plot_layers
 
-        return plot_layers(self)
+        return plot_layers(self, **options)
 
-    def plot_heads(self) -> go.Figure:
+    def plot_heads(self, **options: Any) -> go.Figure:
         """Layer × head heatmap."""
         from star_tl.view.plots import plot_heads
 
-        return plot_heads(self)
+        return plot_heads(self, **options)
 
-    def plot_tokens(self, pair: int | None = None, component: str = "resid_post") -> go.Figure:
+    def plot_tokens(self, pair: int | None = None, component: str | None = None, **options: Any) -> go.Figure:
         """Layer × token heatmap of one pair, or of the mean over pairs at the prompt's end."""
         from star_tl.view.plots import plot_tokens
 
-        return plot_tokens(self, pair=pair, component=component)
+        return plot_tokens(self, pair=pair, component=component, **options)
 
-    def plot_choice(self) -> go.Figure:
+    def plot_choice(self, **options: Any) -> go.Figure:
         """What drift buys at each layer, with bootstrap intervals, and how often it would be chosen."""
         from star_tl.view.plots import plot_choice
 
-        return plot_choice(self)
+        return plot_choice(self, **options)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file that :meth:`load` reads; missing folders are made.

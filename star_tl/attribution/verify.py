@@ -95,11 +95,11 @@ class Verification:
         most = max(rest, key=lambda i: abs(float(self.exact[i])))
         return self.loci[most], float(self.exact[most])
 
-    def plot(self) -> go.Figure:
+    def plot(self, **options: Any) -> go.Figure:
         """Estimate against exact effect, a point per place."""
         from star_tl.view.plots import plot_verification
 
-        return plot_verification(self)
+        return plot_verification(self, **options)
 
     def __repr__(self) -> str:
         table = self.by_region()

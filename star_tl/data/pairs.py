@@ -22,7 +22,7 @@ one token, scored by their logit difference instead of mean log-probabilities.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -175,13 +175,96 @@ class Pairs:
         return Pairs(self.trait, chosen or self.pairs)
 
 
-def load_pairs(name_or_path: str | Path) -> Pairs:
-    """The pairs of a built-in trait, or of a JSONL file in the format above.
+def load_pairs(source: Any, trait: Trait | None = None) -> Pairs:
+    """The pairs of a built-in trait, of a file, or of a table that you have.
+
+        star.load_pairs("politeness")
+        star.load_pairs("mine.jsonl")
+        star.load_pairs([("My cat died.", "I am so sorry.", "Cats die.")], trait=star.Trait(...))
+
+    Args:
+        source: a built-in name; a JSONL file in the format above; a CSV file, a DataFrame, a HuggingFace dataset or a
+            list of dicts with the columns ``prompt``, ``positive`` and ``negative``, optionally ``trait`` and
+            ``split``; or a list of tuples ``(prompt, positive, negative)``.
+        trait: of a table; default the built-in one that its column ``trait`` names.
 
     Raises:
-        StarError: unknown name, missing file, or a broken line, with file, line and remedy.
+        StarError: unknown name, missing file, a broken line, with file, line and remedy, or something of another shape.
     """
-    text = str(name_or_path)
+    if isinstance(source, (str, Path)):
+        text = str(source)
+        if text not in TRAITS and text.lower().endswith(".csv"):
+            return _of_table(_csv(Path(text)), trait, text)
+        if trait is not None:
+            raise StarError(f"{shown(text, 200)} says its trait itself: leave trait out.")
+        return _of_file(text)
+    return _of_table(source, trait, "The table")
+
+
+COLUMNS = ("prompt", "positive", "negative")
+_SHAPE = "give a list of (prompt, positive, negative), or a table with the columns prompt, positive, negative"
+
+
+def _csv(path: Path) -> list[dict[str, str]]:
+    import csv
+
+    return list(csv.DictReader(read_text(path, "CSV file", "save it as UTF-8").splitlines(keepends=True)))
+
+
+def _of_table(table: Any, trait: Trait | None, name: str) -> Pairs:
+    if hasattr(table, "columns") and hasattr(table, "to_dict"):  # a DataFrame
+        table = table.to_dict("records")
+    elif isinstance(table, Mapping):
+        if not all(hasattr(table, "get") and isinstance(table.get(c), (list, tuple)) for c in COLUMNS):
+            splits = f", as in dataset[{shown(repr(next(iter(table), 'train')))}]" if table else ""
+            raise StarError(f"{name} is a dict: {_SHAPE}{splits}.")
+        table = [dict(zip(table, row, strict=False)) for row in zip(*table.values(), strict=False)]
+    try:
+        rows = list(table)
+    except TypeError:
+        raise StarError(f"Pairs cannot be made of {shown(repr(table))}: {_SHAPE}.") from None
+    if not rows:
+        raise StarError(f"{name} is empty: {_SHAPE}.")
+    pairs, names = [], set()
+    for number, row in enumerate(rows, 1):
+        if isinstance(row, (tuple, list)) and len(row) == len(COLUMNS):
+            row = dict(zip(COLUMNS, row, strict=True))
+        if not isinstance(row, Mapping) or any(row.get(c) is None for c in COLUMNS):
+            lacks = [c for c in COLUMNS if row.get(c) is None] if isinstance(row, Mapping) else []
+            what = f"lacks {' and '.join(lacks)}" if lacks else f"is {shown(repr(row))}"
+            raise StarError(f"{name}, row {number} {what}: {_SHAPE}.")
+        for key in COLUMNS[1:]:
+            if not isinstance(row[key], str):
+                raise StarError(f"{name}, row {number}: {key!r} is not a text: write the reply as a string.")
+        if isinstance(row.get("trait"), str):
+            names.add(row["trait"])
+        split = row.get("split")
+        try:
+            pairs.append(
+                ContrastivePair(
+                    id=str(row.get("id", f"row-{number}")),
+                    context=as_messages(row["prompt"]),
+                    positive=row["positive"],
+                    negative=row["negative"],
+                    split={"train": "extraction", "test": "heldout"}.get(str(split), split)
+                    if isinstance(split, str) and split
+                    else "extraction",
+                )
+            )
+        except StarError as error:
+            raise StarError(f"{name}, row {number}: {error}") from None
+    if trait is None:
+        if len(names) != 1 or not names <= set(TRAITS):
+            given = f"names {', '.join(sorted(map(shown, map(repr, names))))}" if names else "names no trait"
+            raise StarError(
+                f"{name} {given}: give trait=star.Trait(name, positive_instruction, negative_instruction, markers), or "
+                f"a column 'trait' with one of {', '.join(TRAITS)}."
+            )
+        trait = load_pairs(names.pop()).trait
+    return Pairs(trait, tuple(pairs))
+
+
+def _of_file(text: str) -> Pairs:
     path = FOLDER / f"{text}.jsonl" if text in TRAITS else Path(text)
     if not _exists(path):
         if "/" in text or text.endswith(".jsonl"):

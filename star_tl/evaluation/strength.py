@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -47,11 +47,11 @@ class StrengthChoice:
     curve: pd.DataFrame
     samples: pd.DataFrame
 
-    def plot(self) -> go.Figure:
+    def plot(self, **options: Any) -> go.Figure:
         """Trait rate and drift over strength."""
         from star_tl.view.plots import plot_dose
 
-        return plot_dose(self.curve)
+        return plot_dose(self.curve, **options)
 
     def __repr__(self) -> str:
         row = self.curve[self.curve.strength == self.strength].iloc[0]

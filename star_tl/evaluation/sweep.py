@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from typing_extensions import Unpack
@@ -67,11 +67,11 @@ class Comparison:
             raise StarError(f"No way to steer stays within {limit:g} nat drift: try lower strengths.")
         return steered.sort_values(["trait_rate", "drift"], ascending=[False, True]).iloc[0]
 
-    def plot(self) -> go.Figure:
+    def plot(self, **options: Any) -> go.Figure:
         """Heatmap of the trait rate over loci and strengths."""
         from star_tl.view.plots import plot_comparison
 
-        return plot_comparison(self)
+        return plot_comparison(self, **options)
 
     def _repr_html_(self) -> str:
         from star_tl.view.cards import table_card

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -110,6 +111,33 @@ class SteeringVector:
     ) -> list[NamedHook]:
         """``[(name, fn)]`` for TransformerLens; see :func:`star_tl.steering.hooks.injection_hooks`."""
         return injection_hooks(self.scaled(strength), self.locus, positions, prompt_length)
+
+    def to_hf_hook(self, strength: float = 1.0) -> Callable[..., Any]:
+        """A forward hook for the HuggingFace model that these weights came from; it adds at every token.
+
+            layer = hf_model.model.layers[vector.locus.layer]  # of a Llama; GPT-2 has transformer.h
+            handle = layer.register_forward_hook(vector.to_hf_hook(2.0))
+            hf_model.generate(...); handle.remove()
+
+        What is added is the mean of the vector's rows, as ``positions="all"`` does. For the located positions
+        ``vector.export("snippet", path)`` writes a program.
+
+        Raises:
+            StarError: a place that is not a layer's output (``resid_post``), which no module of HuggingFace gives.
+        """
+        if not self.locus.hook_point.endswith("hook_resid_post"):
+            raise StarError(
+                f"A forward hook of a layer sees its output, and this vector is of {self.locus.hook_point}: extract it "
+                f"at blocks.{self.locus.layer}.hook_resid_post."
+            )
+        added = self.scaled(strength).mean(0)
+
+        def hook(module: object, args: object, output: Any) -> Any:
+            hidden = output[0] if isinstance(output, tuple) else output
+            hidden = hidden + added.to(hidden.device, hidden.dtype)
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        return hook
 
     def scaled(self, strength: float) -> Float[Tensor, "position d"]:
         """What is added at ``strength``. Raises StarError unless it is a finite number."""

@@ -52,6 +52,8 @@ article { background: var(--card); border-radius: .5rem; padding: 1rem 1.1rem; m
 .text { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 .4rem; }
 .prompt { border-left: 3px solid var(--line); padding-left: .75rem; margin: 0 0 .9rem; }
 .replies { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 1rem; }
+.warning { border-left: 4px solid #E69F00; padding: .4rem .8rem; background: var(--card); max-width: 48rem; }
+summary { cursor: pointer; color: var(--link); padding: .4rem 0; }
 mark { background: var(--mark); color: var(--mark-ink); border-radius: .2em; padding: 0 .1em; }
 footer { padding-top: 2rem; padding-bottom: 3rem; color: var(--soft); font-size: .9rem; }
 @media print { :root { color-scheme: light; --ink: #000; --soft: #444; --paper: #fff; --card: #fff; --line: #bbb;
@@ -74,6 +76,8 @@ function draw(div) {
   const {data, layout} = read(div.id + "-data");
   layout.font = {...layout.font, color: getComputedStyle(document.documentElement).getPropertyValue("--ink").trim()};
   if (paper.matches) layout.width = Math.min(layout.width, 840);
+  else if (div.parentElement.clientWidth < layout.width)  // a phone: smaller, but no narrower than can be read
+    layout.width = Math.max(div.parentElement.clientWidth, 0.6 * layout.width, 340);
   else if (night.matches)
     for (const key in layout) if (key.startsWith("coloraxis")) layout[key].colorscale = darkScale;
   Plotly.react(div, data, layout, {displaylogo: false});

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import regex
 
 from star_tl.data.chat import as_messages
 from star_tl.data.markers import at_edges
+from star_tl.evaluation.strength import DRIFT_LIMIT
 from star_tl.files import replacing
 from star_tl.view.page import figure, page, scroll
 from star_tl.view.plots import (
@@ -19,9 +20,11 @@ from star_tl.view.plots import (
     percent,
     plot_arms,
     plot_choice,
+    plot_comparison,
     plot_dose,
     plot_heads,
     plot_layers,
+    plot_loci,
     plot_tokens,
 )
 
@@ -29,8 +32,9 @@ if TYPE_CHECKING:
     import pandas
 
     from star_tl.evaluation.result import RunResult
+    from star_tl.evaluation.sweep import Comparison
 
-SHOWN_PROMPTS = 8
+OPEN_PROMPTS = 4  # the others unfold
 SHOWN_ARMS = ("unsteered", "steered", "primed")
 
 
@@ -135,12 +139,104 @@ def finding(result: RunResult) -> str:
     return text
 
 
+def in_short(result: RunResult) -> list[str]:
+    """What was asked, what came out, and how far to believe it: a sentence each, for readers who know no terms."""
+    trait, rows = result.trait.replace("_", " "), result.summary.set_index("arm")
+    asked = (
+        f"Asked was whether {result.model} writes with more {trait} when one vector is added inside of it, without an "
+        "instruction."
+    )
+    if not {"unsteered", "steered"} <= set(rows.index):
+        return [asked]
+    before, after = rows.loc["unsteered"], rows.loc["steered"]
+    change, low, high = after.difference, after.low, after.high
+    rates = f"{percent(before.trait_rate)} of its replies without the vector and {percent(after.trait_rate)} with it"
+    if not (math.isfinite(low) and math.isfinite(high)):
+        verdict = "too few prompts to tell that from chance"
+    elif low > 0 or high < 0:
+        verdict = f"{'more' if change > 0 else 'less'} than chance explains"
+    else:
+        verdict = "a difference that may be chance"
+    came_out = f"{rates} show it and stay fluent: {verdict}."
+    choice, better = result.attribution.choose_layer(), []
+    if "random" in rows.index and rows.high_rate.get("random", 0) >= after.trait_rate:
+        better.append("random vectors of that size do about as much")
+    if "primed" in rows.index and rows.trait_rate["primed"] >= after.trait_rate:
+        better.append("an instruction that asks for it does as much or more")
+    place = (
+        "The pairs single out the layer where it was added"
+        if choice.singled_out
+        else "The pairs do not single out a layer, so that the place is a guess"
+    )
+    own = next((v for v in result.settings.values() if TESTED in v), "")
+    believe = "; ".join([place, *better]) + (f"; {TESTED}." if own else ".")
+    return [asked, came_out, believe]
+
+
+TESTED = "steering is tested on the contexts that the vector was made from"
+
+
+def write_sweep(path: str | Path, found: Comparison, model: str, settings: Sequence[str]) -> Path:
+    """Write the report of a sweep, in the form of a run's; an earlier file is replaced whole or not at all.
+
+    Args:
+        path: the file to write.
+        found: from :func:`star_tl.compare`.
+        model: its name.
+        settings: how it was made, a line each.
+    """
+    trait, table = found.trait.replace("_", " "), found.summary()
+    steered = table[table.layer >= 0]
+    plain = float(table.loc[table.layer < 0, "trait_rate"].iloc[0])
+    within = steered[steered.drift <= DRIFT_LIMIT]
+    lead = [
+        f"Asked was where and how strongly {model} is best turned up in {trait}.",
+        f"Without a vector {percent(plain)} of its replies show it and stay fluent.",
+        f"No way to steer stays within a drift of {DRIFT_LIMIT:g} nats a token: lower strengths are to be tried."
+        if within.empty
+        else _best_of(within.sort_values(["trait_rate", "drift"], ascending=[False, True]).iloc[0], len(steered)),
+    ]
+    columns = tuple(c for c in RESULTS if c[0] in table and c[0] not in ("n", "difference"))
+    rows = steered.assign(arm=[f"{r.locus}, {r.positions}, {r.strength:g}" for r in steered.itertuples()])
+    lines = "".join(f"<li>{html.escape(str(line))}</li>" for line in settings)
+    text = page(
+        title=f"Sweep: {trait} in {model}",
+        lead="".join(f'<p class="finding">{html.escape(words)}</p>' for words in lead),
+        sections={
+            "places": (
+                "Places and strengths",
+                figure("places-figure", plot_comparison(found), "Each cell: rate of replies, and drift below it.")
+                + (figure("loci-figure", plot_loci(found), "The same as curves.") if _few_places(steered) else ""),
+            ),
+            "table": ("All ways to steer", scroll("All ways to steer", _table(rows, columns))),
+            "settings": ("Settings", f"<ul>{lines}</ul>"),
+            "reading": ("How to read this", READING),
+        },
+        footer="Written by star_tl. This file needs no network.",
+    )
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def _few_places(steered: pandas.DataFrame) -> bool:
+    return len(steered.groupby(["locus", "positions"])) <= 5 and steered.strength.nunique() > 1
+
+
+def _best_of(best: pandas.Series, ways: int) -> str:
+    return (
+        f"Most show it at {best.locus}, {best.positions}, strength {best.strength:g}: {percent(best.trait_rate)}, at a "
+        f"drift of {best.drift:.2f} nats a token; being the best of {ways} on the same prompts, it flatters itself."
+    )
+
+
 def _page(result: RunResult) -> str:
     trait = result.trait.replace("_", " ")
+    short = "".join(f'<p class="finding">{html.escape(words)}</p>\n' for words in in_short(result))
     return page(
         title=f"{trait[:1].upper()}{trait[1:]} in {result.model}",
-        lead=f'<p class="soft">{html.escape(result.description)}</p>\n'
-        f'<p class="finding">{html.escape(finding(result))}</p>',
+        lead=f'<p class="soft">{html.escape(result.description)}</p>\n{short}'
+        f'<p class="soft">In the terms of the method: {html.escape(finding(result))}</p>',
         sections={
             "arms": ("What steering did", _arms(result)),
             "replies": ("Replies side by side", _replies(result)),
@@ -156,7 +252,8 @@ def _page(result: RunResult) -> str:
 def _arms(result: RunResult) -> str:
     legend = (
         "Rates are shares of replies. A difference is to the unsteered replies of the same prompts, in percentage "
-        "points. Under a rate or a difference stands its 95 % interval. p is Holm-corrected over arms."
+        "points. Under a rate or a difference stands its 95 % interval. p is Holm-corrected over arms; it comes from "
+        "2,000 random flips of signs, so that it is at least 0.0005 times the number of arms compared."
     )
     results, fluency = (_table(result.summary, columns) for columns in (RESULTS, FLUENCY))
     cost = "How often replies are coherent and show the trait, and what it costs in drift."
@@ -185,20 +282,27 @@ def _table(summary: pandas.DataFrame, columns: Columns) -> str:
 def _replies(result: RunResult) -> str:
     arms = [arm for arm in SHOWN_ARMS if (result.samples["arm"] == arm).any()]
     intro = (
-        f"The first {min(SHOWN_PROMPTS, len(result.prompts))} prompts, each with its first reply; none was picked by "
-        "hand. <mark>Marked words</mark> are the trait's markers."
+        "Each prompt with its first reply in every arm; none was picked by hand. <mark>Marked words</mark> are the "
+        "trait's markers."
     )
-    articles = ""
-    for name, prompt in result.prompts[:SHOWN_PROMPTS]:
-        turns = "".join(
-            f'<p class="text" dir="auto"><span class="soft">{m["role"]}:</span> {html.escape(m["content"])}</p>'
-            for m in as_messages(prompt)
-        )
-        of_prompt = result.samples.query("prompt_id == @name")
-        replies = "".join(_reply(arm, of_prompt.query("arm == @arm")) for arm in arms)
-        articles += f'<article><h3>{html.escape(name)}</h3><div class="prompt">{turns}</div>'
-        articles += f'<div class="replies">{replies}</div></article>\n'
-    return f'<p class="soft">{intro}</p>\n{articles}'
+    articles = [_prompt(name, prompt, result.samples, arms) for name, prompt in result.prompts]
+    shown, more = "".join(articles[:OPEN_PROMPTS]), "".join(articles[OPEN_PROMPTS:])
+    if more:
+        shown += f"<details><summary>All {len(articles)} prompts</summary>{more}</details>"
+    return f'<p class="soft">{intro}</p>\n{shown}'
+
+
+def _prompt(name: str, prompt: Any, samples: pandas.DataFrame, arms: Sequence[str]) -> str:
+    turns = "".join(
+        f'<p class="text" dir="auto"><span class="soft">{m["role"]}:</span> {html.escape(m["content"])}</p>'
+        for m in as_messages(prompt)
+    )
+    of_prompt = samples.query("prompt_id == @name")
+    replies = "".join(_reply(arm, of_prompt.query("arm == @arm")) for arm in arms)
+    return (
+        f'<article><h3>{html.escape(name)}</h3><div class="prompt">{turns}</div><div class="replies">{replies}</div>'
+        "</article>\n"
+    )
 
 
 def _reply(arm: str, rows: pandas.DataFrame) -> str:
@@ -241,7 +345,18 @@ def _dose(result: RunResult) -> str:
     caption = (
         "Too little strength does nothing, too much breaks the text: look for a high blue line while drift is low."
     )
-    return figure("dose-figure", plot_dose(result.dose), caption)
+    steered = result.samples.query("arm == 'steered'")
+    chosen = None if steered.empty else float(steered.strength.iloc[0])
+    caption += " The unsteered rate (strength 0) is that of the practice prompts, the extraction contexts on which the "
+    caption += "strength was chosen; the table of arms has that of the prompts in this report."
+    text = figure("dose-figure", plot_dose(result.dose, chosen, DRIFT_LIMIT), caption)
+    tried = result.dose.loc[result.dose.strength != 0, "strength"]
+    if chosen is not None and len(tried) > 1 and abs(chosen) >= tried.abs().max():
+        text = (
+            f'<p class="warning">The chosen strength, {chosen:g}, is the largest that was tried: more may do more. '
+            "Give a higher strength, or look at the curve in star.explore.</p>" + text
+        )
+    return text
 
 
 def _settings(result: RunResult) -> str:

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from star_tl.data.pairs import TRAITS, ContrastivePair, Pairs, Trait, load_pairs
@@ -291,3 +292,53 @@ def test_half_characters_are_refused(tmp_path: Path) -> None:
 def test_pairs_need_at_least_one_pair() -> None:
     with pytest.raises(StarError, match="has no pairs: add at least one"):
         Pairs(Trait("cheer", "a", "b", ()), ())
+
+
+ROWS = [("My cat died.", "I am so sorry.", "Cats die."), ("I failed.", "That must hurt.", "Exams are hard.")]
+COLUMNS = ["prompt", "positive", "negative"]
+
+
+class Dataset:
+    """As a HuggingFace dataset: it yields a dict a row and knows the names of its columns."""
+
+    column_names = COLUMNS
+
+    def __iter__(self):
+        return (dict(zip(COLUMNS, row, strict=True)) for row in ROWS)
+
+
+def test_pairs_come_from_whatever_table_is_at_hand(tmp_path: Path) -> None:
+    trait = load_pairs("emotional_support").trait
+    frame = pd.DataFrame(ROWS, columns=COLUMNS)
+    frame.assign(trait="emotional_support", split=["train", "test"]).to_csv(tmp_path / "a.csv", index=False)
+    of_file = load_pairs(tmp_path / "a.csv")
+    assert of_file.trait == trait
+    assert [p.split for p in of_file] == ["extraction", "heldout"]
+    for table in (ROWS, [list(row) for row in ROWS], frame, Dataset(), frame.to_dict("list"), frame.to_dict("records")):
+        pairs = load_pairs(table, trait)
+        assert [(p.context[0]["content"], p.positive, p.negative) for p in pairs] == ROWS
+        assert [(p.context[0]["content"], p.positive, p.negative) for p in of_file] == ROWS
+    chat = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "Help"},
+    ]
+    (pair,) = load_pairs([(chat, "Gladly.", "No.")], trait)
+    assert len(pair.context) == 3
+
+
+@pytest.mark.parametrize(
+    "table",
+    [5, [], [("a", "b")], [{"prompt": "a", "positive": "b"}], {"train": Dataset()}, [("a", 1, "b")], [1], [None]],
+)
+def test_another_shape_is_refused_in_one_line_with_the_right_one(table: Any) -> None:
+    with pytest.raises(StarError, match=r"prompt, positive, negative|as a string") as refused:
+        load_pairs(table, load_pairs("gratitude").trait)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_table_needs_to_say_its_trait() -> None:
+    with pytest.raises(StarError, match="names no trait: give trait="):
+        load_pairs(ROWS)
+    with pytest.raises(StarError, match="says its trait itself"):
+        load_pairs("gratitude", load_pairs("gratitude").trait)

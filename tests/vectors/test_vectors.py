@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import by_hand
+import hf_reference
 import pytest
 import torch
 from by_hand import make_pairs, pair, unequal_pairs
@@ -20,6 +21,7 @@ from star_tl.locus import Locus
 from star_tl.models.lens import HookedTransformer
 from star_tl.vectors import SteeringVector, extract_vector, extract_vectors
 from star_tl.vectors.methods import METHODS, shrunk_covariance
+from star_tl.vectors.survey import survey
 
 LOCI = [
     Locus("blocks.0.hook_resid_pre"),
@@ -522,3 +524,37 @@ def test_vectors_of_several_loci_are_those_of_each(demo: HookedTransformer, meth
         alone = star.extract_vector(demo, pairs, locus, method)
         torch.testing.assert_close(vector.vector, alone.vector)
         assert vector.residual_norm == pytest.approx(alone.residual_norm)
+
+
+def test_the_huggingface_hook_adds_what_ours_adds(exact: HookedTransformer, tiny_folder: Path) -> None:
+    hf, ids = hf_reference.load(tiny_folder).double(), [1, 5, 9, 7, 3]
+    vector = hf_reference.of(
+        torch.randn(2, exact.cfg.d_model, dtype=torch.float64).float(), Locus("blocks.1.hook_resid_post", (-2, -1))
+    )
+    handle = hf.model.layers[vector.locus.layer].register_forward_hook(vector.to_hf_hook(1.5))
+    theirs = hf(torch.tensor([ids])).logits
+    handle.remove()
+    ours = exact.run_with_hooks(torch.tensor([ids]), fwd_hooks=vector.hooks(1.5, "all"))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(hf(torch.tensor([ids])).logits, theirs), "and does nothing once removed"
+    elsewhere = hf_reference.of(torch.randn(1, exact.cfg.d_model), Locus("blocks.1.hook_attn_out"))
+    with pytest.raises(StarError, match=r"blocks\.1\.hook_resid_post"):
+        elsewhere.to_hf_hook()
+
+
+@pytest.mark.parametrize(
+    "locus",
+    [
+        Locus("blocks.1.hook_resid_post", (-3, -1)),
+        Locus("blocks.0.hook_attn_out"),
+        Locus("blocks.1.attn.hook_z", (-2,), 1),
+    ],
+)
+def test_a_survey_holds_the_vectors_that_extraction_makes_one_by_one(exact: HookedTransformer, locus: Locus) -> None:
+    pairs = unequal_pairs()
+    surveyed = survey(exact, pairs, window=3, batch_size=2)
+    one = extract_vector(exact, pairs, locus)
+    assert_close(surveyed.vector(locus).vector.double(), one.vector.double())
+    assert surveyed.vector(locus).residual_norm == pytest.approx(one.residual_norm)
+    with pytest.raises(StarError, match="not surveyed"):
+        surveyed.vector(Locus(locus.hook_point, (-4,), locus.head))

@@ -45,14 +45,16 @@ def close(shown, expected) -> bool:
 
 def test_layers_show_every_component_apart_by_kind():
     fig = plot_layers(ATTR)
-    residual, writes = fig.data
+    gain, residual, writes = fig.data
     expected = ATTR.layer_scores()
-    assert list(residual.x) == ["resid_pre", "resid_mid", "resid_post"]
+    assert close(gain.z[:, 0], ATTR.choose_layer().gain)
+    assert [row for row, (text,) in enumerate(gain.text) if "★" in text] == [ATTR.choose_layer().layer]
+    assert list(residual.x) == ["resid_mid", "resid_post"], "resid_pre is resid_post of the layer below"
     assert list(writes.x) == ["attn_out", "mlp_out"]
-    assert close(residual.z, expected[:3].T)
+    assert close(residual.z, expected[1:3].T)
     assert close(writes.z, expected[3:].T)
     assert residual.coloraxis != writes.coloraxis, "residual and writes differ in magnitude"
-    assert "two colour scales" in fig.layout.title.subtitle.text
+    assert "three colour scales" in fig.layout.title.subtitle.text
     assert writes.hovertemplate.startswith("blocks.%{y}.hook_%{x}<br>layer %{y}<br>score")
     assert float(writes.text[5][0].replace("−", "-")) == pytest.approx(writes.z[5][0], abs=5e-4)
 
@@ -74,7 +76,7 @@ def test_colours_are_centred_at_zero(figure):
         axis = fig.layout[trace.coloraxis or "coloraxis"]
         assert axis.cmin == -axis.cmax
         assert axis.cmax == pytest.approx(np.abs(trace.z).max())
-        assert axis.colorbar.title.text == "score (nats)"
+        assert axis.colorbar.title.text in ("score (nats)", "gain (nats)")
 
 
 def test_a_map_of_zeros_can_be_drawn():
@@ -95,13 +97,13 @@ def test_heads_show_the_sum_over_positions():
 @pytest.mark.parametrize(
     ("figure", "scores"),
     [
-        (plot_layers, ATTR.scores[:, :3].sum(-1).transpose(1, 2)),
+        (plot_layers, ATTR.scores[:, 1:3].sum(-1).transpose(1, 2)),
         (plot_heads, ATTR.head_scores.sum(-1)),
         (plot_tokens, ATTR.component("resid_post")[..., ATTR.prompt_end - ATTR.window : ATTR.prompt_end]),
     ],
 )
 def test_hovering_tells_hook_score_and_interval(figure, scores):
-    shown = figure(ATTR).data[0]
+    shown = figure(ATTR).data[-2 if figure is plot_layers else 0]
     for part in ("blocks.%{y}.", "layer %{y}", "score %{z", "95 % interval %{customdata[0]"):
         assert part in shown.hovertemplate
     values = scores[:, 5, -1].double().numpy()
@@ -328,3 +330,65 @@ def test_heads_of_an_outcome_map_are_those_of_the_position_asked_for():
         assert found.plot_heads(positions) == fig
     with pytest.raises(StarError, match="use 'generated' or -3 to -1"):
         plot_outcome_heads(found, -4)
+
+
+def only(*points: str):
+    """A map that was made with these hook points alone, as ``attribute(hook_points=...)`` makes it."""
+    scores = ATTR.scores.clone()
+    for i, name in enumerate(COMPONENTS):
+        if name not in points:
+            scores[:, i] = torch.nan
+    heads = ATTR.head_scores if "z" in points else torch.full_like(ATTR.head_scores, torch.nan)
+    return dataclasses.replace(ATTR, scores=scores, head_scores=heads)
+
+
+@pytest.mark.parametrize("points", [("resid_post",), ("attn_out", "z"), ("resid_pre", "mlp_out")])
+def test_a_map_of_few_hook_points_is_drawn_without_the_others_and_centred(points):
+    attr = only(*points)
+    fig = plot_layers(attr)
+    names = [name for trace in fig.data[1:] for name in trace.x]
+    assert names == [c for c in COMPONENTS if c in points]
+    assert "nan" not in fig.to_json().lower().replace("nanosecond", "")
+    for trace in fig.data:
+        axis = fig.layout[trace.coloraxis]
+        assert axis.cmin == -axis.cmax
+        assert axis.cmax == pytest.approx(np.abs(trace.z).max())
+    tokens = plot_tokens(attr)
+    assert np.isfinite(tokens.data[0].z).all()
+    if "z" not in points:
+        with pytest.raises(StarError, match="hook_points that include 'z'"):
+            plot_heads(attr)
+
+
+def test_names_of_tokens_stand_under_their_own_columns():
+    assert plot_tokens(ATTR).layout.xaxis.tickangle == -90, "a slanted one ends under its column and reads as the next"
+
+
+def test_chosen_layers_keep_their_numbers():
+    fig = plot_heads(ATTR, layers=[2, 5])
+    assert list(fig.data[0].y) == [2, 5]
+    assert close(fig.data[0].z, ATTR.head_layer_scores()[[2, 5]])
+    assert list(plot_layers(ATTR, layers=(5,), numbers=False).data[0].y) == [5]
+    with pytest.raises(StarError, match="0 to 7"):
+        plot_layers(ATTR, layers=[8])
+
+
+def test_on_paper_ink_is_black_and_the_width_is_in_inches():
+    fig = ATTR.plot(style="paper", width=3.3)
+    assert fig.layout.font.color == "#000000"
+    assert fig.layout.paper_bgcolor == "#FFFFFF"
+    assert fig.layout.width == pytest.approx(3.3 * 96)
+    assert fig.layout.font.size >= 7 * 96 / 72, "7 points"
+    assert ATTR.plot_heads(style="dark").layout.coloraxis.colorscale[2][1] == "#22262B"
+    for wrong in ({"style": "print"}, {"width": 300}):
+        with pytest.raises(StarError, match=r"style|inches"):
+            ATTR.plot(**wrong)
+
+
+@pytest.mark.parametrize(("layers", "heads"), [(32, 32), (128, 64)])
+def test_a_deep_model_fits_a_page(layers, heads):
+    deep = attribution(n_pairs=8, layers=layers, heads=heads, peak=20)
+    assert plot_heads(deep).layout.height < 1300
+    fig = plot_layers(deep)
+    assert fig.layout.height < 1300
+    assert layers / fig.layout.yaxis.dtick <= 24, "labels have room"

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 import shutil
 from html.parser import HTMLParser
 
+import pandas as pd
 import pytest
+import torch
 from plotly.offline import get_plotlyjs
 from synthetic import SCRIPT, dose, result, summary
 
+from star_tl.evaluation.strength import DRIFT_LIMIT
+from star_tl.evaluation.sweep import Comparison
 from star_tl.locus import Locus
-from star_tl.view.report import _highlight, finding, write_report
+from star_tl.pipeline import TESTED_ON_ITS_OWN
+from star_tl.view.report import _highlight, finding, in_short, write_report, write_sweep
 
 FIGURES = ["arms-figure", "choice", "layers", "heads", "tokens", "pair", "dose-figure"]
 NO_BREAK = "\N{NO-BREAK SPACE}"
@@ -138,7 +145,8 @@ def test_every_part_is_there(text):
         assert heading in text
     figures = [attrs["id"] for _, attrs in Elements(text).found if attrs.get("class") == "plot"]
     assert figures == FIGURES
-    assert text.count("<article>") == 8
+    assert text.count("<article>") == len(result().prompts), "all prompts, the later ones folded"
+    assert "<summary>All 9 prompts</summary>" in text
     assert "<mark>sorry</mark>" in text
     assert "not coherent" in text
     assert f"89{NO_BREAK}%" in text
@@ -197,6 +205,7 @@ def test_the_report_opens_offline_without_a_complaint(report, browser, scheme):
     page.on("request", lambda request: asked.append(request.url))
     page.on("requestfailed", lambda request: failed.append(request.url))
     page.goto(report.as_uri())
+    page.locator("#arms-figure").scroll_into_view_if_needed()
     page.locator("#arms-figure .main-svg").first.wait_for()
     print(f"opened with its first figure in {page.evaluate('performance.now()') / 1000:.2f} s")
     assert page.locator("#dose-figure .main-svg").count() == 0, "what is far below can wait"
@@ -209,7 +218,7 @@ def test_the_report_opens_offline_without_a_complaint(report, browser, scheme):
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
     assert page.title() == "Emotional support in tiny"
     assert page.get_by_text("<script>document.title='broken'</script>").first.is_visible()
-    assert page.locator(".plot .heatmaplayer image").count() == 5, "two maps by layer, heads, two by token"
+    assert page.locator(".plot .heatmaplayer image").count() == 6, "gain, two maps by layer, heads, two by token"
     labels = page.locator("#pair .xtick text").all_text_contents()
     assert "<|begin_of_text|>" in labels
     assert "␣<b>low</b>" in labels
@@ -244,3 +253,47 @@ def test_the_report_fits_a_narrow_screen_and_the_keyboard(report, browser):
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
     page.close()
+
+
+def test_three_plain_sentences_come_first_and_claim_no_more_than_was_found(text):
+    asked, came_out, believe = in_short(result())
+    assert text.index(asked.split(" in")[0]) < text.index("In the terms of the method")
+    assert f"36{NO_BREAK}%" in came_out
+    assert "more than chance explains" in came_out
+    assert "an instruction that asks for it does as much or more" in believe
+    made = result()
+    made.summary.loc[1, ["low", "high"]] = [-4.0, 61.0]
+    made.settings |= {"pairs": f"1; {TESTED_ON_ITS_OWN}"}
+    flat = made.attribution
+    made.attribution = dataclasses.replace(flat, gradients=torch.zeros_like(flat.gradients))
+    _, came_out, believe = in_short(made)
+    assert "may be chance" in came_out
+    assert "do not single out a layer" in believe
+    assert "tested on the contexts" in believe
+
+
+def test_the_chosen_strength_and_the_limit_are_marked_and_a_grids_end_is_warned_of(tmp_path, text):
+    shown = json.loads(re.search(r'id="dose-figure-data">(.*?)</script>', text, re.DOTALL)[1])
+    assert "chosen: 1" in [note["text"] for note in shown["layout"]["annotations"]]
+    (limit,) = [trace for trace in shown["data"] if trace["name"].startswith("drift limit")]
+    assert limit["y"] == [DRIFT_LIMIT, DRIFT_LIMIT]
+    assert "is the largest that was tried" not in text
+    made = result()
+    made.dose = made.dose[made.dose.strength <= 1]
+    page = write_report(tmp_path / "r.html", made).read_text(encoding="utf-8")
+    assert "is the largest that was tried" in page
+
+
+def test_a_sweep_has_a_report_of_the_same_form(tmp_path):
+    rows = []
+    ways = ((-1, 0.0, 0.2, 0.0), (3, 1.0, 0.5, 0.1), (3, 2.0, 1.0, 0.9), (5, 1.0, 0.3, 0.02))
+    for layer, strength, rate, drift in ways:
+        steered = layer >= 0
+        for i in range(10):
+            row = {"arm": "steered" if steered else "unsteered", "locus": f"layer <{layer}>" if steered else ""}
+            row |= {"layer": layer, "positions": "locus" if steered else "", "strength": strength, "text": "x"}
+            rows.append(row | {"shows": i < 10 * rate, "coherent": True, "drift": drift})
+    found = Comparison("emotional_support", pd.DataFrame(rows))
+    page = write_sweep(tmp_path / "r.html", found, "tiny <b>", ["40 replies"]).read_text(encoding="utf-8")
+    assert "layer &lt;3&gt;, locus, strength 1" in page, "the best within the drift limit"
+    assert "<h1>Sweep: emotional support in tiny &lt;b&gt;</h1>" in page

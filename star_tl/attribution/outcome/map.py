@@ -271,11 +271,11 @@ class OutcomeMap:
                         rows.append(cell | {"gain": float(gains[at]), "error": float(errors[at])})
         return pd.DataFrame(rows).astype({"head": "Int64"})
 
-    def plot(self) -> go.Figure:
+    def plot(self, **options: Any) -> go.Figure:
         """Layer × position heatmap of the outcome direction's cross-fitted gain at ``resid_post``."""
         from star_tl.view.plots import plot_outcome
 
-        return plot_outcome(self)
+        return plot_outcome(self, **options)
 
     def plot_heads(self, positions: str | int = GENERATED) -> go.Figure:
         """Layer × head heatmap of the same at ``attn.hook_z``, of generated tokens or one prompt position."""

@@ -53,26 +53,30 @@ function render({ model, el: root }) {
   const pair = select([], "", redraw);
   pair.append(...pairs.map(([key, name]) => el("option", { value: key }, name)));
   pair.value = start.pair;
-  const component = select(about.components, start.component, redraw);
+  pair.append(el("option", { value: "-2" }, "this prompt, steered − unsteered"));
+  const component = select([], start.component, redraw);
   const componentField = field("Hook point", component);
 
-  const [positionsField, positions] = combobox("Added at", start.positions, Object.entries(about.positions), () => generate());
-  const strength = el("input", {
-    type: "range", min: 0, max: about.most, step: about.most / 60, value: start.strength, id: `${id}-strength`,
-    oninput: () => sayStrength(), onchange: () => generate(),
-  });
-  const strengthSaid = el("output", { for: `${id}-strength` });
-  const safe = el("div", { class: "safe", "aria-hidden": "true" });
-  const safeSaid = el("div", { class: "soft" }), naturalSaid = el("span", { class: "natural" });
   const prompt = el("textarea", { rows: 2, spellcheck: "false", onkeydown: event => {
     if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
     event.preventDefault();
     generate();
   } });
   prompt.value = start.prompt;
-  const seed = el("input", { type: "number", min: 0, step: 1, value: start.seed, onchange: () => generate() });
+  const system = el("input", { type: "text", value: start.system, spellcheck: "false", placeholder: "none", onchange: () => generate() });
+  const number = (value, attributes) => el("input", { type: "number", value, onchange: () => generate(), ...attributes });
+  const seed = number(start.seed, { min: 0, step: 1 });
+  const seeds = number(start.count, { min: 1, max: about.seeds, step: 1 });
+  const temperature = number(start.temperature, { min: 0, max: 2, step: 0.1 });
+  const length = number(start.length, { min: 1, step: 10 });
+  const together = el("input", { type: "checkbox", onchange: () => generate() });
   const go = el("button", { class: "go", onclick: () => generate() }, "Generate");
+  const reroll = el("button", { title: "The same with another seed", onclick: () => {
+    seed.value = Number(seed.value) + Number(seeds.value);
+    generate();
+  } }, "Reroll");
   const stop = el("button", { onclick: () => send("stop"), disabled: true }, "Stop");
+  const save = el("button", { title: "One HTML file and a CSV", onclick: () => send("snapshot") }, "Save snapshot");
   let waiting;
   const ask = (what, more) => {
     clearTimeout(waiting);
@@ -81,25 +85,21 @@ function render({ model, el: root }) {
     send(what, more);
   };
   const wanted = () => ({
-    prompt: prompt.value, strength: Number(strength.value), positions: positions.value, seed: Number(seed.value) || 0,
+    prompt: prompt.value, system: system.value, seed: Number(seed.value) || 0, count: Number(seeds.value) || 1,
+    temperature: Number(temperature.value), length: Number(length.value) || 1, together: together.checked,
   });
   const generate = () => ask("generate", wanted());
-  const sayStrength = () => {
-    const value = Number(strength.value);
-    strengthSaid.textContent = `${value.toFixed(2)} × residual norm`;
-    strength.setAttribute("aria-valuetext", `${value.toFixed(2)} times the residual norm`);
-    drawDoses();
-  };
 
   // A text field that offers what is usual and takes anything.
   function combobox(label, value, options, commit) {
+    const own = `${id}-offers-${++count}`;
     let active = -1, said = value;
     const input = el("input", { type: "text", role: "combobox", "aria-expanded": "false", "aria-autocomplete": "none",
-      "aria-controls": `${id}-offers`, autocomplete: "off", spellcheck: "false", onkeydown: keys,
+      "aria-controls": own, autocomplete: "off", spellcheck: "false", onkeydown: keys,
       onclick: () => unfold(list.hidden), oninput: () => mark(-1), onblur: () => unfold(false), onchange: () => done() });
     input.value = value;
-    const list = el("ul", { role: "listbox", id: `${id}-offers`, class: "offers", "aria-label": label, hidden: true },
-      options.map(([name, words], i) => el("li", { role: "option", id: `${id}-offer-${i}`,
+    const list = el("ul", { role: "listbox", id: own, class: "offers", "aria-label": label, hidden: true },
+      options.map(([name, words], i) => el("li", { role: "option", id: `${own}-${i}`,
         onmousedown: event => event.preventDefault(),  // the field keeps the focus
         onclick: () => take(i), onmousemove: () => mark(i) }, el("b", {}, name), el("span", {}, words))));
     const mark = i => {
@@ -117,7 +117,7 @@ function render({ model, el: root }) {
     const done = () => {
       if (input.value === said) return;
       said = input.value;
-      commit();
+      commit(said);
     };
     const take = i => {
       input.value = options[i][0];
@@ -134,7 +134,15 @@ function render({ model, el: root }) {
       event.preventDefault();
       event.stopPropagation();
     }
-    return [el("div", { class: "combobox" }, field(label, input), list), input];
+    const show = text => { if (root.getRootNode().activeElement !== input) input.value = said = text; };
+    return [el("div", { class: "combobox" }, field(label, input), list), show];
+  }
+
+  // The kernel looks for a prompt at first; what was typed meanwhile stays.
+  let offered = start.prompt;
+  function sayPrompt() {
+    const shown = model.get("settings").prompt;
+    if (prompt.value === offered) prompt.value = offered = shown;
   }
 
   // The map
@@ -144,8 +152,8 @@ function render({ model, el: root }) {
       role: "tab", id: `${id}-tab-${key}`, "data-tab": key, "aria-controls": `${id}-map`, onclick: () => open(key),
     }, name)));
   const grid = el("div", { role: "grid", class: "grid", onkeydown: walk });
-  const tip = el("div", { class: "tip", role: "tooltip", hidden: true });
-  const map = el("div", { role: "tabpanel", id: `${id}-map`, class: "map" }, el("div", { class: "scroll" }, grid), tip);
+  const tip = el("div", { class: "tip", role: "tooltip" });
+  const map = el("div", { role: "tabpanel", id: `${id}-map`, class: "map" }, tip, el("div", { class: "scroll" }, grid));
   const legend = el("div", { class: "legend" });
 
   function open(key) {
@@ -170,8 +178,11 @@ function render({ model, el: root }) {
 
   const locusOf = (column, layer) => ({
     hook_point: `blocks.${layer}.${column.hook}`, head: column.head ?? null,
-    positions: column.position != null ? [column.position] : model.get("map").suggested.positions,
+    positions: column.position != null ? [column.position] : about.place,
   });
+  // In the tabs without tokens a cell stands for its locus at whatever positions, so that a second click removes it.
+  const holds = (locus, column, cellLocus) => locus.hook_point === cellLocus.hook_point && locus.head === cellLocus.head
+    && (column.position == null || locus.positions.includes(column.position));
   const same = (a, b) => a.hook_point === b.hook_point && a.head === b.head
     && a.positions.join() === b.positions.join();
 
@@ -183,15 +194,21 @@ function render({ model, el: root }) {
   }
 
   function drawMap() {
-    const shown = model.get("map"), panel = shown[tab], loci = model.get("loci"), { suggested } = shown;
+    const shown = model.get("map");
+    for (const button of tabs.children) button.disabled = !shown[button.dataset.tab];
+    if (!shown[tab]) tab = "components";
+    component.replaceChildren(...shown.known.map(name => el("option", { value: name, selected: name === shown.component }, name)));
+    const panel = shown[tab], loci = model.get("loci"), { suggested } = shown;
     const focused = grid.contains(root.getRootNode().activeElement);
     const { columns, groups } = panel, wide = tab === "components";
     const chosen = columns.findIndex(c => same(locusOf(c, suggested.layer), suggested));
     const moved = cursor[tab]?.end !== columns.length;
     if (moved) cursor[tab] = { row: suggested.layer, col: Math.max(0, chosen), end: columns.length };
-    const width = wide ? "minmax(64px, 1fr)" : tab === "heads" ? "minmax(22px, 54px)" : "22px";
+    const width = wide ? "minmax(48px, 1fr)" : tab === "heads" ? "minmax(12px, 54px)" : "minmax(17px, 26px)";
+    const tall = Math.round(Math.max(5, Math.min(wide ? 42 : 30, (shown.layers > 40 ? 640 : 520) / shown.layers)));
+    const step = Math.ceil(13 / tall);  // layers that have a label
     grid.style.gridTemplateColumns = `44px ${groups.map(g => `repeat(${g.end - g.start}, ${width})`).join(" ")}`;
-    grid.style.setProperty("--cell", `${Math.round(Math.max(18, Math.min(wide ? 42 : 30, 340 / shown.layers)))}px`);
+    grid.style.setProperty("--cell", `${tall}px`);
     grid.className = `grid ${tab}`;
     grid.setAttribute("aria-label",
       `${TABS[tab]}: arrow keys move, Enter selects or removes a locus. Scores in nats, positive raises the trait.`);
@@ -203,8 +220,8 @@ function render({ model, el: root }) {
     for (let layer = shown.layers - 1; layer >= 0; layer--)
       rows.push(el("div", { class: "row", role: "row" },
         el("div", { class: "layer", role: "rowheader" },
-          layer === shown.layers - 1 ? `layer ${layer}` : String(layer)),
-        columns.map((column, col) => cell(panel, column, layer, col, suggested, loci, wide))));
+          layer === shown.layers - 1 ? `layer ${layer}` : layer % step ? "" : String(layer)),
+        columns.map((column, col) => cell(panel, column, layer, col, suggested, loci, wide && tall >= 15))));
     rows.push(el("div", { class: "row", role: "row" }, el("div", { class: "corner", role: "gridcell" }),
       columns.map(column => el("div", {
         class: "column", role: "columnheader", title: tab === "tokens" ? `position ${column.position}` : null,
@@ -215,7 +232,8 @@ function render({ model, el: root }) {
       el("span", {}, signed(g.limit)))), el("span", {}, "score, nats; positive = toward clean raises the trait"));
     const reached = grid.querySelector("[tabindex='0']");
     if (focused) reached.focus();
-    if (moved) grid.parentElement.scrollLeft = reached.offsetLeft - grid.parentElement.clientWidth / 2;
+    if (moved) grid.parentElement.scrollLeft = tab === "tokens" && shown.mean ? 1e6  // the prompt's last token
+      : reached.offsetLeft - grid.parentElement.clientWidth / 2;
     sayWhich();
   }
 
@@ -245,22 +263,28 @@ function render({ model, el: root }) {
 
   function cell(panel, column, layer, col, suggested, loci, wide) {
     const score = panel.z[layer][col], group = panel.groups.find(g => g.start <= col && col < g.end);
-    const locus = locusOf(column, layer), taken = loci.find(l => same(l, locus));
+    const locus = locusOf(column, layer), taken = loci.find(l => holds(l, column, locus));
     const usable = locus.positions.every(p => p < 0);
-    const star = same(locus, suggested) ? "★" : "";
-    const interval = panel.low
+    const gains = panel.columns.some(c => c.gain);
+    const star = suggested.priced && same(locus, suggested) && (column.gain || !gains) ? "★" : "";
+    const interval = panel.low && panel.low[layer][col] != null
       ? `, 95 % interval ${signed(panel.low[layer][col], 4)} to ${signed(panel.high[layer][col], 4)}` : "";
     const token = column.position != null
       ? `, position ${minus(String(column.position))}, token ${column.label == null ? "differs between pairs" : visible(column.label)}`
       : "";
     const head = column.head != null ? `, head ${column.head}` : "";
-    const said = `layer ${layer}${head}, ${part(column.hook)}${token}, score ${signed(score, 4)} nats${interval}`
+    const said = `layer ${layer}${head}, ${column.gain ? "gain" : part(column.hook)}${token}, ${column.gain ? "gain" : "score"} ${signed(score, 4)} nats${interval}`
       + (star ? (suggested.chosen ? ", chosen by attribution" : ", where drift buys most") : "") + (usable ? "" : ", in the reply: no locus");
     const node = el("div", {
       role: "gridcell", class: "cell", "aria-label": said, "aria-selected": Boolean(taken).toString(),
       "aria-disabled": usable ? null : "true", "data-row": layer, "data-col": col,
       tabindex: cursor[tab].row === layer && cursor[tab].col === col ? 0 : -1,
-      onclick: () => { move(layer, col); choose(locus, usable); },
+      onclick: event => {
+        move(layer, col);
+        if (event.shiftKey) return choose(locus, usable, true);
+        if (column.head != null) cursor.head = { layer, head: column.head };
+        choose(taken && column.position == null ? taken : locus, usable);
+      },
       onmouseenter: () => showTip(node, said, locus), onmouseleave: hideTip,
       onfocus: () => showTip(node, said, locus), onblur: hideTip,
     }, wide ? signed(score) + (star && ` ${star}`) : star);
@@ -271,20 +295,18 @@ function render({ model, el: root }) {
     return node;
   }
 
-  function choose(locus, usable = true) {
-    if (usable) ask("toggle", { hook_point: locus.hook_point, positions: locus.positions, head: locus.head, settings: wanted() });
+  function choose(locus, usable = true, extend = false) {
+    if (usable) ask("toggle", { hook_point: locus.hook_point, positions: locus.positions, head: locus.head, extend, settings: wanted() });
   }
 
+  // In a line above the map, where it covers no cell.
   function showTip(node, said, locus) {
-    const [first, ...rest] = said.split(", ");
-    tip.replaceChildren(el("b", {}, locus.hook_point), el("br"), `${first}, ${rest.join(", ")}`);
-    tip.hidden = false;
-    const box = node.getBoundingClientRect(), frame = map.getBoundingClientRect();
-    const left = Math.max(0, Math.min(box.left - frame.left, frame.width - tip.offsetWidth));
-    tip.style.left = `${left}px`;
-    tip.style.top = `${box.bottom - frame.top + 4}px`;
+    tip.replaceChildren(el("b", {}, locus.hook_point), `  ${said}`);
   }
-  function hideTip() { tip.hidden = true; }
+  function hideTip() {
+    tip.replaceChildren(el("span", {}, tab === "tokens" ? "Click a token; with Shift it joins the place already selected in its layer."
+      : "Point at a cell to read it, click to steer there."));
+  }
 
   function move(row, col) {
     const now = grid.querySelector("[tabindex='0']"), next = grid.querySelector(`[data-row='${row}'][data-col='${col}']`);
@@ -331,15 +353,76 @@ function render({ model, el: root }) {
   const hue = name => `--hue: ${colourOf(name)}`;  // the style sheet lightens it on dark
   const swatch = name => el("span", { class: "swatch", style: hue(name), "aria-hidden": "true" });
 
+  const rows = {};  // by locus: its controls, which stay while they are used
+  function control(locus) {
+    const name = locus.name, change = more => ask("adjust", { name, settings: wanted(), ...more });
+    const slider = el("input", { type: "range", step: "any", "aria-label": `Strength at ${where(locus)}`,
+      oninput: () => { exact.value = Number(slider.value).toPrecision(3); said(Number(slider.value)); drawDoses(); },
+      onchange: () => change({ strength: Number(Number(slider.value).toPrecision(3)) }) });
+    const exact = el("input", { type: "number", step: "any", "aria-label": `Strength at ${where(locus)}, exactly`,
+      onchange: () => change({ strength: Number(exact.value) }) });
+    const safe = el("div", { class: "safe", "aria-hidden": "true" }, el("div"));
+    const means = el("span", { class: "means" }), advised = el("button", { class: "advised" });
+    const [positionsField, showPositions] = combobox("Added at", locus.at, Object.entries(about.positions), at => change({ at: at.trim() }));
+    const ladder = el("button", { title: "Several strengths of this place side by side", onclick: () => ask("ladder", { name, settings: wanted() }) }, "Ladder");
+    const look = locus.head == null ? null : el("button", { title: "What this head looks at in the prompt",
+      onclick: () => ask("pattern", { layer: locus.layer, head: locus.head }) }, "Attention");
+    let now = locus;
+    function said(value) {
+      if (now.fraction == null) { means.textContent = "…"; return; }
+      const drift = driftAt(now.drift, value);
+      means.textContent = `× residual norm = ${minus((value / now.fraction).toFixed(1))} natural differences`
+        + (drift == null ? "" : `, drift ${drift.toFixed(2)}`);
+    }
+    const node = el("li", { class: "place", style: hue(name) },
+      el("div", { class: "head" }, swatch(name), el("b", {}, where(locus)), el("span", { class: "soft at" }),
+        el("button", { class: "remove", "aria-label": `Remove ${where(locus)}`, title: "Remove", onclick: () => choose(locus) }, "×")),
+      el("div", { class: "slider" }, safe, slider),
+      el("div", { class: "line" }, exact, means),
+      el("div", { class: "line" }, positionsField, advised, ladder, look));
+    const draw = locus => {
+      now = locus;
+      const idle = root.getRootNode().activeElement !== slider || !slider.matches(":active"), most = locus.most ?? 1;
+      node.querySelector(".at").textContent = locus.at === "locus" ? at(locus) : `vector of ${at(locus)}, added at ${locus.at}`;
+      slider.disabled = exact.disabled = locus.most == null;
+      slider.min = -most;
+      slider.max = most;
+      if (idle) slider.value = locus.strength ?? 0;
+      if (root.getRootNode().activeElement !== exact) exact.value = locus.strength ?? "";
+      const share = locus.safe == null ? 0 : Math.min(1, locus.safe / most);
+      safe.firstChild.style = `margin-left: ${50}%; width: ${50 * share}%`;
+      safe.title = locus.safe == null ? "" : `drift below ${about.limit} nats per token`;
+      advised.hidden = locus.best == null;
+      if (locus.best != null) {
+        advised.textContent = `Advised: ${locus.best.toFixed(2)}`;
+        advised.onclick = () => change({ strength: locus.best });
+      }
+      showPositions(locus.at);
+      said(Number(slider.value));
+    };
+    return { node, draw, value: () => Number(slider.value) };
+  }
+
+  function driftAt(curve, value) {
+    if (!curve.length || value < 0 || value > curve.at(-1)[0]) return null;
+    const k = Math.max(1, curve.findIndex(([x]) => x >= value));
+    const [[x0, y0], [x1, y1]] = [curve[k - 1], curve[k]];
+    return y0 + (y1 - y0) * (value - x0) / (x1 - x0);
+  }
+
   function drawChips() {
     const loci = model.get("loci"), s = model.get("map").suggested, focused = chips.contains(root.getRootNode().activeElement);
-    chips.replaceChildren(...loci.map(locus => el("li", {},
-      swatch(locus.name), `${where(locus)} · ${at(locus)}`,
-      el("button", { "aria-label": `Remove ${where(locus)}`, title: "Remove", onclick: () => choose(locus) }, "×"))));
-    if (!loci.some(l => same(l, s)))
+    for (const name of Object.keys(rows)) if (!loci.some(l => l.name === name)) delete rows[name];
+    const nodes = loci.map(locus => (rows[locus.name] ??= control(locus)).node);
+    if (nodes.some((node, i) => chips.children[i] !== node) || chips.querySelectorAll(".place").length !== nodes.length)
+      chips.replaceChildren(...nodes);
+    for (const locus of loci) rows[locus.name].draw(locus);
+    chips.querySelector(".add")?.remove();
+    if (!loci.some(l => l.hook_point === s.hook_point && l.head === s.head))
       chips.append(el("li", { class: "add" }, el("button", { onclick: () => choose(s) },
-        `★ Add ${where(s)} · ${at(s)}, ${s.chosen ? "chosen by attribution" : "where drift buys most"} (${s.said})`)));
-    if (focused) chips.querySelector("button")?.focus();
+        `★ Add ${where(s)} · ${at(s)}, ${s.chosen ? "chosen by attribution" : s.priced ? "where drift buys most, which may be chance" : "a middle layer"} (${s.said})`)));
+    togetherField.hidden = loci.length < 2;
+    if (focused && !chips.contains(root.getRootNode().activeElement)) chips.querySelector("button")?.focus();
   }
 
   function drawLoci() {
@@ -350,33 +433,64 @@ function render({ model, el: root }) {
   }
 
   function drawReplies() {
-    const loci = model.get("loci"), written = model.get("replies");
-    const cards = [{ name: "", title: "Unsteered" }, ...loci.map(l => ({ name: l.name, title: where(l), locus: l }))];
+    const written = model.get("replies");
     // A card stays in its place while text streams into it, so that the focus on its button stays too.
-    const old = Object.fromEntries([...replies.children].map(card => [card.dataset.name, card]));
-    replies.replaceChildren(...cards.map(({ name, title, locus }) => {
-      const card = old[name] ?? el("article", { "data-name": name, "aria-label": `Reply, ${title}` },
-        el("h4", {}, swatch(name), title), el("p", { class: "text", dir: "auto" }), el("p", { class: "soft" }),
-        locus && el("button", {
-          onclick: () => send("keep", { index: model.get("loci").findIndex(l => l.name === name) }),
-        }, "Keep this vector"));
-      const reply = written.find(r => r.name === name), [, text, measures] = card.children;
-      text.classList.toggle("writing", Boolean(reply?.writing));
-      text.replaceChildren(...(reply ? reply.segments.map(segment) : [el("span", { class: "soft" }, "…")]));
-      measures.textContent = !reply ? "" : `${reply.markers} marker${reply.markers === 1 ? "" : "s"}`
-        + (reply.drift != null && name ? ` · drift ${reply.drift.toFixed(2)} nats per token` : "")
-        + (reply.logprob != null ? ` · log-prob. ${minus(reply.logprob.toFixed(2))}` : "");
+    const old = Object.fromEntries([...replies.children].map(card => [card.dataset.key, card]));
+    const cards = written.map(reply => {
+      const { key, name, title, strength, runs } = reply;
+      const card = old[key] ?? el("article", { "data-key": key, "aria-label": `Reply, ${title}` },
+        el("h4", {}), el("div", { class: "runs" }), el("div", { class: "line" },
+          el("button", { onclick: () => ask("continue", { key }) }, "Answer this"),
+          name && el("button", { onclick: () => send("keep", { name }) }, "Keep this vector")));
+      const [head, texts] = card.children;
+      head.replaceChildren(swatch(name), title, strength == null ? "" : el("span", { class: "soft strengthened" }, `at ${minus(strength.toPrecision(2))}`));
+      texts.replaceChildren(...(runs.length ? runs : [{ segments: [] }]).map(run => el("div", {},
+        el("p", { class: `text${run.writing ? " writing" : ""}`, dir: "auto" },
+          run.segments.length ? run.segments.map(segment) : el("span", { class: "soft" }, "…")),
+        el("p", { class: "soft" }, run.markers == null ? "" : `${run.markers} marker${run.markers === 1 ? "" : "s"}`
+          + (run.drift != null && key ? ` · drift ${run.drift.toFixed(2)} nats per token` : "")
+          + (run.logprob != null ? ` · log-prob. ${minus(run.logprob.toFixed(2))}` : "")))));
       return card;
-    }));
-    replies.hidden = !loci.length && !written.length;
+    });
+    if (cards.length !== replies.children.length || cards.some((card, i) => replies.children[i] !== card)) replies.replaceChildren(...cards);
+    replies.hidden = !written.length;
   }
 
-  function segment({ text, marked, drift }) {
+  function drawTalk() {
+    const talk = model.get("talk");
+    history.hidden = !talk.length;
+    history.replaceChildren(...talk.map(({ role, content }) => el("p", { class: role, dir: "auto" }, el("b", {}, role), ` ${content}`)),
+      el("button", { onclick: () => send("undo") }, "Undo the last turn"));
+    if (talk.length && prompt.value === talk.at(-2).content) prompt.value = "";
+  }
+
+  function drawPattern() {
+    const { layer, head, tokens, weights } = model.get("pattern");
+    attention.hidden = tokens == null;
+    if (tokens == null) return;
+    const n = tokens.length, size = Math.max(4, Math.min(14, 420 / n)), says = el("p", { class: "soft" }, "Point at a square.");
+    const canvas = el("canvas", { width: n * size, height: n * size, role: "img", "aria-label": `Attention of layer ${layer}, head ${head}`,
+      onmousemove: event => {
+        const q = Math.floor(event.offsetY / size), k = Math.floor(event.offsetX / size);
+        if (weights[q]?.[k] != null && k <= q) says.textContent = `${visible(tokens[q])} looks at ${visible(tokens[k])}: ${percent(weights[q][k])}`;
+      } });
+    const draw = canvas.getContext("2d");
+    const most = Math.max(...weights.flatMap((row, q) => row.slice(1, q + 1)), 0.01);  // the first token takes what is left over
+    for (let q = 0; q < n; q++) for (let k = 0; k <= q; k++) {
+      draw.fillStyle = `rgba(0, 114, 178, ${Math.max(0.04, Math.min(1, weights[q][k] / most)).toFixed(3)})`;
+      draw.fillRect(k * size, q * size, size - (size > 6), size - (size > 6));
+    }
+    const last = weights[n - 1].map((w, k) => [w, k]).sort((a, b) => b[0] - a[0]).slice(0, 5);
+    attention.replaceChildren(el("h4", {}, `What layer ${layer}, head ${head} looks at`), canvas, says,
+      el("p", {}, "The last token looks at ", last.map(([w, k]) => el("span", { class: "seen" }, `${visible(tokens[k])} ${percent(w)} `))));
+  }
+
+  function segment({ text, marked, drift, why }) {
     const node = el(marked ? "mark" : "span", {}, text);
     if (drift > 0.02) {
       node.style.setProperty("--drift", `${Math.min(45, 8 + 37 * drift).toFixed(0)}%`);
       node.classList.add("drift");
-      node.title = `drift ${drift.toFixed(2)} nats`;
+      node.title = `drift ${drift.toFixed(2)} nats; unsteered: ${why}`;
     }
     return node;
   }
@@ -393,24 +507,18 @@ function render({ model, el: root }) {
   }
 
   function drawDoses() {
-    const doses = model.get("doses"), loci = model.get("loci"), value = Number(strength.value);
-    const reach = Math.min(about.most, ...doses.map(d => d.safe));
-    safe.replaceChildren(...(doses.length ? [el("div", { style: `width: ${100 * reach / about.most}%` })] : []));
-    naturalSaid.replaceChildren(...(doses.length ? ["in natural differences: ", ...doses.map(d =>
-      el("span", { title: nameOf(d.name) }, swatch(d.name), (value / d.fraction).toFixed(1)))] : []));
-    safeSaid.textContent = doses.length
-      ? `Shaded: up to ${reach.toFixed(2)} the drift stays below ${about.limit} nats per token${doses.length > 1 ? " everywhere" : ""}.`
-      : "Where drift stays small is shaded once the dose–response of a locus is measured.";
-    const series = doses.map((d, i) => ({ name: d.name, rows: d.rows, dash: ["", "6 3", "2 3", "8 3 2 3", "1 3"][i % 5] }));
+    const doses = model.get("doses"), loci = model.get("loci");
+    const series = doses.map((d, i) => ({ name: d.name, rows: d.rows, safe: d.safe, now: rows[d.name]?.value() ?? 0, dash: ["", "6 3", "2 3", "8 3 2 3", "1 3"][i % 5] }));
     charts.hidden = table.hidden = !doses.length;
     if (!doses.length) return;
     const drifts = doses.flatMap(d => d.rows.map(r => r.drift));
     const top = Math.max(2 * about.limit, Math.min(6 * about.limit, Math.max(...drifts)));
+    const most = Math.max(...doses.flatMap(d => d.rows.map(r => r.strength)));
     const width = drawnWidth = chartWidth();
     charts.replaceChildren(
-      chart("Coherent replies with the trait", width, series, value, reach, { key: "trait_rate", most: 1, ticks: [0, .25, .5, .75, 1], say: percent }),
-      chart("Drift, nats per token", width, series, value, reach, {
-        key: "drift", most: top, ticks: [0, top / 4, top / 2, 3 * top / 4, top], say: x => x.toFixed(2), limit: about.limit,
+      chart("Coherent replies with the trait", width, series, most, { key: "trait_rate", top: 1, ticks: [0, .25, .5, .75, 1], say: percent }),
+      chart("Drift, nats per token", width, series, most, {
+        key: "drift", top, ticks: [0, top / 4, top / 2, 3 * top / 4, top], say: x => x.toFixed(2), limit: about.limit,
       }));
     table.replaceChildren(scores(doses));
   }
@@ -420,28 +528,34 @@ function render({ model, el: root }) {
     return Math.max(240, parseFloat(gridTemplateColumns) || 400);
   }
 
-  function chart(title, width, series, value, reach, { key, most, ticks, say, limit }) {
-    const W = width, H = 230, left = 46, right = 10, topEdge = 10, bottom = 42;
-    const x = v => left + (W - left - right) * v / about.most;
-    const y = v => H - bottom - (H - bottom - topEdge) * Math.min(v, most) / most;
+  function chart(title, width, series, most, { key, top, ticks, say, limit }) {
+    const W = width, H = 230, left = 46, right = 10, topEdge = 18, bottom = 42;
+    const x = v => left + (W - left - right) * v / most;
+    const y = v => H - bottom - (H - bottom - topEdge) * Math.min(v, top) / top;
     const line = (x1, y1, x2, y2, kind) => svg("line", { x1, y1, x2, y2, class: kind });
     const word = (text, at, anchor = "middle") => svg("text", { ...at, "text-anchor": anchor }, text);
+    const reach = Math.min(...series.map(s => s.safe));
     const picture = svg("svg", { viewBox: `0 0 ${W} ${H}`, role: "img",
       "aria-label": `${title} against strength; the table below holds the numbers` },
       svg("rect", { x: x(0), y: topEdge, width: x(reach) - x(0), height: H - bottom - topEdge, class: "reach" }),
       ticks.map(t => [line(left, y(t), W - right, y(t), "rule"), word(say(t), { x: left - 8, y: y(t) + 4 }, "end")]),
-      [0, .25, .5, .75, 1].map(t => word(+(t * about.most).toFixed(2), { x: x(t * about.most), y: H - bottom + 18 })),
+      [0, .25, .5, .75, 1].map(t => word(+(t * most).toFixed(2), { x: x(t * most), y: H - bottom + 18 })),
       word("strength (× residual norm)", { x: (left + W - right) / 2, y: H - 4 }),
-      limit ? line(left, y(limit), W - right, y(limit), "limit") : null,
-      line(x(value), topEdge, x(value), H - bottom, "now"));
-    for (const [k, { name, rows, dash }] of series.entries()) {
+      limit ? line(left, y(limit), W - right, y(limit), "limit") : null);
+    for (const [k, { name, rows, dash, now }] of series.entries()) {
       const aside = 4 * (k - (series.length - 1) / 2);  // so that whiskers stand beside each other
       const style = hue(name), points = rows.map(r => [x(r.strength), y(r[key])]);
-      if (key === "trait_rate")
+      if (now >= 0 && now <= most) picture.append(put(line(x(now), topEdge, x(now), H - bottom, "now"), { style }, []));
+      if (key === "trait_rate" && series.length < 3)  // of more the whiskers hide the lines; the table has them
         for (const r of rows) picture.append(put(line(x(r.strength) + aside, y(r.low_rate), x(r.strength) + aside, y(r.high_rate), "whisker"), { style }, []));
       picture.append(svg("polyline", { points: points.join(" "), style, "stroke-dasharray": dash }));
-      points.forEach(([cx, cy], i) => picture.append(svg("circle", { cx, cy, r: 4, style },
-        svg("title", {}, `${name}\nstrength ${rows[i].strength.toFixed(2)}: ${say(rows[i][key])}`))));
+      points.forEach(([cx, cy], i) => {
+        const beyond = rows[i][key] > top * 1.0001;  // an arrow and the number, for the point lies above the chart
+        const shape = beyond ? svg("path", { d: `M ${cx - 5} ${cy + 6} L ${cx} ${cy - 3} L ${cx + 5} ${cy + 6} Z`, style, class: "beyond" }) : svg("circle", { cx, cy, r: 4, style });
+        shape.append(svg("title", {}, `${name}\nstrength ${rows[i].strength.toFixed(2)}: ${say(rows[i][key])}`));
+        picture.append(shape);
+        if (beyond) picture.append(word(say(rows[i][key]), { x: Math.min(cx, W - 16), y: cy - 5 - 11 * (k % 2), class: "beyond" }));
+      });
     }
     return el("figure", {}, el("figcaption", {}, title), picture);
   }
@@ -467,6 +581,7 @@ function render({ model, el: root }) {
     const { path, code } = model.get("kept");
     kept.hidden = !path;
     if (!path) return;
+    if (!code) return kept.replaceChildren(el("p", {}, "Saved as ", el("code", {}, path), "."));
     const copy = el("button", { onclick: async () => {
       try {
         await navigator.clipboard.writeText(code);
@@ -480,21 +595,25 @@ function render({ model, el: root }) {
       el("pre", { tabindex: 0, "aria-label": "Python code" }, el("code", {}, code)), copy);
   }
 
-  const strengthField = el("div", { class: "strength" },
-    el("div", { class: "said" }, el("label", { for: `${id}-strength` }, "Strength ", strengthSaid), naturalSaid), el("div", { class: "slider" }, safe, strength), safeSaid);
+  const history = el("div", { class: "talk", hidden: true, "aria-label": "The chat so far" });
+  const attention = el("section", { class: "attention", hidden: true, "aria-label": "Attention" });
+  const togetherField = el("label", { class: "check", hidden: true }, together, " also all together, in one reply");
   root.append(el("div", { class: "star-explorer" },
     el("header", {}, el("h3", {}, `${about.title} in ${about.model}`),
       el("p", { class: "soft" }, "Click a cell to steer there and hear the model change; click more to compare. ★ is where drift buys most, as far as the pairs can tell.")),
     el("div", { class: "parts" },
       el("section", { class: "where", "aria-label": "Where the trait is carried" }, tabs,
         el("div", { class: "controls" }, field("Estimator", estimator), field("Form", form), field("Pairs", pair), componentField),
-        map, legend),
-      el("section", { class: "steering", "aria-label": "What steering does" }, chips, field("Prompt", prompt), strengthField,
-        el("div", { class: "controls" }, positionsField, field("Seed", seed), el("div", { class: "buttons" }, go, stop)),
-        el("div", { class: "state" }, progress, status, problem)),
+        map, legend, attention),
+      el("section", { class: "steering", "aria-label": "What steering does" }, history, field("Prompt", prompt),
+        el("div", { class: "controls" }, el("div", { class: "buttons" }, go, reroll, stop, save),
+          el("details", { class: "more" }, el("summary", {}, "System prompt, seed, length"),
+            field("System prompt", system),
+            el("div", { class: "controls" }, field("Seed", seed), field("Replies", seeds), field("Temperature", temperature), field("Tokens", length)))),
+        el("div", { class: "state" }, progress, status, problem), chips, togetherField),
       el("section", { class: "written", "aria-label": "Replies" }, replies,
         el("p", { class: "soft key" }, el("span", {}, el("mark", {}, "marked"), " trait marker"),
-          el("span", {}, el("span", { class: "drift", style: "--drift: 45%" }, "tinted"), " drift: how far this token is from what the unsteered model would write"))),
+          el("span", {}, el("span", { class: "drift", style: "--drift: 45%" }, "tinted"), " drift: how far this token is from what the unsteered model would write; point at it to read what that is"))),
       kept,
       el("section", { class: "measures", "aria-label": "Dose–response and scores" }, charts, table))));
 
@@ -505,18 +624,21 @@ function render({ model, el: root }) {
   colours.setProperty("--drifting", about.colours.drift);
 
   const drawings = {
-    map: [drawMap, drawChips], loci: [drawLoci], replies: [drawReplies], doses: [drawDoses], status: [drawStatus], kept: [drawKept],
+    map: [drawMap, drawChips], loci: [drawLoci], replies: [drawReplies], doses: [drawDoses], status: [drawStatus], kept: [drawKept], talk: [drawTalk], pattern: [drawPattern], settings: [sayPrompt],
   };
   const each = what => Object.entries(drawings).forEach(([name, all]) => all.forEach(draw => what(`change:${name}`, draw)));
   each((name, draw) => model.on(name, draw));
   // Charts are drawn to their width, so that words keep their size.
   const resized = new ResizeObserver(() => { if (chartWidth() !== drawnWidth) drawDoses(); });
   resized.observe(charts);
-  sayStrength();
+  hideTip();
   open(tab);
   drawLoci();
   drawStatus();
   drawKept();
+  drawTalk();
+  drawPattern();
+  if (!model.get("replies").length) send("begin");
   return () => {
     each((name, draw) => model.off(name, draw));
     resized.disconnect();

@@ -8,39 +8,40 @@ its next tensor operation, because hooks belong to the model and all of these us
 from __future__ import annotations
 
 import functools
-import itertools
-import json
 import threading
 import time
-import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from star_tl.attribution import ESTIMATORS, AttributionMap, attribute
-from star_tl.data.chat import SPANS, Span, as_messages, render, resolve_span
-from star_tl.data.pairs import Pairs, Trait
+from star_tl.data.chat import as_messages, render, resolve_span
+from star_tl.data.pairs import ContrastivePair, Pairs, load_pairs
 from star_tl.errors import StarError
-from star_tl.evaluation.scores import mark_coherent, score
-from star_tl.evaluation.strength import DRIFT_LIMIT, best_dose, dose_table
-from star_tl.generation.likelihood import kl_per_token, reply_logits, reply_logprobs
-from star_tl.generation.sampling import Reply, stream
+from star_tl.evaluation.reach import drift_reach
+from star_tl.evaluation.scores import score
+from star_tl.evaluation.strength import DRIFT_LIMIT
+from star_tl.generation.sampling import Reply, generate, stream
 from star_tl.generation.settings import Sampling
-from star_tl.locus import COMPONENTS, WRITES, Locus
-from star_tl.models.backend import Model
+from star_tl.locus import Locus
+from star_tl.models.backend import Model, attached, residual_stream
 from star_tl.models.batch import make_batch
-from star_tl.stats import mean_interval
 from star_tl.steering.condition import Condition
 from star_tl.steering.hooks import row_hooks
 from star_tl.steering.positions import read_positions, schedule
 from star_tl.vectors import SteeringVector, extract_vector
-from star_tl.view.plots import DIVERGING, DIVERGING_DARK, GREY, LOCUS_COLOURS, ORANGE, shared_spans
+from star_tl.vectors.survey import Survey, survey
+from star_tl.view.explorer.doses import DOSES, FURTHER, PROBE, Chosen, as_dict, curve, natural
+from star_tl.view.explorer.maps import view
+from star_tl.view.explorer.replies import measured, segments
+from star_tl.view.explorer.snapshot import write_snapshot
+from star_tl.view.explorer.turns import OPEN, TURN, Stoppable, Stopped, give_way_to_cells
+from star_tl.view.explorer.ways import Way, free_path, hooks_of, place_words, positions_in_code
+from star_tl.view.plots import DIVERGING, DIVERGING_DARK, GREY, LOCUS_COLOURS, ORANGE
 
 try:
     import anywidget
@@ -63,21 +64,28 @@ POSITIONS = {
     "all": "prompt and reply",
     "-3, -2, -1": "numbers: −1 is the prompt's last token, 0 the reply's first",
 }
-DOSES = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)  # shares of the slider's end
 DOSE_PROMPTS = 12
+LADDER = (-1.0, -0.5, 0.5, 1.0, 1.5)  # × the strength of the locus
+MOST_SEEDS = 4
+OWN = -2  # the "pair" that is the user's own prompt
 SAMPLING = Sampling()
 FRAME = 0.08  # seconds between two updates of a streamed reply
 CHOOSER = {key: e.label for key, e in ESTIMATORS.items() if key != "exact"}  # which takes minutes a pair
 
 
-def explore(model: Model, pairs: Pairs, attr: AttributionMap | None = None) -> Explorer:
+def explore(model: Model, pairs: Pairs | str | Path, attr: AttributionMap | None = None) -> Explorer:
     """The widget, for JupyterLab, Notebook 7 and VS Code.
+
+        star.explore(model, "emotional_support")
 
     Args:
         model: from :func:`star_tl.load_model`.
-        pairs: from :func:`star_tl.load_pairs`; their extraction split gives maps, vectors and dose–response.
+        pairs: from :func:`star_tl.load_pairs`, or what that takes; their extraction split gives maps, vectors and
+            dose–response.
         attr: an attribution map of these pairs, where you have one; default: attribute now.
     """
+    if not isinstance(pairs, Pairs):
+        pairs = load_pairs(pairs)
     return Explorer(model, pairs, attr if attr is not None else attribute(model, pairs))
 
 
@@ -94,55 +102,62 @@ class Explorer(anywidget.AnyWidget):
     doses = traitlets.List().tag(sync=True)
     status = traitlets.Dict().tag(sync=True)
     kept = traitlets.Dict().tag(sync=True)
+    talk = traitlets.List().tag(sync=True)
+    pattern = traitlets.Dict().tag(sync=True)
 
     def __init__(self, model: Model, pairs: Pairs, attr: AttributionMap) -> None:
         super().__init__()
         self._model, self._pairs = model, pairs
-        self._maps = {attr.method: attr}
+        self._maps: dict[str, AttributionMap] = {attr.method: attr}
         self._suggested: dict[str, dict[str, Any]] = {}
-        self._chosen: list[Locus] = []
-        self._vectors: dict[Locus, SteeringVector] = {}
-        self._measured: dict[tuple[Locus | None, str | tuple[int, ...]], pd.DataFrame] = {}
+        self._chosen: list[Chosen] = []
+        self._survey: Survey | None = None
+        self._window = attr.window
+        self._measured: dict[tuple[Locus, str] | None, pd.DataFrame] = {}
         self._stop = threading.Event()
-        natural = self._vector(attr.top_locus()).fraction
-        most = float(f"{4 * natural:.1g}")
+        # One place for every click: another estimator suggests other layers, not near-duplicates of what is selected.
+        self._place = attr.top_locus().positions if attr.prices_layers else (-1,)
         practice = pairs.extraction.prompts
         self._practice = practice[:: max(1, len(practice) // DOSE_PROMPTS)][:DOSE_PROMPTS]
         self.about = {
             "title": pairs.trait.name.replace("_", " "),
             "model": str(model.cfg.model_name),
-            "estimators": CHOOSER,
+            "estimators": {m: CHOOSER.get(m, m) for m in (*CHOOSER, attr.method)},
             "forms": FORMS,
-            "components": COMPONENTS,
             "positions": POSITIONS,
             "pairs": [p.id for p in pairs.extraction],
             "colours": {"unsteered": GREY, "loci": LOCUS_COLOURS, "drift": ORANGE},
             "scales": {"light": [c for _, c in DIVERGING], "dark": [c for _, c in DIVERGING_DARK]},
-            "most": most,
             "limit": DRIFT_LIMIT,
             "prompts": len(self._practice),
+            "seeds": MOST_SEEDS,
+            "place": list(self._place),
         }
+        shown = view(attr, "classical", None, None)
         self.settings = {
             "estimator": attr.method,
             "form": "classical",
             "pair": -1,
-            "component": "resid_post",
+            "component": shown["component"],
             "prompt": pairs.heldout.prompts[0][-1]["content"],
-            "strength": round(2 * natural / (most / 60)) * (most / 60),
-            "positions": "locus",
+            "system": "",
             "seed": 0,
+            "count": 1,
+            "temperature": SAMPLING.temperature,
+            "length": SAMPLING.max_new_tokens,
+            "together": False,
         }
         self._said, self._refused = 0, ""
         self._say("")
         self._draw_map({})
         self.on_msg(self._hear)
-        _OPEN.add(self)
-        _give_way_to_cells()
+        OPEN.add(self)
+        give_way_to_cells()
 
     @property
     def vectors(self) -> list[SteeringVector]:
         """The steering vectors of the selected loci."""
-        return [self._vector(locus) for locus in self._chosen]
+        return [self._vector(chosen.locus) for chosen in self._chosen]
 
     def stop(self) -> None:
         """End what goes on."""
@@ -153,8 +168,35 @@ class Explorer(anywidget.AnyWidget):
         self.stop()
         super().close()
 
+    def snapshot(self, path: str | Path | None = None) -> list[Path]:
+        """Write what is shown as one HTML file that needs no network, and its replies as CSV beside it.
+
+        Args:
+            path: the HTML file; default the trait's name, with a number where that is taken.
+
+        Raises:
+            StarError: nothing was written yet, or the file cannot be written.
+        """
+        if not self.replies:
+            raise StarError("There is nothing to save yet: write replies first.")
+        name = f"{self._pairs.trait.name}_snapshot"
+        free = (Path(f"{name}{f'-{k}' if k else ''}.html") for k in range(10_000))
+        chosen = Path(path) if path is not None else next(p for p in free if not p.exists())
+        curves = {str(c.locus): table for c in self._chosen if (table := self._curve(c)) is not None}
+        code = "\n".join(
+            [
+                "import star_tl as star",
+                f"model = star.load_model({self._model.cfg.model_name!r})",
+                f"pairs = star.load_pairs({self._pairs.trait.name!r})",
+                *(line for c in self._chosen if c.vector for line in self._in_code(c)),
+            ]
+        )
+        title = f"{self.about['title'].capitalize()} in {self.about['model']}"
+        attr = self._maps[self.settings["estimator"]]
+        return write_snapshot(chosen, title, attr, self._chat(self.settings), self.replies, curves, code)
+
     def __repr__(self) -> str:
-        loci = "; ".join(map(str, self._chosen)) or "no locus selected"
+        loci = "; ".join(str(c.locus) for c in self._chosen) or "no locus selected"
         return f"Explorer({self._pairs.trait.name} in {self._model.cfg.model_name}: {loci})"
 
     def _hear(self, _: object, message: dict[str, Any], buffers: object) -> None:
@@ -167,43 +209,87 @@ class Explorer(anywidget.AnyWidget):
             self._say(self.status["text"] if going else "", self.status["progress"], going)
 
     def _do(self, do: str, **what: Any) -> None:
-        if do == "stop":
+        if do == "begin":
+            if not self.replies and not self._chosen and not self.status["busy"]:
+                self._start(self._begin)
+        elif do == "stop":
             self.stop()
         elif do == "map":
-            if what["estimator"] in self._maps:
-                self._draw_map(what)
-            else:
+            if what["pair"] == OWN or what["estimator"] not in self._maps:
                 self._start(functools.partial(self._attribute, what))
+            else:
+                self._draw_map(what)
         elif do == "toggle":
             self._set(what.get("settings", {}))
-            self._toggle(Locus(what["hook_point"], tuple(what["positions"]), what["head"]))
+            self._toggle(Locus(what["hook_point"], tuple(what["positions"]), what["head"]), what.get("extend", False))
         elif do == "generate":
             self._set(what)
             self._start(self._write)
+        elif do == "adjust":
+            self._adjust(what)
+        elif do == "ladder":
+            self._set(what.get("settings", {}))
+            self._start(functools.partial(self._write, self._named(what["name"])))
         elif do == "keep":
-            self._keep(self._chosen[what["index"]])
+            self._keep(self._named(what["name"]))
+        elif do == "continue":
+            self._continue(what["key"])
+        elif do == "undo":
+            self.talk = self.talk[:-2]
+        elif do == "pattern":
+            self._start(functools.partial(self._attend, what["layer"], what["head"]))
+        elif do == "snapshot":
+            files = self.snapshot()
+            self.kept = {"path": ", ".join(map(str, files)), "code": ""}
+
+    def _named(self, name: str) -> Chosen:
+        return next(c for c in self._chosen if str(c.locus) == name)
 
     def _set(self, what: dict[str, Any]) -> None:
         """Take over what is to be written; on an error all stays as the replies that are shown have it."""
         wanted = self.settings | what
-        positions = self._positions(wanted)
-        if positions != "locus":
-            schedule(positions)  # raises where there is none
+        chat = self._chat(wanted)
+        for chosen in self._chosen:
+            self._resolved(chosen.positions, chat)
+        _sampling(wanted)
         self.settings = wanted
 
-    def _toggle(self, locus: Locus) -> None:
-        if locus in self._chosen:
-            self._chosen.remove(locus)
+    def _adjust(self, what: dict[str, Any]) -> None:
+        """Another strength or other positions of a locus."""
+        self._set(what.get("settings", {}))
+        chosen = self._named(what["name"])
+        self._resolved(what.get("at", chosen.positions), self._chat(self.settings))
+        strength = what.get("strength", chosen.strength)
+        if chosen.vector is not None:
+            chosen.vector.scaled(strength)
+        if what.get("at", chosen.positions) != chosen.positions:
+            chosen.positions, chosen.most, strength = what["at"], None, None  # another place has another range
+        chosen.strength = strength
+        if strength is not None and chosen.most is not None:
+            chosen.most = max(chosen.most, float(f"{abs(strength):.2g}"))
+        self._show_loci()
+        self._start(self._write)
+
+    def _toggle(self, locus: Locus, extend: bool) -> None:
+        """Select or remove; with ``extend`` a token more or less for the locus at the same hook point."""
+        alike = [c for c in self._chosen if (c.locus.hook_point, c.locus.head) == (locus.hook_point, locus.head)]
+        if extend and alike:
+            old = alike[-1]
+            positions = tuple(sorted(set(old.locus.positions) ^ set(locus.positions)))
+            self._chosen.remove(old)
+            if positions:
+                self._chosen.append(Chosen(replace(locus, positions=positions), old.colour, old.positions))
+        elif any(c.locus == locus for c in alike):
+            self._chosen = [c for c in self._chosen if c.locus != locus]
         elif len(self._chosen) == len(LOCUS_COLOURS):
             raise StarError(f"{len(LOCUS_COLOURS)} loci are selected: remove one first.")
         else:
             row_hooks([(torch.zeros(1, 1), locus, None)])  # raises where no vector can go in
-            self._chosen.append(locus)
-        taken = {entry["name"]: entry["colour"] for entry in self.loci}
-        free = iter(sorted(set(range(len(LOCUS_COLOURS))) - set(taken.values())))
-        self.loci = [{**_as_dict(x), "colour": taken[str(x)] if str(x) in taken else next(free)} for x in self._chosen]
-        self.replies = [r for r in self.replies if r["name"] in {"", *(str(x) for x in self._chosen)}]
-        self._show_doses()
+            free = set(range(len(LOCUS_COLOURS))) - {c.colour for c in self._chosen}
+            self._chosen.append(Chosen(locus, min(free)))
+        names = {"", *(str(c.locus) for c in self._chosen)}
+        self.replies = [card for card in self.replies if card["name"] in names]
+        self._show_loci()
         self._start(self._write)
 
     # The work, in a thread.
@@ -217,12 +303,12 @@ class Explorer(anywidget.AnyWidget):
 
     def _run(self, work: Callable[[], None], stop: threading.Event) -> None:
         error = ""
-        with _TURN:
+        with TURN:
             try:
-                with _Stoppable(stop):
+                with Stoppable(stop):
                     if not stop.is_set():
                         work()
-            except _Stopped:
+            except Stopped:
                 pass
             except StarError as refused:
                 error = str(refused)
@@ -236,11 +322,53 @@ class Explorer(anywidget.AnyWidget):
         error = error or self._refused  # which stands until something else is asked for, whatever goes on
         self.status = {"busy": busy, "text": text, "progress": progress, "error": error, "said": self._said}
 
+    def _begin(self) -> None:
+        """The first minute: a prompt whose unsteered reply lacks the trait, and the suggested place beside it."""
+        self._read_pairs()
+        asked = self._pairs.heldout.prompts[:DOSE_PROMPTS]
+        self._say("Looking for a prompt whose unsteered reply lacks the trait …", busy=True)
+        replies = generate(self._model, asked, seed=self.settings["seed"], sampling=SAMPLING, progress=False)
+        lacking = [p for p, r in zip(asked, replies, strict=True) if r.text and not self._pairs.trait.shown_in(r.text)]
+        single = [p for p in lacking if len(p) == 1]
+        if single:
+            self.settings = self.settings | {"prompt": single[0][0]["content"]}
+        s = self.map["suggested"]
+        self._chosen.append(Chosen(Locus(s["hook_point"], tuple(s["positions"])), 0))
+        self._show_loci()
+        self._write()
+
+    def _read_pairs(self) -> None:
+        if self._survey is None:
+            self._say("Reading the pairs, once for all places …", 0.0, busy=True)
+            self._survey = survey(
+                self._model,
+                self._pairs,
+                self._window,
+                progress=lambda share: self._say("Reading the pairs, once for all places …", share, busy=True),
+            )
+
     def _attribute(self, what: dict[str, Any]) -> None:
         method = what["estimator"]
-        self._say(f"Attributing with {CHOOSER[method]} …", busy=True)
-        self._maps[method] = attribute(self._model, self._pairs, method=method, progress=False)
-        self._draw_map(what)
+        own = what["pair"] == OWN
+        name = CHOOSER.get(method, method)
+        self._say(f"Attributing{' this prompt' if own else ''} with {name} …", busy=True)
+        pairs = self._own_pair() if own else self._pairs
+        found = attribute(self._model, pairs, method=method, progress=False)
+        if own:
+            self.settings = self.settings | what | {"form": "classical"}
+            shown = view(found, "classical", 0, what["component"])
+            self.map = shown | {"suggested": self.map["suggested"]}
+        else:
+            self._maps[method] = found
+            self._draw_map(what)
+
+    def _own_pair(self) -> Pairs:
+        """The prompt with its steered and its unsteered reply: what makes the one rather than the other."""
+        texts = ["".join(part["text"] for part in card["runs"][0]["segments"]) for card in self.replies[:2]]
+        if len(texts) < 2 or len(set(texts)) < 2:
+            raise StarError("A map of this prompt needs a steered reply that differs: select a place first.")
+        pair = ContrastivePair("this prompt", as_messages(self._chat(self.settings)), texts[1], texts[0])
+        return Pairs(self._pairs.trait, (pair,))
 
     def _draw_map(self, what: dict[str, Any]) -> None:
         """The settings say which map is shown, so they change with it."""
@@ -248,338 +376,236 @@ class Explorer(anywidget.AnyWidget):
         attr = self._maps[s["estimator"]]
         shown = view(attr, s["form"], None if s["pair"] < 0 else s["pair"], s["component"])
         if attr.method not in self._suggested:
-            choice = attr.choose_layer()
-            said = {"said": choice.describe(), "chosen": choice.singled_out}
-            self._suggested[attr.method] = _as_dict(attr.top_locus()) | said
+            if attr.prices_layers:
+                choice = attr.choose_layer()
+                said, chosen, layer = choice.describe(), choice.singled_out, choice.layer
+            else:
+                said, chosen, layer = "this map prices no layers", False, attr.n_layers // 2
+            self._suggested[attr.method] = as_dict(Locus(f"blocks.{layer}.hook_resid_post", self._place))
+            self._suggested[attr.method] |= {"said": said, "chosen": chosen, "priced": attr.prices_layers}
         self.map = shown | {"suggested": self._suggested[attr.method]}
 
     def _vector(self, locus: Locus) -> SteeringVector:
-        if locus not in self._vectors:
-            self._vectors[locus] = extract_vector(self._model, self._pairs, locus)
-        return self._vectors[locus]
+        if self._survey is not None and self._survey.holds(locus):
+            return self._survey.vector(locus)
+        return extract_vector(self._model, self._pairs, locus)
 
-    def _write(self) -> None:
+    def _ready(self, chosen: Chosen) -> None:
+        """Its vector and range."""
+        if chosen.vector is None:
+            self._read_pairs()
+            chosen.vector = self._vector(chosen.locus)
+        if chosen.most is None:
+            self._say("Looking how far this place may be turned up …", busy=True)
+            positions = read_positions(chosen.positions)
+            chosen.take(chosen.vector, drift_reach(self._model, chosen.vector, self._pairs, positions, PROBE, 2))
+            self._show_loci()
+
+    def _ways(self, ladder: Chosen | None, chat: Any) -> list[Way]:
+        ways = [Way("", "", "Unsteered")]
+        if ladder is not None:
+            at = self._resolved(ladder.positions, chat)
+            for factor in LADDER:
+                share = factor * (ladder.strength or 0.0)
+                part = (ladder.vector, natural(ladder.vector, share), at)
+                ways.append(
+                    Way(
+                        f"{ladder.locus} × {factor:g}",
+                        str(ladder.locus),
+                        f"Strength {share:+.2f}".replace("-", "−"),
+                        None,
+                        (part,),
+                    )
+                )
+            return ways
+        parts = [(c, (c.vector, c.natural, self._resolved(c.positions, chat))) for c in self._chosen]
+        ways += [Way(str(c.locus), str(c.locus), "", c.strength, (part,)) for c, part in parts]
+        if self.settings["together"] and len(parts) > 1:
+            ways.append(Way("together", "", "All places together", None, tuple(part for _, part in parts)))
+        return ways
+
+    def _write(self, ladder: Chosen | None = None) -> None:
         """Stream the replies side by side, then measure them, then the dose–response of new loci."""
-        s, loci = self.settings, list(self._chosen)
-        self._say("Extracting the vector …" if loci else "Writing …", busy=True)
-        messages = as_messages(s["prompt"])
-        at = self._positions(s)
-        vectors = [self._vector(locus) for locus in loci]
-        ways = [None, *((v.scaled(_natural(v, s["strength"])), v.locus, at) for v in vectors)]
-        shown, replies = 0.0, []
-        try:
-            for step, replies in enumerate(
-                stream(self._model, [messages] * len(ways), row_hooks(ways), seed=s["seed"]), 1
-            ):
-                if time.monotonic() - shown > FRAME:
-                    self._show_replies(replies, loci, writing=True)
-                    self._say("Writing …", step / SAMPLING.max_new_tokens, busy=True)
-                    shown = time.monotonic()
-        finally:  # stopped or not
-            if replies:
-                self._show_replies(replies, loci)
-        fluency = _fluency(self._model, messages, replies, vectors, s["strength"], at)
-        self._show_replies(replies, loci, fluency)
-        for locus in (None, *loci):
-            self._measure(locus, read_positions(s["positions"]))
+        s, chosen = self.settings, [ladder] if ladder is not None else list(self._chosen)
+        for one in chosen:
+            self._ready(one)
+        chat = self._chat(s)
+        ways = self._ways(ladder, chat)
+        runs: list[list[dict[str, Any]]] = [[] for _ in ways]
+        written: list[tuple[int, list[Reply]]] = []
+        for seed in range(s["seed"], s["seed"] + s["count"]):
+            shown, replies = 0.0, []
+            streamed = stream(self._model, [chat] * len(ways), hooks_of(ways), seed=seed, sampling=_sampling(s))
+            try:
+                for step, replies in enumerate(streamed, 1):
+                    if time.monotonic() - shown > FRAME:
+                        self._show_replies(ways, runs, [self._run_of(r, seed, writing=True) for r in replies])
+                        self._say("Writing …", step / s["length"], busy=True)
+                        shown = time.monotonic()
+            finally:  # stopped or not
+                if replies:
+                    self._show_replies(ways, runs, [self._run_of(r, seed) for r in replies])
+            written.append((seed, replies))
+            for row, reply in zip(runs, replies, strict=True):
+                row.append(self._run_of(reply, seed))
+        end = len(render(self._model.tokenizer, chat).ids)
+        for k, (seed, replies) in enumerate(written):
+            for row, way, reply in zip(runs, ways, replies, strict=True):
+                found = measured(self._model, chat, reply, hooks_of([way], end))
+                row[k] = self._run_of(reply, seed, found)
+            self._show_replies(ways, runs)
+        for one in (None, *chosen):
+            self._measure(one)
         self._show_doses()
 
-    def _positions(self, settings: dict[str, Any]) -> str | tuple[int, ...]:
-        """Where these settings add the vector in their prompt."""
-        messages = as_messages(settings["prompt"])
-        return resolve_span(self._model.tokenizer, messages, read_positions(settings["positions"]))
+    def _chat(self, s: dict[str, Any]) -> list[dict[str, str]]:
+        system = [{"role": "system", "content": s["system"]}] if s["system"].strip() else []
+        as_messages(s["prompt"])  # raises where it is empty
+        return [*system, *self.talk, {"role": "user", "content": s["prompt"]}]
+
+    def _resolved(self, typed: str, chat: Any) -> str | tuple[int, ...]:
+        """Where a locus is added in this chat. Raises StarError where there is no such place."""
+        positions = resolve_span(self._model.tokenizer, chat, read_positions(typed))
+        if positions != "locus":
+            schedule(positions)  # raises where there is none
+        return positions
+
+    def _continue(self, key: str) -> None:
+        """The card's reply becomes part of the chat, for the next turn."""
+        card = next(card for card in self.replies if card["key"] == key)
+        said = "".join(part["text"] for part in card["runs"][0]["segments"])
+        if not said:
+            raise StarError("This reply is empty: it cannot be answered.")
+        turns = [{"role": "user", "content": self.settings["prompt"]}, {"role": "assistant", "content": said}]
+        self.talk = [*self.talk, *turns]
+        self.replies = []
+
+    def _run_of(
+        self, reply: Reply, seed: int, found: tuple[Any, float, float] | None = None, writing: bool = False
+    ) -> dict[str, Any]:
+        pieces, drift, logprob = found if found is not None else ([(reply.text, None, "")], None, None)
+        going = writing and not reply.stopped
+        parts, markers = segments(self._pairs.trait, pieces), len(self._pairs.trait.find(reply.text))
+        known = {"drift": drift, "logprob": logprob} if found is not None else {}
+        return {"seed": seed, "segments": parts, "markers": markers, "writing": going, **known}
 
     def _show_replies(
-        self,
-        replies: Sequence[Reply],
-        loci: Sequence[Locus],
-        fluency: Sequence[tuple[Tensor, float]] | None = None,
-        writing: bool = False,
+        self, ways: Sequence[Way], runs: Sequence[Sequence[dict[str, Any]]], now: Sequence[dict[str, Any]] = ()
     ) -> None:
-        shown = []
-        for i, (reply, locus) in enumerate(zip(replies, (None, *loci), strict=False)):
-            pieces, measures = [(reply.text, None)], {}
-            if fluency is not None:
-                kl, logprob = fluency[i]
-                pieces = token_pieces(self._model.tokenizer, reply, kl.tolist())
-                measures = {"drift": float(kl.mean()), "logprob": logprob}
-            parts = segments(self._pairs.trait, pieces)
-            found = len(self._pairs.trait.find(reply.text))
-            going = writing and not reply.stopped
-            shown.append({"name": str(locus or ""), "segments": parts, "markers": found, "writing": going, **measures})
-        self.replies = shown
+        self.replies = [
+            {
+                "key": way.key,
+                "name": way.name,
+                "title": way.title or place_words(way.name),
+                "strength": way.strength,
+                "runs": [*before, *now[i : i + 1]],
+            }
+            for i, (way, before) in enumerate(zip(ways, runs, strict=True))
+        ]
 
-    def _measure(self, locus: Locus | None, positions: str | tuple[int, ...]) -> None:
+    def _measure(self, chosen: Chosen | None) -> None:
         """Score replies to the practice prompts at every dose; at none for the unsteered model."""
-        key = (locus, positions if locus else "")
+        key = (chosen.locus, chosen.positions) if chosen is not None else None
         if key in self._measured:
             return
-        vector = self._vector(locus) if locus else None
-        shares = [dose * self.about["most"] for dose in DOSES] if vector else [0.0]
-        strengths = [_natural(vector, share) if vector else 0.0 for share in shares]
-        prompts = [p for _ in strengths for p in self._practice]
-        at = [resolve_span(self._model.tokenizer, p, positions) for p in self._practice]
-        rows = [(vector.scaled(x), vector.locus, where) if vector else None for x in strengths for where in at]
-        what = f"layer {locus.layer}" if locus else "the unsteered model"
+        if chosen is None:
+            self._measured[None] = self._scored(None, [0.0])
+            return
+        most = chosen.most or 1.0
+        found = self._scored(chosen, [dose * most for dose in DOSES])
+        if found.groupby("strength").drift.mean().max() <= DRIFT_LIMIT:
+            more = self._scored(chosen, [x * most for x in FURTHER])
+            found = pd.concat([found, more], ignore_index=True)
+            chosen.most = float(f"{FURTHER[-1] * most:.3g}")
+        self._measured[key] = found
+        self._show_doses()
+        self._show_loci()
+
+    def _scored(self, chosen: Chosen | None, shares: Sequence[float]) -> pd.DataFrame:
+        vector, positions = (chosen.vector, read_positions(chosen.positions)) if chosen is not None else (None, "")
+        ways = [
+            Condition("steered", vector, natural(vector, share), positions) if vector is not None else Condition()
+            for share in shares
+        ]
+        prompts = [p for _ in ways for p in self._practice]
+        rows = [way.row(self._model.tokenizer, p) for way in ways for p in self._practice]
+        what = f"layer {chosen.locus.layer}" if chosen is not None else "the unsteered model"
         replies: list[Reply] = []
-        written = stream(self._model, prompts, row_hooks(rows))
-        for step, replies in enumerate(written, 1):  # noqa: B007 - the last is wanted
+        for step, replies in enumerate(stream(self._model, prompts, row_hooks(rows), sampling=SAMPLING), 1):  # noqa: B007
             self._say(f"Dose–response of {what} …", step / SAMPLING.max_new_tokens, busy=True)
         frames, n = [], len(self._practice)
-        for i, (share, strength) in enumerate(zip(shares, strengths, strict=True)):
-            part = replies[i * n : (i + 1) * n]
-            way = Condition("steered", vector, strength, positions) if vector is not None else Condition()
-            frame = score(self._model, self._pairs.trait, self._practice, part, way)
+        for i, (share, way) in enumerate(zip(shares, ways, strict=True)):
+            self._say(f"Scoring {what} …", i / len(ways), busy=True)
+            frame = score(self._model, self._pairs.trait, self._practice, replies[i * n : (i + 1) * n], way)
             frames.append(frame.assign(strength=share, arm=way.name, prompt_id=range(n)))
-        self._measured[key] = pd.concat(frames, ignore_index=True)
+        return pd.concat(frames, ignore_index=True)
+
+    def _curve(self, chosen: Chosen) -> pd.DataFrame | None:
+        base, found = self._measured.get(None), self._measured.get((chosen.locus, chosen.positions))
+        return curve(base, found) if base is not None and found is not None else None
+
+    def _show_loci(self) -> None:
+        self.loci = [chosen.shown(self._curve(chosen)) for chosen in self._chosen]
         self._show_doses()
 
     def _show_doses(self) -> None:
-        curves, positions = [], read_positions(self.settings["positions"])
-        base = self._measured.get((None, ""))
-        for locus in self._chosen:
-            found = self._measured.get((locus, positions))
-            if found is None or base is None:
-                continue
-            table = dose_table(mark_coherent(pd.concat([base, found], ignore_index=True)))
-            curves.append(
-                {
-                    "name": str(locus),
-                    "fraction": self._vector(locus).fraction,
-                    "best": best_dose(table),
-                    "safe": safe_until(table),
-                    "rows": table.to_dict(orient="records"),
-                }
-            )
-        self.doses = curves
+        self.doses = [
+            {"name": str(c.locus), "fraction": c.vector.fraction, **{k: c.shown(table)[k] for k in ("best", "safe")}}
+            | {"rows": table.to_dict(orient="records")}
+            for c in self._chosen
+            if c.vector is not None and (table := self._curve(c)) is not None
+        ]
 
-    def _keep(self, locus: Locus) -> None:
+    def _attend(self, layer: int, head: int) -> None:
+        """What a head looks at in the chat: its attention pattern, query × key."""
+        self._say(f"Reading layer {layer}, head {head} …", busy=True)
+        ids = render(self._model.tokenizer, self._chat(self.settings)).ids
+        batch, found = make_batch(self._model, [ids]), []
+
+        def keep(pattern: torch.Tensor, hook: object) -> None:
+            found.append(pattern[0, head].float().cpu())
+
+        with torch.no_grad(), attached(self._model, [(f"blocks.{layer}.attn.hook_pattern", keep)]):
+            residual_stream(self._model, batch.tokens, batch.mask, layers=layer + 1)
+        tokenizer: Any = self._model.tokenizer
+        tokens = [tokenizer.decode([i]) for i in ids]
+        weights = [[round(w, 3) for w in row] for row in found[0].tolist()]
+        self.pattern = {"layer": layer, "head": head, "tokens": tokens, "weights": weights}
+
+    def _keep(self, chosen: Chosen) -> None:
         """Save the vector, and say in Python what the widget did with it."""
-        if locus not in self._vectors:
+        if chosen.vector is None:
             raise StarError("The vector is being extracted: keep it once replies appear.")
-        vector, s = self._vectors[locus], self.settings
+        locus = chosen.locus
         place = locus.hook_point.replace("blocks.", "layer").replace(".", "_").replace("hook_", "")
         head = f"_head{locus.head}" if locus.head is not None else ""
-        path = _free_path(Path(f"{vector.trait}_{place}{head}.safetensors"), vector)
-        vector.save(path)
-        at, comment = _in_code(self._positions(s), s["positions"])
-        self.kept = {
-            "path": str(path),
-            "code": f'vector = star.SteeringVector.load("{path}", model)\n'
-            f"hooks = vector.hooks(strength={_natural(vector, s['strength'])}, positions={at}){comment}\n"
-            f"star.sample(model, [{s['prompt']!r}], hooks, seed={s['seed']})",
-        }
+        path = free_path(Path(f"{chosen.vector.trait}_{place}{head}.safetensors"), chosen.vector)
+        chosen.vector.save(path)
+        code = [f'vector = star.SteeringVector.load("{path}", model)', *self._in_code(chosen)[1:]]
+        self.kept = {"path": str(path), "code": "\n".join(code)}
+
+    def _in_code(self, chosen: Chosen) -> list[str]:
+        """Three lines of Python that write the locus's reply."""
+        s, locus = self.settings, chosen.locus
+        chat = self._chat(s)
+        prompt = s["prompt"] if len(chat) == 1 else chat
+        at, comment = positions_in_code(self._resolved(chosen.positions, chat), chosen.positions)
+        other = [
+            f"{name}={value!r}"
+            for name, value, usual in (
+                ("temperature", s["temperature"], SAMPLING.temperature),
+                ("max_new_tokens", s["length"], SAMPLING.max_new_tokens),
+            )
+            if value != usual
+        ]
+        return [
+            f"vector = star.extract_vector(model, pairs, star.{locus!r})",
+            f"hooks = vector.hooks(strength={chosen.natural}, positions={at}){comment}",
+            f"star.sample(model, [{prompt!r}], hooks, {', '.join(['seed=' + str(s['seed']), *other])})",
+        ]
 
 
-def view(attr: AttributionMap, form: str, pair: int | None, component: str) -> dict[str, Any]:
-    """The three maps of the page: layer × component, layer × head, layer × token.
-
-    Args:
-        attr: the scores.
-        form: ``"classical"``, or ``"steering"``, which is a mean over pairs by its nature.
-        pair: index of a pair, or None for the mean over pairs.
-        component: hook point of the token map.
-    """
-    steering = form == "steering"
-    pair = None if steering else pair
-    end, window = attr.prompt_end, attr.window
-    if steering:
-        parts, heads = attr.steering.sum(-1)[None], attr.head_steering.sum(-1)[None]
-        tokens = attr.steering[COMPONENTS.index(component)][None]
-        first, last = end - window, end
-    else:
-        rows = slice(None) if pair is None else slice(pair, pair + 1)
-        spans = () if pair is None else tuple(s for s in attr.spans[pair] if s.name != "negative reply")
-        first, last = (spans[0].start, spans[-1].end) if spans else (end - window, end)
-        parts, heads = attr.scores[rows].sum(-1), attr.head_scores[rows].sum(-1)
-        tokens = attr.component(component)[rows][..., first:last]
-    order = [c for c in COMPONENTS if c not in WRITES] + list(WRITES)
-    parts = parts[:, [COMPONENTS.index(c) for c in order]].transpose(1, 2)
-    residual = len(order) - len(WRITES)
-    token_columns, shown_spans = _token_columns(attr, pair, first, last)
-    return {
-        "layers": attr.n_layers,
-        "mean": pair is None,
-        "components": _panel(
-            parts,
-            [{"label": c, "hook": f"hook_{c}"} for c in order],
-            [("residual stream (adds up)", 0, residual), ("writes (this layer's own)", residual, len(order))],
-        ),
-        "heads": _panel(
-            heads,
-            [{"label": str(h), "hook": "attn.hook_z", "head": h} for h in range(heads.shape[-1])],
-            [("attention head, before W_O", 0, heads.shape[-1])],
-        ),
-        "tokens": {
-            **_panel(tokens, [{**c, "hook": f"hook_{component}"} for c in token_columns], [("", 0, last - first)]),
-            "spans": [(s.name, s.start - first, s.end - first) for s in shown_spans],
-        },
-    }
-
-
-def _panel(scores: Tensor, columns: list[dict[str, Any]], groups: list[tuple[str, int, int]]) -> dict[str, Any]:
-    """Mean over the first axis with 95 % bootstrap intervals; ``groups`` of columns have a colour scale each."""
-    z = scores.mean(0)
-    low = high = None
-    if len(scores) > 1:
-        low, high = (end.tolist() for end in mean_interval(scores))
-    return {
-        "z": z.tolist(),
-        "low": low,
-        "high": high,
-        "columns": columns,
-        "groups": [
-            {"label": label, "start": a, "end": b, "limit": float(z[:, a:b].abs().max()) or 1.0}
-            for label, a, b in groups
-        ],
-    }
-
-
-def _token_columns(
-    attr: AttributionMap, pair: int | None, first: int, last: int
-) -> tuple[list[dict[str, Any]], list[Span]]:
-    if pair is None:
-        same = [{row[i] for row in attr.tokens} for i in range(first, last)]
-        names, spans = [t.pop() if len(t) == 1 else None for t in same], shared_spans(attr, first)
-    else:
-        names, spans = list(attr.tokens[pair][first:last]), [s for s in attr.spans[pair] if s.end <= last]
-    columns = [{"label": name, "position": i - attr.prompt_end} for i, name in enumerate(names, first)]
-    return columns, spans
-
-
-def segments(trait: Trait, pieces: Sequence[tuple[str, float | None]]) -> list[dict[str, Any]]:
-    """The text cut where a token or a trait marker begins or ends, each part with its token's drift."""
-    text = "".join(piece for piece, _ in pieces)
-    marks = trait.find(text)
-    cuts, drift_at, at = {0, len(text), *(c for m in marks for c in m)}, {}, 0
-    for piece, drift in pieces:
-        drift_at |= dict.fromkeys(range(at, at + len(piece)), drift)
-        at += len(piece)
-        cuts.add(at)
-    edges = sorted(cuts)
-    return [
-        {"text": text[a:b], "marked": any(x <= a < y for x, y in marks), "drift": drift_at[a]}
-        for a, b in itertools.pairwise(edges)
-    ]
-
-
-def token_pieces(tokenizer: Any, reply: Reply, drift: Sequence[float]) -> list[tuple[str, float | None]]:
-    """The reply's text token by token with each token's drift; tokens that are part of a character stay together."""
-    pieces: list[tuple[str, float | None]] = []
-    done, waiting = "", 0.0
-    for i, value in enumerate(drift[: len(reply.tokens)], start=1):
-        waiting = max(waiting, value)
-        text = tokenizer.decode(reply.tokens[:i], skip_special_tokens=True).lstrip()
-        if len(text) > len(done) and reply.text.startswith(text):
-            pieces.append((text[len(done) :], waiting))
-            done, waiting = text, 0.0
-    return [*pieces, (reply.text[len(done) :], None)] if len(done) < len(reply.text) else pieces
-
-
-@torch.no_grad()
-def _fluency(
-    model: Model,
-    prompt: Sequence[Any],
-    replies: Sequence[Reply],
-    vectors: Sequence[SteeringVector],
-    share: float,
-    positions: str | tuple[int, ...],
-) -> list[tuple[Tensor, float]]:
-    """Per reply the drift of every token, and the mean log-probability under the unsteered model, nats."""
-    ids, measured = render(model.tokenizer, prompt).ids, []
-    for reply, vector in zip(replies, (None, *vectors), strict=True):
-        batch = make_batch(model, [ids], [reply.tokens or (0,)])
-        base = reply_logits(model, batch)
-        kl = torch.zeros(batch.reply_mask.shape[1])
-        if vector is not None:
-            hooks = vector.hooks(_natural(vector, share), positions, prompt_length=batch.prompt_end)
-            kl = kl_per_token(reply_logits(model, batch, hooks), base)[0].cpu()
-        measured.append((kl, float(reply_logprobs(base, batch).mean())))
-    return measured
-
-
-def safe_until(dose: pd.DataFrame, limit: float = DRIFT_LIMIT) -> float:
-    """The strength at which drift first passes ``limit``, between two measured ones in proportion."""
-    x, drift = dose.strength.to_numpy(), dose.drift.to_numpy()
-    above = np.flatnonzero(drift > limit)
-    if not len(above):
-        return float(x[-1])
-    k = int(above[0])
-    return float(np.interp(limit, drift[k - 1 : k + 1], x[k - 1 : k + 1])) if k else 0.0
-
-
-def _natural(vector: SteeringVector, share: float) -> float:
-    """A share of the residual norm as a strength, in natural differences; short enough to be read in code."""
-    return round(share / vector.fraction, 3)
-
-
-def _in_code(positions: str | tuple[int, ...], typed: str) -> tuple[str, str]:
-    """Positions as Python, and a comment where numbers stand for a span of the chat."""
-    if isinstance(positions, str):
-        return json.dumps(positions), ""
-    first, last = positions[0], positions[-1] + 1
-    run = positions == tuple(range(first, last)) and len(positions) > 4
-    return f"range({first}, {last})" if run else str(list(positions)), f"  # {typed}" if typed.strip() in SPANS else ""
-
-
-def _as_dict(locus: Locus) -> dict[str, Any]:
-    return {
-        "name": str(locus),
-        "hook_point": locus.hook_point,
-        "positions": list(locus.positions),
-        "head": locus.head,
-        "layer": locus.layer,
-    }
-
-
-def _free_path(path: Path, vector: SteeringVector) -> Path:
-    """The path, or one with a number where the file holds another vector."""
-    candidate, number = path, 1
-    while candidate.exists():
-        try:
-            held = SteeringVector.load(candidate)
-        except StarError:
-            held = None
-        if held and held.fingerprint == vector.fingerprint and torch.equal(held.vector, vector.vector):
-            break
-        number += 1
-        candidate = path.with_stem(f"{path.stem}-{number}")
-    return candidate
-
-
-class _Stopped(Exception):
-    """The work was told to end."""
-
-
-class _Stoppable(TorchFunctionMode):
-    """Whatever this thread computes under it ends at its next tensor operation once ``stop`` is set."""
-
-    def __init__(self, stop: threading.Event) -> None:
-        super().__init__()
-        self.stop = stop
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.stop.is_set():
-            raise _Stopped
-        return function(*args, **(kwargs or {}))
-
-
-_TURN = threading.RLock()  # one at a time uses the model: a widget's thread, or a cell
-_OPEN: weakref.WeakSet[Explorer] = weakref.WeakSet()
-
-
-@functools.cache
-def _give_way_to_cells() -> None:
-    """From now on no widget works while a cell runs; the cell that runs now has begun already."""
-    from IPython.core.getipython import get_ipython
-
-    def begin(*_: object) -> None:
-        for explorer in _OPEN:
-            explorer.stop()
-        _TURN.acquire()
-
-    shell = get_ipython()
-    if shell is not None:
-        shell.events.register("pre_run_cell", begin)
-        shell.events.register("post_run_cell", lambda *_: _TURN.release())
-        _TURN.acquire()
+def _sampling(s: dict[str, Any]) -> Sampling:
+    if not 1 <= s["count"] <= MOST_SEEDS:
+        raise StarError(f"Replies a card is {s['count']}: use 1 to {MOST_SEEDS}.")
+    return replace(SAMPLING, temperature=s["temperature"], max_new_tokens=s["length"])

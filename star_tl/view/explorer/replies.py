@@ -1,0 +1,73 @@
+"""What a card shows of a reply: its text cut at tokens and markers, how far each token is from the unsteered model."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from star_tl.data.chat import Prompt, render
+from star_tl.data.pairs import Trait
+from star_tl.generation.likelihood import kl_per_token, reply_logits, reply_logprobs
+from star_tl.generation.sampling import Reply
+from star_tl.locus import NamedHook
+from star_tl.models.backend import Model
+from star_tl.models.batch import make_batch
+
+Piece = tuple[str, float | None, str]  # text, drift in nats, what the unsteered model would have written
+LIKELY = 3  # tokens that are named as what the unsteered model would have written
+
+
+def segments(trait: Trait, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
+    """The text cut where a token or a trait marker begins or ends, each part with its token's drift."""
+    text = "".join(piece for piece, _, _ in pieces)
+    marks = trait.find(text)
+    cuts, of, at = {0, len(text), *(c for m in marks for c in m)}, {}, 0
+    for piece, drift, why in pieces:
+        of |= dict.fromkeys(range(at, at + len(piece)), (drift, why))
+        at += len(piece)
+        cuts.add(at)
+    return [
+        {"text": text[a:b], "marked": any(x <= a < y for x, y in marks), "drift": of[a][0], "why": of[a][1]}
+        for a, b in itertools.pairwise(sorted(cuts))
+    ]
+
+
+def token_pieces(tokenizer: Any, reply: Reply, drift: Sequence[float], why: Sequence[str] = ()) -> list[Piece]:
+    """The reply's text token by token with each token's drift; tokens that are part of a character stay together."""
+    pieces: list[Piece] = []
+    done, waiting = "", (0.0, "")
+    for i, value in enumerate(drift[: len(reply.tokens)], start=1):
+        waiting = max(waiting, (value, why[i - 1] if why else ""))
+        text = tokenizer.decode(reply.tokens[:i], skip_special_tokens=True).lstrip()
+        if len(text) > len(done) and reply.text.startswith(text):
+            pieces.append((text[len(done) :], *waiting))
+            done, waiting = text, (0.0, "")
+    return [*pieces, (reply.text[len(done) :], None, "")] if len(done) < len(reply.text) else pieces
+
+
+@torch.no_grad()
+def measured(
+    model: Model, prompt: Prompt, reply: Reply, hooks: Sequence[NamedHook]
+) -> tuple[list[Piece], float, float]:
+    """The reply's pieces, its mean drift, and its mean log-probability under the unsteered model, nats a token.
+
+    ``hooks`` are those that it was written with, made for a prompt of this length.
+    """
+    batch = make_batch(model, [render(model.tokenizer, prompt).ids], [reply.tokens or (0,)])
+    base = reply_logits(model, batch)
+    kl = kl_per_token(reply_logits(model, batch, hooks), base)[0].cpu() if hooks else torch.zeros(base.shape[1])
+    pieces = token_pieces(model.tokenizer, reply, kl.tolist(), _likely(model.tokenizer, base[0]))
+    return pieces, float(kl.mean()), float(reply_logprobs(base, batch).mean())
+
+
+def _likely(tokenizer: Any, logits: Tensor) -> list[str]:
+    """Per token of the reply the likeliest ones of the unsteered model, with their probability."""
+    p, ids = logits.softmax(-1).topk(LIKELY, dim=-1)
+    return [
+        ", ".join(f"{tokenizer.decode([i])!r} {q:.0%}" for i, q in zip(row, share, strict=True))
+        for row, share in zip(ids.tolist(), p.tolist(), strict=True)
+    ]

@@ -1,0 +1,82 @@
+"""Figures of attribution and of steering, in one visual language.
+
+Every plotting function takes ``style`` (``"screen"``, ``"paper"`` or ``"dark"``) and ``width`` in inches beside its own
+arguments, and returns a plotly figure: ``fig.write_image("figure.pdf")`` writes it, with ``pip install
+'star_tl[images]'``.
+"""
+
+from star_tl.view.plots.look import (
+    ARM_COLOURS,
+    BLUE,
+    DIVERGING,
+    DIVERGING_DARK,
+    GREEN,
+    GREY,
+    INK,
+    LOCUS_COLOURS,
+    ORANGE,
+    OTHER_ARM,
+    PINK,
+    SIGN,
+    SKY,
+    TEMPLATE,
+    VERMILION,
+    arm_name,
+    on_dark,
+    on_paper,
+    percent,
+    restyle,
+    signed,
+    visible,
+)
+from star_tl.view.plots.maps import (
+    components_of,
+    plot_choice,
+    plot_heads,
+    plot_layers,
+    plot_outcome,
+    plot_outcome_heads,
+    plot_tokens,
+    plot_verification,
+    shared_spans,
+)
+from star_tl.view.plots.replies import plot_arms, plot_comparison, plot_dose, plot_effects, plot_loci
+
+__all__ = [
+    "ARM_COLOURS",
+    "BLUE",
+    "DIVERGING",
+    "DIVERGING_DARK",
+    "GREEN",
+    "GREY",
+    "INK",
+    "LOCUS_COLOURS",
+    "ORANGE",
+    "OTHER_ARM",
+    "PINK",
+    "SIGN",
+    "SKY",
+    "TEMPLATE",
+    "VERMILION",
+    "arm_name",
+    "components_of",
+    "on_dark",
+    "on_paper",
+    "percent",
+    "plot_arms",
+    "plot_choice",
+    "plot_comparison",
+    "plot_dose",
+    "plot_effects",
+    "plot_heads",
+    "plot_layers",
+    "plot_loci",
+    "plot_outcome",
+    "plot_outcome_heads",
+    "plot_tokens",
+    "plot_verification",
+    "restyle",
+    "shared_spans",
+    "signed",
+    "visible",
+]
