@@ -78,7 +78,7 @@ def classical_gain(attr: star.AttributionMap, candidate: Candidate) -> float:
 
 
 def spearman(table: pd.DataFrame, column: str) -> tuple[float, int]:
-    known = table[table[column].notna()]
+    known = table.loc[table[column].notna()]
     return (float(stats.spearmanr(known[column], known.reward).statistic), len(known)) if len(known) > 2 else (0.0, 0)
 
 
@@ -142,12 +142,12 @@ def measure(model: Model, trait: str, args: Options) -> None:
     )
     unpaid = by_arm.paid.mean()["unsteered"]
     own = table.source.isin(["outcome", "natural outcome"])
-    at_price = table[table.drift < 1.5 * target]
+    at_price = table.loc[table.drift < 1.5 * target]
     correlations = {
         "outcome, all cells": spearman(table, "predicted"),
-        "outcome, cells it did not make": spearman(table[~own], "predicted"),
+        "outcome, cells it did not make": spearman(table.loc[~own], "predicted"),
         "pairs' metric, cells at the last prompt token": spearman(table, "classical"),
-        "outcome, the same cells": spearman(table[table.classical.notna()], "predicted"),
+        "outcome, the same cells": spearman(table.loc[table.classical.notna()], "predicted"),
     }
     sweep = int(at_price.reward.idxmax())
     chosen = int(at_price[at_price.finalist].reward.idxmax())

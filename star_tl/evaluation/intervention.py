@@ -115,9 +115,9 @@ class InterventionChoice:
 
     def plot(self) -> go.Figure:
         """Predicted gain beside the reward that real replies got."""
-        from star_tl.view.plots import plot_choice
+        from star_tl.view.plots import plot_interventions
 
-        return plot_choice(self)
+        return plot_interventions(self)
 
     def __repr__(self) -> str:
         return f"InterventionChoice({self.describe()})"
@@ -186,11 +186,11 @@ def choose_intervention(
         file = folder / f"round-{wave}.jsonl" if folder else None
         parts.append(sample_conditions(model, pairs.trait, contexts, conditions, sampling, file, progress))
         samples = _paid(pd.concat(parts, ignore_index=True), pairs, reward)
-        by_arm = samples.groupby("arm").agg(paid=("paid", "mean"), drift=("drift", "mean"))
+        paid, cost = (_means(samples, column) for column in ("paid", "drift"))
         for i in alive:
             rounds[i] += 1
-        first = first or {i: float(by_arm.paid[f"{i}"]) for i in alive}
-        order = sorted(alive, key=lambda i: (by_arm.drift[f"{i}"] > TOO_DEAR * drift, -by_arm.paid[f"{i}"]))
+        first = first or {i: paid[f"{i}"] for i in alive}
+        order = sorted(alive, key=lambda i: (cost[f"{i}"] > TOO_DEAR * drift, -paid[f"{i}"]))
         if len(alive) <= 2:
             break
         alive = {i: alive[i] for i in order[: -(-len(alive) // 2)]}
@@ -214,14 +214,15 @@ def choose_intervention(
         for i, c in enumerate(chosen)
     ]
     table = pd.DataFrame(rows).set_index("arm").loc[_best_first(order, rounds)].reset_index()
-    both = [(c.gain.value, first[i]) for i, c in enumerate(chosen) if c.gain]
+    predicted = {i: c.gain.value for i, c in enumerate(chosen) if c.gain}
+    agreement = stats.spearmanr(list(predicted.values()), [first[i] for i in predicted]).statistic
     winner = order[0]
     return InterventionChoice(
         condition=replace(ready[winner], name="chosen", seed=0),
         table=table,
         unsteered=pd.Series(_row(samples, UNSTEERED, measures)),
         candidates=tuple(found),
-        spearman=float(stats.spearmanr(*zip(*both, strict=True)).statistic) if len(both) > 2 else math.nan,
+        spearman=float(agreement) if len(predicted) > 2 else math.nan,
         reward=outcome.reward,
         target=drift,
         unseen={m.name: _difference(samples, f"{winner}", m) for m in measures},
@@ -349,18 +350,22 @@ def _paid(samples: pd.DataFrame, pairs: Pairs, reward: Reward) -> pd.DataFrame:
     return samples.assign(paid=values * samples.coherent)
 
 
+def _means(samples: pd.DataFrame, column: str) -> dict[str, float]:
+    """Of every arm."""
+    return {str(arm): float(value) for arm, value in samples.groupby("arm")[column].mean().items()}
+
+
 def _row(samples: pd.DataFrame, arm: str, measures: Sequence[Measure]) -> dict[str, float]:
-    part = samples[samples.arm == arm]
-    row = {"reward": part.paid.mean(), "drift": part.drift.mean(), "n": len(part)}
-    row |= {"coherent_rate": part.coherent.mean(), "opening": commonest_opening(list(part.text))}
-    return row | {m.name: part[m.name].mean() for m in measures}
+    part = samples.loc[samples.arm == arm]
+    named = {"reward": "paid", "drift": "drift", "coherent_rate": "coherent"} | {m.name: m.name for m in measures}
+    row: dict[str, float] = {name: part[column].to_numpy(dtype=float).mean().item() for name, column in named.items()}
+    return row | {"n": len(part), "opening": commonest_opening(list(part.text))}
 
 
 def _difference(samples: pd.DataFrame, arm: str, measure: Measure) -> dict[str, float]:
     """Of a measure to the unsteered replies, prompt by prompt, in hundredths."""
-    means = samples.groupby(["arm", "prompt_id"])[measure.name].mean()
-    change = means[arm] - means[UNSTEERED]
-    return compare_paired(change.dropna().to_numpy(), 2000, 0)
+    means = samples.pivot_table(measure.name, "prompt_id", "arm")
+    return compare_paired((means[arm] - means[UNSTEERED]).dropna().to_numpy(), 2000, 0)
 
 
 def _best_first(last: Sequence[int], rounds: dict[int, int]) -> list[str]:

@@ -22,6 +22,9 @@ from star_tl.errors import StarError
 from star_tl.evaluation import judges
 
 OPENING = 3  # words
+# Cosine from which on a reply is relevant enough: about what unsteered replies have. Paid without a bound, relevance is
+# raised in the trait's place, for it has more room to grow than a judge's score.
+ENOUGH = 0.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,12 +92,19 @@ def judge(trait: str, features: str = "embedding") -> Measure:
     return Measure(name, frozenset({name}), lambda prompts, texts: judge.score(texts).nan_to_num(0.0))
 
 
-def relevance() -> Measure:
-    """Cosine between the embeddings of a reply and of what it answers, 0 where it is negative or the reply empty."""
-    found = Measure(
-        "relevance", frozenset({"relevance"}), lambda p, t: judges.relevance(p, t).nan_to_num(0.0).clamp_min(0.0)
-    )
-    return found
+def relevance(enough: float | None = None) -> Measure:
+    """Cosine between the embeddings of a reply and of what it answers, 0 where it is negative or the reply empty.
+
+    Args:
+        enough: from here on more relevance counts no more: the measure is the share of it that is reached.
+    """
+
+    def cosine(prompts: Sequence[Prompt], texts: Sequence[str]) -> Tensor:
+        found = judges.relevance(prompts, texts).nan_to_num(0.0).clamp_min(0.0)
+        return found if enough is None else found.clamp_max(enough) / enough
+
+    name = "relevance" if enough is None else f"relevance up to {enough:g}"
+    return Measure(name, frozenset({"relevance"}), cosine)
 
 
 def common_opening() -> Measure:
@@ -131,10 +141,10 @@ def measures_of(trait: Trait) -> tuple[Measure, ...]:
 
 
 def reward_of(trait: Trait) -> Measure:
-    """What is paid for by default: judge × relevance where a judge exists, and markers where none does."""
+    """What is paid for by default: judge × relevance, up to ENOUGH, where a judge exists, and markers where none does."""
     known = {m.name: m for m in measures_of(trait)}
     if "embedding judge" in known:
-        return known["embedding judge"] * known["relevance"]
+        return known["embedding judge"] * relevance(ENOUGH)
     return known.get("word judge", known["markers"])
 
 

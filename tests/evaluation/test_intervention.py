@@ -63,6 +63,7 @@ def test_an_empty_reply_earns_nothing() -> None:
 def test_a_reward_is_tested_by_what_it_did_not_see() -> None:
     trait = PAIRS.trait
     assert measures.reward_of(trait).parts == {"embedding judge", "relevance"}
+    assert measures.reward_of(trait).name == "embedding judge × relevance up to 0.3"
     assert [m.name for m in measures.unseen_by(measures.reward_of(trait), trait)] == ["word judge", "markers"]
     assert [m.name for m in measures.unseen_by(measures.markers(trait), trait)] == ["embedding judge", "word judge"]
     assert [m.name for m in measures.unseen_by(sighs, trait)] == ["embedding judge", "word judge", "markers"]
@@ -163,6 +164,9 @@ def test_the_choice_does_more_than_nothing_and_resumes_to_the_same(
     assert set(choice.table.n[2:]) == {40}
     assert choice.unseen["word judge"]["low"] > 0
     assert choice.confirmed
+    drawn = choice.plot()
+    assert sorted(x for trace in drawn.data for x in trace.y) == sorted(choice.table.reward)
+    assert {trace.name for trace in drawn.data} == set(choice.table.source)
     kept = sorted(tmp_path.glob("*.jsonl"))
     assert len(kept) == 4
     kept[-1].unlink()

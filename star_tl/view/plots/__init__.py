@@ -40,7 +40,14 @@ from star_tl.view.plots.maps import (
     plot_verification,
     shared_spans,
 )
-from star_tl.view.plots.replies import plot_arms, plot_comparison, plot_dose, plot_effects, plot_loci
+from star_tl.view.plots.replies import (
+    plot_arms,
+    plot_comparison,
+    plot_dose,
+    plot_effects,
+    plot_interventions,
+    plot_loci,
+)
 
 __all__ = [
     "ARM_COLOURS",
@@ -69,6 +76,7 @@ __all__ = [
     "plot_dose",
     "plot_effects",
     "plot_heads",
+    "plot_interventions",
     "plot_layers",
     "plot_loci",
     "plot_outcome",

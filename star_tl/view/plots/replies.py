@@ -9,6 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from star_tl.attribution.choose import GAIN_DRIFT
 from star_tl.view.plots.look import (
     ARM_COLOURS,
     BLUE,
@@ -33,6 +34,7 @@ from star_tl.view.plots.look import (
 if TYPE_CHECKING:
     import pandas
 
+    from star_tl.evaluation.intervention import InterventionChoice
     from star_tl.evaluation.sweep import Comparison
 
 
@@ -224,3 +226,39 @@ def plot_effects(summary: pandas.DataFrame) -> go.Figure:
     fig.update_yaxes(autorange="reversed", showgrid=False, type="category")
     height = max(MIN_PLOT - 100, 38 * len(names)) + 150
     return finish(fig, "What each arm changes", "paired by prompt; whiskers: 95 % intervals", 680, height)
+
+
+@styled
+def plot_interventions(choice: InterventionChoice) -> go.Figure:
+    """What attribution predicted of every finalist beside the reward that its replies got, at equal drift.
+
+        plot_interventions(star.choose_intervention(model, pairs))
+
+    Filled symbols went on to the last round; the line is the unsteered replies' reward.
+    """
+    table = choice.table
+    last = table["rounds"].max()
+    fig = go.Figure()
+    for k, (source, part) in enumerate(table.groupby("source", sort=False)):
+        shapes = [SYMBOLS[k % len(SYMBOLS)] + ("" if rounds == last else "-open") for rounds in part["rounds"]]
+        told = part[["layer", "where", "strength", "drift", "n"]].astype(object).to_numpy()
+        fig.add_trace(
+            go.Scatter(
+                x=part["predicted"],
+                y=part["reward"],
+                name=str(source),
+                mode="markers",
+                marker={"symbol": shapes, "size": 12, "color": LOCUS_COLOURS[k % len(LOCUS_COLOURS)]},
+                customdata=told,
+                hovertemplate=f"{source}, layer %{{customdata[0]}} @ %{{customdata[1]}}<br>strength %{{customdata[2]:.3g}}"
+                ", drift %{customdata[3]:.2f} nat<br>predicted gain %{x:.3f}, reward %{y:.3f} (n = %{customdata[4]})"
+                "<extra></extra>",
+            )
+        )
+    unsteered = choice.unsteered.to_dict()["reward"]
+    fig.add_hline(y=unsteered, line={"color": GREY, "dash": "dot", "width": 1.5})
+    note(fig, "unsteered", 1, unsteered, xref="paper", xanchor="right", yanchor="bottom")
+    fig.update_xaxes(title_text=f"predicted gain at {GAIN_DRIFT:g} nat a token")
+    fig.update_yaxes(title_text=f"{choice.reward} of real replies")
+    bought = f"What {choice.target:.2f} nat of drift a token bought"
+    return finish(fig, bought, "filled: went on to the last round", 680, MIN_PLOT + 120)
