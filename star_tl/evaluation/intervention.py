@@ -364,7 +364,7 @@ def _row(samples: pd.DataFrame, arm: str, measures: Sequence[Measure]) -> dict[s
 
 def _difference(samples: pd.DataFrame, arm: str, measure: Measure) -> dict[str, float]:
     """Of a measure to the unsteered replies, prompt by prompt, in hundredths."""
-    means = samples.pivot_table(measure.name, "prompt_id", "arm")
+    means = samples.pivot_table(values=measure.name, index="prompt_id", columns="arm")
     return compare_paired((means[arm] - means[UNSTEERED]).dropna().to_numpy(), 2000, 0)
 
 

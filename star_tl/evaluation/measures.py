@@ -141,7 +141,7 @@ def measures_of(trait: Trait) -> tuple[Measure, ...]:
 
 
 def reward_of(trait: Trait) -> Measure:
-    """What is paid for by default: judge × relevance, up to ENOUGH, where a judge exists, and markers where none does."""
+    """What is paid by default: judge × relevance, up to ENOUGH, where a judge exists, and markers where none does."""
     known = {m.name: m for m in measures_of(trait)}
     if "embedding judge" in known:
         return known["embedding judge"] * relevance(ENOUGH)

@@ -250,8 +250,9 @@ def plot_interventions(choice: InterventionChoice) -> go.Figure:
                 mode="markers",
                 marker={"symbol": shapes, "size": 12, "color": LOCUS_COLOURS[k % len(LOCUS_COLOURS)]},
                 customdata=told,
-                hovertemplate=f"{source}, layer %{{customdata[0]}} @ %{{customdata[1]}}<br>strength %{{customdata[2]:.3g}}"
-                ", drift %{customdata[3]:.2f} nat<br>predicted gain %{x:.3f}, reward %{y:.3f} (n = %{customdata[4]})"
+                hovertemplate=f"{source}, layer %{{customdata[0]}} @ %{{customdata[1]}}<br>"
+                "strength %{customdata[2]:.3g}, drift %{customdata[3]:.2f} nat<br>"
+                "predicted gain %{x:.3f}, reward %{y:.3f} (n = %{customdata[4]})"
                 "<extra></extra>",
             )
         )
