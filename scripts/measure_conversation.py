@@ -25,9 +25,9 @@ from transformer_lens import HookedTransformer
 
 import star_tl as star
 from star_tl.data.pairs import Pairs
+from star_tl.evaluation.roads import EVERYWHERE
 from star_tl.evaluation.scores import mark_coherent
 from star_tl.evaluation.strength import STRENGTHS, StrengthChoice
-from star_tl.pipeline import EVERYWHERE
 from star_tl.stats import mean_interval
 from star_tl.steering.condition import UNSTEERED, Condition
 

@@ -267,7 +267,7 @@ def main() -> None:
         pairs = star.load_pairs(trait)
         for source, prompts in prompts_for(trait, args.data, args.limit).items():
             began = time.time()
-            result = run(model, pairs, prompts, seeds=tuple(range(args.seeds)), progress=False)
+            result = run(model, pairs, prompts, quick=True, seeds=tuple(range(args.seeds)), progress=False)
             table = result.summary.assign(trait=trait, prompts=source)
             tables.append(table)
             choice = result.attribution.choose_layer()

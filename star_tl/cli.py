@@ -147,15 +147,19 @@ def run(
     mode: ModeOption = None,
     limit: LimitOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder; default runs/TRAIT.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Take attribution's choice of the place; do not let real replies choose.")
+    ] = False,
+    drift: Annotated[float, typer.Option("--drift", help="What steering may cost, nats a token.")] = 0.1,
     strength: Annotated[
         float | None,
-        typer.Option("--strength", help="1 is the natural difference; default: chosen within a drift limit."),
+        typer.Option("--strength", help="As on the quick road; 1 is the natural difference. Default: chosen."),
     ] = None,
     seeds: SeedsOption = 2,
     method: Annotated[str, typer.Option("--method", help="Attribution: atp, ig or relp.")] = "atp",
     vector_method: Annotated[
-        str, typer.Option("--vector-method", help="located, principal, probe or reply_mean.")
-    ] = "located",
+        str | None, typer.Option("--vector-method", help="As on the quick road: located, principal, probe, reply_mean.")
+    ] = None,
     positions: PositionsOption = None,
     max_new_tokens: TokensOption = Sampling.max_new_tokens,
     temperature: TemperatureOption = Sampling.temperature,
@@ -166,7 +170,7 @@ def run(
     first_n_layers: FirstLayersOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Attribute, locate, extract, steer, compare with the baselines, and write report.html.
+    """Attribute, choose what steers by real replies, compare it with the baselines, and write report.html.
 
     A run that was stopped goes on where it was when the same command is given again.
     """
@@ -189,6 +193,8 @@ def run(
         pairs,
         chosen,
         out=folder,
+        quick=quick,
+        drift=drift,
         strength=strength,
         seeds=tuple(range(seeds)),
         estimator=method,
@@ -722,6 +728,8 @@ def _show(result: RunResult) -> None:
         f"[bold]{choice.layer}[/] "
         f"({escape(choice.describe())}); locus {locus}"
     )
+    if result.intervention is not None:
+        console.print(f"Chosen by real replies: [bold]{escape(result.intervention.describe())}[/].")
     if result.attribution.caution:
         console.print(f"[bold]Caution:[/] {escape(result.attribution.caution)}.")
     table = Table(title=escape(result.settings["replies"]), title_justify="left")

@@ -4,38 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 from typing_extensions import Unpack
 
 from star_tl.attribution import ESTIMATORS, AttributionMap, attribute
+from star_tl.attribution.choose import GAIN_DRIFT
 from star_tl.data.chat import Message, Prompt, as_prompts, resolve_span
 from star_tl.data.pairs import TRAITS, Pairs, load_pairs
 from star_tl.errors import StarError, nearest
+from star_tl.evaluation.measures import measured, measures_of
 from star_tl.evaluation.result import RunResult
+from star_tl.evaluation.roads import by_attribution, by_choice
 from star_tl.evaluation.samples import describe, sample_conditions
 from star_tl.evaluation.scores import mark_coherent, summarise
-from star_tl.evaluation.strength import DRIFT_LIMIT, STRENGTHS, StrengthChoice, choose_strength
 from star_tl.files import check_writable, locked, output_folder, replacing, unwritable
 from star_tl.generation.sampling import render_prompts
 from star_tl.generation.settings import Sampling, SamplingOptions, settled
 from star_tl.models.backend import Model
-from star_tl.steering.condition import UNSTEERED, Condition
-from star_tl.vectors import SteeringVector, check_extraction, extract_vector
+from star_tl.steering.condition import Condition
+from star_tl.vectors import check_extraction
 from star_tl.version import __version__
 from star_tl.view.report import write_report
 
-Saved = TypeVar("Saved", AttributionMap, SteeringVector)
 TESTED_ON_ITS_OWN = "no pair is held out, so that steering is tested on the contexts that the vector was made from"
-ARMS = (UNSTEERED, "steered", "random", "last_ranked_layer", "reply_mean_everywhere", "primed")
-RANDOM = 10  # random vectors, a reply to each prompt: one alone may happen to lie well
-EVERYWHERE = tuple(x / 4 for x in STRENGTHS)  # added at every token, a vector does more, and more harm
+REPLIES_ATTRIBUTED = 384
 CALL = "run.json"
 FILES = ("vector.safetensors", "attribution.safetensors", "samples.jsonl", "scores.csv", "report.html")
 REPLIES = "replies"  # the folder of the samples as they come, from which a run that was stopped goes on
@@ -71,10 +70,13 @@ def run(
     prompts: Sequence[Prompt] | None = None,
     out: str | Path | None = None,
     *,
+    quick: bool = False,
+    drift: float = GAIN_DRIFT,
+    replies: int = REPLIES_ATTRIBUTED,
     strength: float | None = None,
     seeds: Sequence[int] = (0,),
     estimator: str = "atp",
-    method: str = "located",
+    method: str | None = None,
     positions: str | Sequence[int] | None = None,
     sampling: Sampling | None = None,
     overwrite: bool = False,
@@ -83,9 +85,16 @@ def run(
 ) -> RunResult:
     """Walk the whole road and compare steering with its baselines.
 
-    Arms: unsteered; the located vector at its locus; ten random vectors of the same norm there; the same
-    vector at the layer that attribution ranks last; the mean reply difference added everywhere at the chosen
-    layer; and priming by the trait's positive instruction.
+    What steers is chosen by :func:`star_tl.choose_intervention`: real replies to the extraction contexts decide what is
+    added, where, at which tokens and how strongly. Arms, all that steer at the same drift: unsteered; steered, as
+    chosen; the located vector at attribution's locus; ten random vectors of the chosen one's norm at its place; the
+    located vector at the layer that attribution ranks last; the mean reply difference at the middle layer on generated
+    tokens; priming by the trait's positive instruction; and steering under priming.
+
+    The quick road keeps attribution's choice alone, and looks for the strength only. Its arms: unsteered; the located
+    vector at its locus; ten random vectors; the vector at the layer ranked last; the mean reply difference added
+    everywhere; and priming. It is taken where ``quick`` is true or where a strength, a vector method or positions are
+    given, which are what the choice would find.
 
     A run that was stopped goes on where it was when the same call is made again.
 
@@ -94,11 +103,15 @@ def run(
         pairs: from :func:`star_tl.load_pairs`.
         prompts: what to reply to; default the held-out contexts of ``pairs``.
         out: folder for the vector, the attribution map, samples, scores and ``report.html``.
-        strength: 1 is the natural difference. Default: what :func:`star_tl.choose_strength` chooses on the
-            contexts of the extraction pairs. The mean reply difference gets a strength of its own in the same way.
+        quick: take attribution's choice of the place.
+        drift: what steering may cost, nats a token; not asked on the quick road.
+        replies: most unsteered replies that the choice attributes to the trait.
+        strength: 1 is the natural difference. Default on the quick road: what :func:`star_tl.choose_strength` chooses
+            on the contexts of the extraction pairs; the mean reply difference gets a strength of its own in the same
+            way.
         seeds: one reply per prompt, arm and seed.
         estimator: ``method`` of :func:`star_tl.attribute`.
-        method: of :func:`star_tl.extract_vector`.
+        method: of :func:`star_tl.extract_vector`; default ``"located"``.
         positions: where the vector is added, see :class:`star_tl.Condition`; default at its locus.
         sampling: how to sample, a :class:`star_tl.Sampling`, or its fields by name.
         overwrite: replace what another run left in ``out``.
@@ -125,12 +138,16 @@ def run(
     if not ESTIMATORS[estimator].prices_layers:
         able = " or ".join(repr(e.key) for e in ESTIMATORS.values() if e.prices_layers)
         raise StarError(f"The estimator {estimator!r} has no gradients to choose a layer by: use {able}.")
+    quick = quick or any(given is not None for given in (strength, method, positions))
+    method = method or "located"
     check_extraction(model, pairs, (), method)
+    if not (math.isfinite(drift) and drift > 0):
+        raise StarError(f"drift is {drift!r}: give what steering may cost in nats a token, above 0.")
     if prompts is None and not any(pair.split == "heldout" for pair in pairs):
         warnings.warn(f"{pairs!r}: {TESTED_ON_ITS_OWN}; give prompts of your own.", stacklevel=2)
     call = describe(model, [ids], arms, settings) | {
         "pairs": hashlib.sha256(repr(pairs).encode() + repr(pairs.pairs).encode()).hexdigest()[:16],
-        "strength": strength,
+        **({"strength": strength} if quick else {"drift": drift, "replies": replies}),
         "estimator": estimator,
         "method": method,
         "star_tl": __version__,
@@ -149,89 +166,51 @@ def _walk(
     sampling: Sampling,
     progress: bool,
 ) -> RunResult:
-    seeds, positions, strength = [c.seed for c in given], given[0].positions, call["strength"]
     others = [load_pairs(name) for name in TRAITS if name != pairs.trait.name]
-    attr = _kept(
-        folder and folder / "attribution.safetensors",
-        AttributionMap.load,
-        lambda: attribute(model, pairs, call["estimator"], controls=others, progress=progress),
-    )
-    locus = attr.top_locus()
-    vector = _kept(
-        folder and folder / "vector.safetensors",
-        lambda path: SteeringVector.load(path, model),
-        lambda: extract_vector(model, pairs, locus, method=call["method"]),
-    )
-    everywhere = extract_vector(model, pairs, locus, method="reply_mean")
-
-    def choose(of: SteeringVector, strengths: Sequence[float], at: Any, name: str) -> StrengthChoice:
-        practice, out = pairs.extraction.prompts, folder and folder / REPLIES / name
-        return choose_strength(
-            model,
-            of,
-            pairs.trait,
-            practice,
-            strengths,
-            at,
-            seed=seeds[0],
-            sampling=sampling,
-            out=out,
-            progress=progress,
-        )
-
-    doses = choose(vector, STRENGTHS, positions, "strength")
-    flooded = choose(everywhere, EVERYWHERE, "all", "strength-everywhere")
-    dose = doses.strength if strength is None else float(strength)
-    last = attr.choose_layer().last_ranked
-
-    def each(*ways: Condition) -> list[Condition]:
-        return [replace(way, seed=seed) for way in ways for seed in seeds]
-
-    conditions = [
-        *each(Condition(), Condition("steered", vector, dose, positions)),
-        *(
-            Condition("random", vector.random_like(k), dose, positions, seed=seeds[k % len(seeds)])
-            for k in range(RANDOM)
-        ),
-        *each(
-            Condition("last_ranked_layer", vector.at_layer(last), dose, positions),
-            Condition("reply_mean_everywhere", everywhere, flooded.strength, "all"),
-            Condition("primed", instruction=pairs.trait.positive_instruction),
-        ),
-    ]
+    file = folder and folder / "attribution.safetensors"
+    if file is not None and file.exists():
+        attr = AttributionMap.load(file)
+    else:
+        attr = attribute(model, pairs, call["estimator"], controls=others, progress=progress)
+        if file is not None:
+            attr.save(file)
+    written = folder and folder / REPLIES
+    if "drift" in call:
+        road = by_choice(model, pairs, attr, given, sampling, call["drift"], call["replies"], written, progress)
+    else:
+        road = by_attribution(model, pairs, attr, given, sampling, call["strength"], call["method"], written, progress)
     file = folder and folder / REPLIES / "arms.jsonl"
-    samples = mark_coherent(sample_conditions(model, pairs.trait, prompts, conditions, sampling, file, progress))
+    samples = mark_coherent(sample_conditions(model, pairs.trait, prompts, road.conditions, sampling, file, progress))
+    judges = [m for m in measures_of(pairs.trait) if m.name != "markers"]
+    samples = measured(samples, prompts, judges)
+    summary = summarise(samples)
+    for measure in judges:
+        summary[measure.name] = summary.arm.map(samples.groupby("arm")[measure.name].mean())
     result = RunResult(
         trait=pairs.trait.name,
         description=pairs.trait.description,
         model=str(model.cfg.model_name),
         attribution=attr,
-        vector=vector,
+        vector=road.vector,
+        intervention=road.intervention,
         prompts=tuple((f"p{i:03d}", m) for i, m in enumerate(prompts)),
         samples=samples,
-        summary=summarise(samples),
-        dose=doses.curve,
+        summary=summary,
+        dose=road.dose.curve,
         settings={
-            "locus": str(locus),
-            "strength": f"{dose:g} × the natural difference, {dose * vector.fraction:.0%} of the residual, "
-            + (
-                f"chosen on the extraction contexts within {DRIFT_LIMIT:g} nat drift per token"
-                if strength is None
-                else "as given"
-            ),
+            **road.settings,
             "pairs": _split_of(pairs),
             **({"caution": attr.caution} if attr.caution else {}),
-            "replies": f"{len(prompts)} prompts × {len(seeds)} seeds {tuple(seeds)} per arm",
+            "replies": f"{len(prompts)} prompts × {len(given)} seeds {tuple(c.seed for c in given)} per arm",
             "sampling": f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}, at most "
             f"{sampling.max_new_tokens} tokens",
-            "layer ranked last": str(last),
-            "reply mean everywhere": f"strength {flooded.strength:g}, chosen in the same way",
+            "layer ranked last": str(attr.choose_layer().last_ranked),
             "star_tl": __version__,
         },
     )
     if folder:
-        parts = {"strength": doses.samples, "strength everywhere": flooded.samples, "arms": samples}
-        _finish(folder, result, parts)
+        road.vector.save(folder / "vector.safetensors")
+        _finish(folder, result, road.samples | {"arms": samples})
     return result
 
 
@@ -240,16 +219,6 @@ def _split_of(pairs: Pairs) -> str:
     if not held or held == len(pairs):
         return f"{len(pairs)}; {TESTED_ON_ITS_OWN}"
     return f"{len(pairs.extraction)} for extraction, {held} held out"
-
-
-def _kept(path: Path | None, load: Callable[[Path], Saved], make: Callable[[], Saved]) -> Saved:
-    """What the file holds, or what is made and saved there now."""
-    if path is not None and path.exists():
-        return load(path)
-    made = make()
-    if path is not None:
-        made.save(path)
-    return made
 
 
 @contextmanager

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 
 import star_tl as star
 from star_tl.cli import _print_frame, app
-from star_tl.pipeline import ARMS, FILES
+from star_tl.evaluation.roads import QUICK_ARMS as ARMS
+from star_tl.pipeline import FILES
 
 runner = CliRunner()
 
@@ -30,7 +31,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     prompts = folder / "prompts.txt"
     prompts.write_text("I lost my job today and I am scared.\nMy exam went badly.\nI cannot sleep at night.\n")
     out = folder / "out"
-    result = runner.invoke(app, ["run", "--prompts", str(prompts), "--out", str(out), "--seeds", "1"])
+    result = runner.invoke(app, ["run", "--quick", "--prompts", str(prompts), "--out", str(out), "--seeds", "1"])
     assert result.exit_code == 0, result.output
     return out, result.output
 

@@ -19,6 +19,7 @@ import star_tl as star
 from star_tl import cli, pipeline
 from star_tl.errors import StarError
 from star_tl.evaluation import samples
+from star_tl.evaluation.roads import ARMS
 from star_tl.files import locked
 from star_tl.pipeline import CALL, FILES, check_folder
 
@@ -32,7 +33,7 @@ def pairs() -> star.Pairs:
 
 
 def walk(model: Any, pairs: star.Pairs, out: Path | None, **more: Any) -> Any:
-    options: dict[str, Any] = {"seeds": (0, 1), "max_new_tokens": 6, "batch_size": 16, "progress": False}
+    options: dict[str, Any] = {"quick": True, "seeds": (0, 1), "max_new_tokens": 6, "batch_size": 16, "progress": False}
     return star.run(model, pairs, PROMPTS, out, **(options | more))
 
 
@@ -171,15 +172,15 @@ def test_an_instruction_that_moves_little_is_said_in_the_settings_and_on_the_com
 
 def test_pairs_without_held_out_ones_say_so(tiny, pairs, tmp_path):
     with pytest.warns(UserWarning, match="no pair is held out"):
-        result = star.run(tiny, pairs, out=tmp_path, max_new_tokens=4, progress=False)
+        result = star.run(tiny, pairs, out=tmp_path, quick=True, max_new_tokens=4, progress=False)
     assert "no pair is held out" in result.settings["pairs"]
     assert "no pair is held out" in (tmp_path / "report.html").read_text()
 
 
 RUN = """
 def work(model, out):
-    star.run(model, pairs, ["I lost my job.", "My dog is ill."], out, seeds=(0, 1), max_new_tokens=12, batch_size=4,
-             progress=False)
+    star.run(model, pairs, ["I lost my job.", "My dog is ill."], out, quick=True, seeds=(0, 1), max_new_tokens=12,
+             batch_size=4, progress=False)
 
 from dataclasses import replace
 pairs = star.load_pairs("agreement")
@@ -212,3 +213,41 @@ def test_a_run_killed_ten_times_ends_with_the_same_files(runs: Forks, tmp_path: 
     runs.start(str(folder))
     assert runs.exit_code() == 0
     assert contents(folder) == contents(tmp_path / "whole")
+
+
+@pytest.fixture(scope="module")
+def chosen(demo: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    folder = tmp_path_factory.mktemp("chosen")
+    prompts = star.load_pairs("gratitude").heldout.prompts[:6]
+    options: dict[str, Any] = {"replies": 160, "drift": 0.06, "max_new_tokens": 16, "progress": False}
+    return star.run(demo, star.load_pairs("gratitude"), prompts, folder / "run", **options), folder
+
+
+def test_by_default_real_replies_choose_what_steers(chosen: tuple[Any, Path]) -> None:
+    result, folder = chosen
+    assert tuple(result.summary.arm) == ARMS
+    assert {*FILES, CALL} <= set(contents(folder / "run"))
+    arms = result.summary.set_index("arm")
+    best = result.intervention.condition
+    assert arms.trait_rate["steered"] > arms.trait_rate["unsteered"]
+    assert (result.samples[result.samples.arm == "steered"].strength == best.strength).all()
+    assert star.SteeringVector.load(folder / "run" / "vector.safetensors").locus == best.vector.locus
+    for judge in ("embedding judge", "word judge", "relevance"):
+        assert arms[judge].between(0, 1).all()
+    page = (folder / "run" / "report.html").read_text(encoding="utf-8")
+    assert "What was tried" in page
+    assert "word judge (unseen)" in page
+
+
+def test_a_default_run_goes_on_where_it_was(chosen: tuple[Any, Path], demo: Any) -> None:
+    """Though the outcome's gradients would round otherwise in other batches."""
+    result, folder = chosen
+    before = contents(folder / "run")
+    for gone in ("arms.jsonl", "choice/round-1.jsonl"):
+        (folder / "run" / "replies" / gone).unlink()
+    (folder / "run" / "report.html").unlink()
+    prompts = star.load_pairs("gratitude").heldout.prompts[:6]
+    options: dict[str, Any] = {"replies": 160, "drift": 0.06, "max_new_tokens": 16, "progress": False}
+    again = star.run(demo, star.load_pairs("gratitude"), prompts, folder / "run", **options)
+    assert again.summary.equals(result.summary)
+    assert contents(folder / "run") == before

@@ -22,6 +22,7 @@ from star_tl.attribution import AttributionMap, attribute
 from star_tl.attribution.choose import GAIN_DRIFT
 from star_tl.attribution.outcome import Direction, Estimate, OutcomeMap, Reward, attribute_outcome
 from star_tl.attribution.outcome.sample import rewards_of
+from star_tl.data.chat import Prompt, as_prompts
 from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError
 from star_tl.evaluation.drift import at_drift
@@ -31,6 +32,7 @@ from star_tl.evaluation.scores import mark_coherent
 from star_tl.generation.settings import Sampling
 from star_tl.locus import Locus, hook_name
 from star_tl.models.backend import Model
+from star_tl.models.load import fingerprint
 from star_tl.stats import compare_paired
 from star_tl.steering.condition import UNSTEERED, Condition
 from star_tl.vectors import SteeringVector, extract_vectors
@@ -93,6 +95,12 @@ class InterventionChoice:
     samples: pd.DataFrame
     attribution: AttributionMap
     outcome: OutcomeMap
+
+    @property
+    def vector(self) -> SteeringVector:
+        vector = self.condition.vector
+        assert isinstance(vector, SteeringVector)
+        return vector
 
     @property
     def confirmed(self) -> bool | None:
@@ -165,8 +173,7 @@ def choose_intervention(
     reward = reward if reward is not None else reward_of(pairs.trait)
     contexts, folder = pairs.extraction.prompts, Path(out) if out is not None else None
     if outcome is None:
-        file = folder / "outcome.jsonl" if folder else None
-        outcome = attribute_outcome(model, contexts, reward, n, sampling, seed, out=file, progress=progress)
+        outcome = _outcome(model, contexts, reward, n, sampling, seed, folder, progress)
     if attribution is None:
         attribution = attribute(model, pairs, progress=progress)
     found = propose(model, pairs, attribution, outcome)
@@ -178,9 +185,9 @@ def choose_intervention(
     parts: list[pd.DataFrame] = []
     rounds = dict.fromkeys(alive, 0)
     first: dict[int, float] = {}
-    replies, wave = 1, 0
+    replies, done, wave = 1, 0, 0
     while True:
-        seeds = [seed + 1 + sum(2**k for k in range(wave)) + k for k in range(replies)]
+        seeds = [seed + 1 + done + k for k in range(replies)]
         ways = [Condition(), *alive.values()]
         conditions = [replace(c, seed=s) for c in ways for s in seeds]
         file = folder / f"round-{wave}.jsonl" if folder else None
@@ -194,7 +201,8 @@ def choose_intervention(
         if len(alive) <= 2:
             break
         alive = {i: alive[i] for i in order[: -(-len(alive) // 2)]}
-        replies, wave = replies * 2, wave + 1
+        done, wave = done + replies, wave + 1
+        replies = done  # each wave doubles what the survivors have
     measures = unseen_by(reward, pairs.trait)
     samples = measured(samples, contexts, measures)
     ranked = sorted((c for c in found if c.gain), key=lambda c: -c.gain.value if c.gain else 0.0)
@@ -230,6 +238,37 @@ def choose_intervention(
         attribution=attribution,
         outcome=outcome,
     )
+
+
+def _outcome(
+    model: Model,
+    contexts: Sequence[Prompt],
+    reward: Reward,
+    n: int,
+    sampling: Sampling,
+    seed: int,
+    folder: Path | None,
+    progress: bool,
+) -> OutcomeMap:
+    """At the hook point of all candidates. Kept, for another pass rounds otherwise, and other vectors are another call.
+
+    Raises:
+        StarError: the folder holds another call's map.
+    """
+    file = folder / "outcome.safetensors" if folder else None
+    if file is not None and file.exists():
+        kept = OutcomeMap.load(file)
+        asked = (fingerprint(model), sampling, seed, n, tuple(as_prompts(contexts)))
+        if (kept.fingerprint, kept.sampling, kept.seed, kept.budget, kept.prompts) != asked:
+            raise StarError(f"{file} is the map of another call: name another folder.")
+        return kept
+    replies, points = folder / "outcome.jsonl" if folder else None, ["resid_post"]
+    made = attribute_outcome(
+        model, contexts, reward, n, sampling, seed, hook_points=points, out=replies, progress=progress
+    )
+    if file is not None:
+        made.save(file)
+    return made
 
 
 def propose(
@@ -352,7 +391,8 @@ def _paid(samples: pd.DataFrame, pairs: Pairs, reward: Reward) -> pd.DataFrame:
 
 def _means(samples: pd.DataFrame, column: str) -> dict[str, float]:
     """Of every arm."""
-    return {str(arm): float(value) for arm, value in samples.groupby("arm")[column].mean().items()}
+    means = samples.groupby("arm")[column].mean()
+    return dict(zip(map(str, means.index), means.to_numpy(dtype=float).tolist(), strict=True))
 
 
 def _row(samples: pd.DataFrame, arm: str, measures: Sequence[Measure]) -> dict[str, float]:

@@ -8,19 +8,21 @@ import pandas as pd
 
 from star_tl.attribution import AttributionMap
 from star_tl.data.chat import Message
+from star_tl.evaluation.intervention import InterventionChoice
 from star_tl.steering.condition import UNSTEERED
 from star_tl.vectors import SteeringVector
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """All that one run found and wrote."""
+    """All that one run found and wrote; ``intervention`` is None where attribution alone chose the place."""
 
     trait: str
     description: str
     model: str
     attribution: AttributionMap
     vector: SteeringVector
+    intervention: InterventionChoice | None
     prompts: tuple[tuple[str, tuple[Message, ...]], ...]
     samples: pd.DataFrame
     summary: pd.DataFrame

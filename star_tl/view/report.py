@@ -23,6 +23,7 @@ from star_tl.view.plots import (
     plot_comparison,
     plot_dose,
     plot_heads,
+    plot_interventions,
     plot_layers,
     plot_loci,
     plot_tokens,
@@ -56,6 +57,11 @@ RESULTS: Columns = (
     ("wrong_way", "prompts that fell", percent),
     ("coherent_rate", "coherent", percent),
     ("drift", "drift (nats per token)", _number(2)),
+)
+JUDGED: Columns = (
+    ("embedding judge", "embedding judge", _number(2)),
+    ("word judge", "word judge", _number(2)),
+    ("relevance", "relevance", _number(2)),
 )
 FLUENCY: Columns = (
     ("marker_rate", "with a marker", percent),
@@ -120,6 +126,10 @@ def finding(result: RunResult) -> str:
     layer = "there" if locus.layer == choice.layer else f"at layer {locus.layer}"
     listed = ", ".join(map(str, locus.positions))
     token = "the last prompt token" if locus.positions == (-1,) else f"prompt positions {listed}"
+    if result.intervention is not None:
+        text = f"Real replies chose: {result.intervention.table.iloc[0].source}"
+        layer = f"at layer {locus.layer}"
+        token = "generated tokens" if result.intervention.condition.positions == "generated" else token
     known = math.isfinite(after.low) and math.isfinite(after.high)
     verb = "raises" if after.low > 0 else "lowers" if after.high < 0 else "moves"
     text += (
@@ -240,6 +250,7 @@ def _page(result: RunResult) -> str:
         sections={
             "arms": ("What steering did", _arms(result)),
             "replies": ("Replies side by side", _replies(result)),
+            **({"intervention": ("What was tried", _intervention(result))} if result.intervention else {}),
             "where": ("Where the trait is carried", _where(result)),
             "dose": ("Dose–response", _dose(result)),
             "settings": ("Settings", _settings(result)),
@@ -255,12 +266,19 @@ def _arms(result: RunResult) -> str:
         "points. Under a rate or a difference stands its 95 % interval. p is Holm-corrected over arms; it comes from "
         "2,000 random flips of signs, so that it is at least 0.0005 times the number of arms compared."
     )
-    results, fluency = (_table(result.summary, columns) for columns in (RESULTS, FLUENCY))
+    results, judged, fluency = (_table(result.summary, columns) for columns in (RESULTS, JUDGED, FLUENCY))
+    judged = scroll("What judges say", judged) if any(c[0] in result.summary for c in JUDGED) else ""
+    told = (
+        '<h3>What judges say</h3><p class="soft">Means over replies, 0 to 1, of judges trained on people\'s labels; '
+        f"relevance is the cosine of reply and prompt.</p>{judged}"
+        if judged
+        else ""
+    )
     cost = "How often replies are coherent and show the trait, and what it costs in drift."
     return (
         f'<p class="soft">{legend}</p>{scroll("What every arm did", results)}'
         f"{figure('arms-figure', plot_arms(result.summary), cost)}"
-        f"<h3>Words and fluency of the replies</h3>{scroll('Words and fluency of the replies', fluency)}"
+        f"{told}<h3>Words and fluency of the replies</h3>{scroll('Words and fluency of the replies', fluency)}"
     )
 
 
@@ -337,6 +355,35 @@ def _where(result: RunResult) -> str:
         "pair": (plot_tokens(attr, 0), "The first pair: its prompt and its positive reply."),
     }
     return "".join(figure(name, fig, caption) for name, (fig, caption) in figures.items())
+
+
+TRIED: Columns = (
+    ("layer", "layer", _number(0)),
+    ("strength", "strength", _number(2)),
+    ("drift", "drift (nats per token)", _number(2)),
+    ("predicted", "predicted gain", _number(3)),
+    ("rank", "rank predicted", _number(0)),
+    ("reward", "reward", _number(3)),
+    ("n", "replies", _number(0)),
+    ("coherent_rate", "coherent", percent),
+    ("opening", "commonest opening", percent),
+    ("embedding judge", "embedding judge (unseen)", _number(2)),
+    ("word judge", "word judge (unseen)", _number(2)),
+    ("markers", "markers (unseen)", percent),
+)
+
+
+def _intervention(result: RunResult) -> str:
+    choice = result.intervention
+    assert choice is not None
+    named = choice.table.assign(arm=choice.table["source"] + " @ " + choice.table["where"])
+    table = scroll("What was tried", _table(named, TRIED))
+    words = choice.describe()
+    caption = "Attribution proposed, replies to the extraction contexts decided; all were brought to one drift."
+    return (
+        f"<p>{html.escape(words[0].upper() + words[1:])}.</p>"
+        f"{figure('intervention-figure', plot_interventions(choice), caption)}{table}"
+    )
 
 
 def _dose(result: RunResult) -> str:

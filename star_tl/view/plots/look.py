@@ -25,10 +25,13 @@ BLUE, SKY, GREEN, ORANGE, PINK, VERMILION, GREY = (
 ARM_COLOURS = {
     "unsteered": GREY,
     "steered": BLUE,
+    "located": SKY,
     "random": ORANGE,
     "last_ranked_layer": PINK,
-    "reply_mean_everywhere": SKY,
+    "reply_mean": VERMILION,
+    "reply_mean_everywhere": VERMILION,
     "primed": GREEN,
+    "primed_steered": "#004D40",
 }
 OTHER_ARM = "#A6761D"
 LOCUS_COLOURS = (BLUE, GREEN, PINK, SKY, OTHER_ARM)  # orange stands for drift, grey for unsteered
