@@ -96,9 +96,8 @@ def residuals_of(
         return hook_name("resid_pre", layer), lambda activation, hook: entering.__setitem__(layer, activation)
 
     lowest = [run.first_hooked for run in runs if run is not None]
-    del runs
-    for hooks, low in zip(ways, lowest, strict=True):
-        run = begun(hooks or [keep(layer) for layer in set(lowest) if layer < model.cfg.n_layers])
+    for hooks, made, low in zip(ways, runs, lowest, strict=True):
+        run = made if hooks else begun([keep(i) for i in set(lowest) if i < model.cfg.n_layers])
         assert run is not None
         run.go_on_from(shared, rows)
         known_from = (low, entering[low]) if low in entering else None
