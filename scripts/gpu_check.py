@@ -262,7 +262,7 @@ def many(case: Case, folder: Path, device: str) -> None:
 
 def huggingface(case: Case, folder: Path, device: str) -> None:
     import torch
-    from bench_8b import residual_scores
+    from bench_8b import read_by_prepare, residual_scores
     from bench_attribution import pairs_of_length
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -277,7 +277,7 @@ def huggingface(case: Case, folder: Path, device: str) -> None:
     model, seconds = timed(load, device)
     report("loading", f"{seconds:.2f} s")
     model.eval().requires_grad_(False)
-    holder = type("Holder", (), {"tokenizer": AutoTokenizer.from_pretrained(folder)})()  # all that prepare reads
+    holder = read_by_prepare(model, AutoTokenizer.from_pretrained(folder))
     for count, length in case.pairs:
         with reporting(named(count, length)):
             pair = prepare(holder, pairs_of_length(holder, length, 1))[0]  # one after another: each takes as long
