@@ -31,6 +31,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -239,13 +240,19 @@ def residual_scores(model: Any, pair: PreparedPair) -> Tensor:
     return shift
 
 
+def read_by_prepare(model: Any, tokenizer: Any) -> Any:
+    """What attribution's ``prepare`` reads of a model, of one of transformers'."""
+    cfg = SimpleNamespace(n_ctx=model.config.max_position_embeddings)
+    return SimpleNamespace(tokenizer=tokenizer, cfg=cfg)
+
+
 def huggingface_hook(folder: Path, dtype: str, device: str) -> Arm:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device).eval()
     model.requires_grad_(False)
     for parameter in model.parameters():  # mapped files are read at first use: let that count as loading
         parameter.view(-1)[::1024].sum()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    holder = type("Holder", (), {"tokenizer": tokenizer})()  # all that prepare reads of a model
+    holder = read_by_prepare(model, tokenizer)
     pair = prepare(holder, pairs_of_length(holder, ROW, 1))[0]
     layers, middle = model.model.layers, len(model.model.layers) // 2
     shifts: list[Tensor] = []

@@ -262,7 +262,7 @@ def many(case: Case, folder: Path, device: str) -> None:
 
 def huggingface(case: Case, folder: Path, device: str) -> None:
     import torch
-    from bench_8b import residual_scores
+    from bench_8b import read_by_prepare, residual_scores
     from bench_attribution import pairs_of_length
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -277,12 +277,11 @@ def huggingface(case: Case, folder: Path, device: str) -> None:
     model, seconds = timed(load, device)
     report("loading", f"{seconds:.2f} s")
     model.eval().requires_grad_(False)
-    holder = type("Holder", (), {"tokenizer": AutoTokenizer.from_pretrained(folder)})()  # all that prepare reads
+    holder = read_by_prepare(model, AutoTokenizer.from_pretrained(folder))
     for count, length in case.pairs:
         with reporting(named(count, length)):
-            few = min(count, 4)  # pair after pair: more take longer and no less each
-            pairs = prepare(holder, pairs_of_length(holder, length, few))
-            rate(count, length, lambda pairs=pairs: [residual_scores(model, p) for p in pairs], device, few)
+            pair = prepare(holder, pairs_of_length(holder, length, 1))[0]  # one after another: each takes as long
+            rate(count, length, lambda pair=pair: residual_scores(model, pair), device, 1)
     middle = model.model.layers[len(model.model.layers) // 2]
     for rows in case.rows:
         with reporting(f"decode step, {rows} rows"), torch.no_grad():
@@ -336,7 +335,7 @@ def rate(count: int, length: int, work: Callable[[], Any], device: str, of: int 
     tries = 3 if device != "cpu" else 1
     work()  # whatever is done once
     seconds = min(timed(work, device)[1] for _ in range(tries)) * count / (of or count)
-    used = busy(named(count, length), work, device, seconds * (of or count) / count)
+    used = "" if of else busy(named(count, length), work, device, seconds)
     report(named(count, length), f"{seconds:.3f} s, {count / seconds:.1f} a second{used}")
 
 

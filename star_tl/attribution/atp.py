@@ -120,7 +120,7 @@ def score_pairs(request: Request, backward: Backward, method: str, copies: int =
         # From here on nothing asks for much memory: a micro-batch that was too large leaves no trace.
         attr.metric_corrupted[at], attr.metric_clean[at] = metrics
         if drift is not None:
-            attr.drift_gradients[at] = drift.cpu().to(attr.drift_gradients.dtype)
+            attr.drift_gradients[at] = drift.to(attr.drift_gradients.dtype).cpu()
         for (point, part), layers in batch.found.items():
 
             def stacked(name: str, layers: dict[int, _Sums] = layers) -> Tensor:

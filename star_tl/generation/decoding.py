@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from star_tl.locus import NamedHook
+from star_tl.locus import NamedHook, hook_name
 from star_tl.models.backend import Model, attached, empty_cache, residual_stream, taken, unembed
 from star_tl.models.batch import TokenBatch
 from star_tl.models.fast.decode import LlamaPass, llama_pass
@@ -69,7 +69,8 @@ def residuals_of(
 ) -> Iterator[Float[Tensor, "row reply d_model"]]:
     """Of each way, given by its hooks, the last residual stream where it predicts reply tokens.
 
-    What no hook touches of the prompts is read once for all ways and all rows of the same prompt.
+    What no hook touches is read once: the prompts' tokens before, for all ways and all rows of the same prompt, and
+    the layers below, where the first way has no hooks.
     """
     end, tokens = batch.prompt_end, batch.tokens[:, :-1]  # from a row's last token nothing follows
     touched = [reach(hooks) for hooks in ways]
@@ -79,7 +80,8 @@ def residuals_of(
     def begun(hooks: Sequence[NamedHook]) -> LlamaPass | None:
         return llama_pass(model, hooks, batch.mask[:, :end], end, tokens.shape[1]) if known else None
 
-    if any(begun(hooks) is None for hooks in ways):
+    runs = [begun(hooks) for hooks in ways]
+    if None in runs:
         for hooks in ways:
             yield residual_of(model, hooks, tokens, batch.mask[:, :-1], end)[:, end - 1 :]
         return
@@ -88,11 +90,18 @@ def residuals_of(
     shared = llama_pass(model, (), mask, end, end - own)
     assert shared is not None
     shared.residual(prompts[:, : end - own])
-    for hooks in ways:
-        run = begun(hooks)
+    entering: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> NamedHook:
+        return hook_name("resid_pre", layer), lambda activation, hook: entering.__setitem__(layer, activation)
+
+    lowest = [run.first_hooked for run in runs if run is not None]
+    for hooks, made, low in zip(ways, runs, lowest, strict=True):
+        run = made if hooks else begun([keep(i) for i in set(lowest) if i < model.cfg.n_layers])
         assert run is not None
         run.go_on_from(shared, rows)
-        yield run.residual(tokens[:, end - own :])[:, own - 1 :]
+        known_from = (low, entering[low]) if low in entering else None
+        yield run.residual(tokens[:, end - own :], known_from)[:, own - 1 :]
 
 
 class StockPass:

@@ -87,7 +87,7 @@ def test_kl_is_that_of_torch_distributions():
 def test_prompts_are_read_once_for_both_passes_and_for_rows_that_share_them(tiny, monkeypatch):
     read = []
     residual = LlamaPass.residual
-    monkeypatch.setattr(LlamaPass, "residual", lambda self, t: read.append(t.numel()) or residual(self, t))
+    monkeypatch.setattr(LlamaPass, "residual", lambda self, t, *a: read.append(t.numel()) or residual(self, t, *a))
     prompts, written = (PROMPTS[2],) * 3, [Reply("some words", t, True) for t in ((50, 60, 70),) * 3]
     star.score(tiny, TRAIT, prompts, written, Condition("steered", steering_vector(), 2.0, "last_prompt"))
     whole, *late = read  # all but the prompt's last token, then that one and the reply's first two

@@ -85,10 +85,20 @@ class LlamaPass:
         return layers.logits(layers.read(tokens, start))
 
     @torch.no_grad()
-    def residual(self, tokens: Int[Tensor, "row column"]) -> Float[Tensor, "row column d_model"]:
-        """The last residual stream at these tokens, which follow those of earlier calls."""
+    def residual(
+        self, tokens: Int[Tensor, "row column"], entering: tuple[int, Tensor] | None = None
+    ) -> Float[Tensor, "row column d_model"]:
+        """The last residual stream at these tokens, which follow those of earlier calls.
+
+        ``entering`` is a layer, and what enters it where that is known: those below are left out, now and later.
+        """
         self.position.advance(tokens.shape[1])
-        return self.layers.read(tokens, self.position.offset)
+        return self.layers.read(tokens, self.position.offset, entering)
+
+    @property
+    def first_hooked(self) -> int:
+        """The lowest layer with a hook."""
+        return min((layer for layer, _ in self.layers.listeners), default=len(self.layers.kept))
 
     @torch.no_grad()
     def keep(self, rows: Int[Tensor, " kept"]) -> bool:
@@ -162,11 +172,15 @@ class CachedLayers:
         cache[..., :read, :] = self.cache[..., :read, :].index_select(2, rows)
         return CachedLayers(self.model, self.forward, listeners, cache, self.pads[rows])
 
-    def read(self, tokens: Int[Tensor, "row column"], start: int) -> Float[Tensor, "row column d_model"]:
-        """The last residual stream at ``tokens``, which go to the columns from ``start`` on."""
+    def read(
+        self, tokens: Int[Tensor, "row column"], start: int, entering: tuple[int, Tensor] | None = None
+    ) -> Float[Tensor, "row column d_model"]:
+        """The last residual stream at ``tokens``, which go to the columns from ``start`` on; ``entering`` as in
+        :meth:`LlamaPass.residual`.
+        """
         stop = start + tokens.shape[1]
         columns = torch.arange(start, stop, device=tokens.device)
-        return self.over(tokens, self._rotation(start, stop), self._mask(start, stop), columns, stop)
+        return self.over(tokens, self._rotation(start, stop), self._mask(start, stop), columns, stop, entering)
 
     def over(
         self,
@@ -175,6 +189,7 @@ class CachedLayers:
         mask: Tensor | None,
         columns: Int[Tensor, " column"],
         stop: int,
+        entering: tuple[int, Tensor] | None = None,
     ) -> Float[Tensor, "row column d_model"]:
         """The last residual stream at ``tokens``, which go to these columns of the cache and see up to ``stop``."""
         causal = tokens.shape[1] > 1 and mask is None
@@ -185,7 +200,8 @@ class CachedLayers:
             values.index_copy_(2, columns, v)
             return attend(q, keys, values, mask, causal)
 
-        return self.forward(F.embedding(tokens, self.model.embed.W_E), rotation, attend_kept, self.listeners)
+        first, residual = entering or (0, F.embedding(tokens, self.model.embed.W_E))
+        return self.forward(residual, rotation, attend_kept, self.listeners, first)
 
     def logits(self, residual: Float[Tensor, "row column d_model"]) -> Float[Tensor, "row vocab"]:
         """Logits after the last column."""

@@ -203,14 +203,16 @@ class LlamaForward:
         rotation: tuple[Tensor, Tensor],
         attend: Attend,
         listeners: Listeners,
+        first: int = 0,
     ) -> Float[Tensor, "row column d_model"]:
         """The residual stream that leaves the last layer.
 
         Args:
-            residual: what enters the first.
+            residual: what enters the layer ``first``.
             rotation: cosines and sines of the rows' positions, broadcasting to ``[row head column d_head]``.
             attend: z ``[row head column d_head]`` from layer, q, k and v of this shape.
             listeners: by layer and hook point, (hook point, function) in the order in which they are called.
+            first: the layers below are left out.
         """
         rows, length, _ = residual.shape
 
@@ -220,7 +222,7 @@ class LlamaForward:
                 activation = activation if changed is None else changed
             return activation
 
-        for i, layer in enumerate(self.layers):
+        for i, layer in enumerate(self.layers[first:], first):
             residual = fire(i, "hook_resid_pre", residual)
             x = F.rms_norm(residual, residual.shape[-1:], layer.norm_attention, self.eps)
             heads = product(x, layer.query_key_value, layer.bias).view(rows, length, -1, self.d_head).transpose(1, 2)
