@@ -17,7 +17,7 @@ from typing_extensions import Unpack
 from star_tl.attribution import ESTIMATORS, AttributionMap, attribute
 from star_tl.data.chat import Message, Prompt, as_prompts, resolve_span
 from star_tl.data.pairs import TRAITS, Pairs, load_pairs
-from star_tl.errors import StarError, nearest
+from star_tl.errors import StarError, check_name
 from star_tl.evaluation.result import RunResult
 from star_tl.evaluation.samples import describe, sample_conditions
 from star_tl.evaluation.scores import mark_coherent, summarise
@@ -120,8 +120,7 @@ def run(
         render_prompts(model, prompts_of_an_arm, settings.max_new_tokens)
     for chat in (*chosen, *practice):
         resolve_span(model.tokenizer, chat, positions)
-    if estimator not in ESTIMATORS:
-        raise StarError(f"Unknown estimator {estimator!r}.{nearest(estimator, ESTIMATORS)}")
+    check_name(estimator, ESTIMATORS, "estimator")
     if not ESTIMATORS[estimator].prices_layers:
         able = " or ".join(repr(e.key) for e in ESTIMATORS.values() if e.prices_layers)
         raise StarError(f"The estimator {estimator!r} has no gradients to choose a layer by: use {able}.")

@@ -549,11 +549,27 @@ def test_logit_pairs_need_replies_of_one_token(grouped: HookedTransformer) -> No
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"method": "atb"}, "Did you mean 'atp'"), ({"batch_size": 0}, "batch_size"), ({"batch_size": -2}, "batch_size")],
+    [
+        ({"method": "atb"}, "Did you mean 'atp'"),
+        ({"method": ["atp"]}, "Unknown attribution method"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": -2}, "batch_size"),
+        ({"batch_size": 1.5}, "batch_size is 1.5: use a whole number"),
+        ({"draws": None}, "draws is None"),
+        ({"draws": True}, "draws is True"),
+        ({"seed": "x"}, "seed is 'x'"),
+        ({"hook_points": 3}, "give hook_points as a list"),
+        ({"hook_points": ["z", None]}, "Unknown hook point None"),
+        ({"metric": 1}, "metric is 1: give"),
+        ({"mode": 0}, "Unknown mode"),
+        ({"controls": ["politeness"]}, "give controls as a list of pairs"),
+        ({"pairs": "politeness"}, "give pairs that load_pairs returns"),
+        ({"model": "demo"}, "give a model that load_model returns"),
+    ],
 )
 def test_unknown_methods_and_batch_sizes_are_refused(grouped: HookedTransformer, arguments: Any, message: str) -> None:
     with pytest.raises(StarError, match=message):
-        attribute(grouped, unequal_pairs(), **arguments)
+        attribute(**({"model": grouped, "pairs": unequal_pairs()} | arguments))
 
 
 def test_a_pair_longer_than_the_context_is_refused(grouped: HookedTransformer) -> None:
