@@ -55,7 +55,7 @@ _FORMAT = "star_tl attribution 4"
 _TEXTS = ("trait", "method", "metric", "model", "fingerprint", "prompt_end")
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 

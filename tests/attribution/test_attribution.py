@@ -423,7 +423,7 @@ def test_other_seeds_draw_other_signs_and_leave_the_scores(grouped: HookedTransf
 
 
 def prepared(tokenizer: Any, pairs: star.Pairs) -> PreparedPair:
-    return prepare(SimpleNamespace(tokenizer=tokenizer), pairs)[0]
+    return prepare(SimpleNamespace(tokenizer=tokenizer, cfg=SimpleNamespace(n_ctx=4096)), pairs)[0]
 
 
 @pytest.mark.parametrize("longer", ["clean", "corrupted"])
@@ -487,7 +487,7 @@ def test_common_words_of_two_instructions_correspond_and_words_without_a_like_do
     right = dataclasses.replace(
         p,
         counterpart=prepare(
-            SimpleNamespace(tokenizer=tokenizer),
+            SimpleNamespace(tokenizer=tokenizer, cfg=SimpleNamespace(n_ctx=4096)),
             make_pairs(pair("a", "x", "Yes", "No"), positive=positive, negative=negative),
             "right",
         )[0].counterpart,
