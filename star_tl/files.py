@@ -11,18 +11,19 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from star_tl.errors import StarError, shown
+from star_tl.errors import StarError, check_kind, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+PATH = (str, os.PathLike)
 MOST_TEXT = 1 << 30  # bytes of a text that is read into memory
 
 
@@ -32,6 +33,7 @@ def regular_file(path: str | Path, what: str = "file") -> Path:
     Raises:
         StarError: it does not exist, is a folder, a pipe or a device, or may not be looked at.
     """
+    check_kind(path, PATH, f"the path of a {what}")
     path = Path(path)
     name = shown(str(path), 200)
     try:
@@ -87,29 +89,23 @@ def output_path(path: str | Path) -> Path:
     Raises:
         StarError: something stands there that is no plain file, or the name cannot be one.
     """
-    try:
-        real = Path(os.path.realpath(Path(path).expanduser()))
-        other = real.exists() and not stat.S_ISREG(real.stat().st_mode)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise unwritable(path, error) from None
-    if other:
-        raise StarError(f"{shown(str(path), 200)} is not a plain file: name another.")
-    return real
+    return _output(path, stat.S_ISREG, "plain file")
 
 
 def output_folder(path: str | Path) -> Path:
-    """The same for a folder.
+    """The same for a folder."""
+    return _output(path, stat.S_ISDIR, "folder")
 
-    Raises:
-        StarError: something stands there that is no folder, or the name cannot be one.
-    """
+
+def _output(path: str | Path, wanted: Callable[[int], bool], what: str) -> Path:
+    check_kind(path, PATH, "the path of a file")
     try:
         real = Path(os.path.realpath(Path(path).expanduser()))
-        other = real.exists() and not real.is_dir()
+        other = real.exists() and not wanted(real.stat().st_mode)
     except (OSError, ValueError, RuntimeError) as error:
         raise unwritable(path, error) from None
     if other:
-        raise StarError(f"{shown(str(path), 200)} is not a folder: name another.")
+        raise StarError(f"{shown(str(path), 200)} is not a {what}: name another.")
     return real
 
 

@@ -18,7 +18,7 @@ from star_tl.attribution import ESTIMATORS, AttributionMap, attribute
 from star_tl.attribution.choose import GAIN_DRIFT
 from star_tl.data.chat import Message, Prompt, as_prompts, resolve_span
 from star_tl.data.pairs import TRAITS, Pairs, load_pairs
-from star_tl.errors import StarError, nearest
+from star_tl.errors import StarError, check_name
 from star_tl.evaluation.measures import measured, measures_of
 from star_tl.evaluation.result import RunResult
 from star_tl.evaluation.roads import by_attribution, by_choice
@@ -133,8 +133,7 @@ def run(
         render_prompts(model, prompts_of_an_arm, settings.max_new_tokens)
     for chat in (*chosen, *practice):
         resolve_span(model.tokenizer, chat, positions)
-    if estimator not in ESTIMATORS:
-        raise StarError(f"Unknown estimator {estimator!r}.{nearest(estimator, ESTIMATORS)}")
+    check_name(estimator, ESTIMATORS, "estimator")
     if not ESTIMATORS[estimator].prices_layers:
         able = " or ".join(repr(e.key) for e in ESTIMATORS.values() if e.prices_layers)
         raise StarError(f"The estimator {estimator!r} has no gradients to choose a layer by: use {able}.")

@@ -144,7 +144,8 @@ def ask(demo: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callabl
     attr = star.attribute(demo, star.load_pairs(home / "pairs.jsonl"), hook_points=["resid_post"], progress=False)
     attr.save(home / "map.safetensors")
     with safe_open(str(home / "map.safetensors"), framework="pt") as file:
-        map_meta, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        map_meta, names = file.metadata(), file.keys()
+        tensors = {name: file.get_tensor(name) for name in names}
     whole = (home / "v.safetensors").read_bytes()
     with safe_open(str(home / "v.safetensors"), framework="pt") as file:
         meta = file.metadata()

@@ -15,10 +15,11 @@ from star_tl.attribution.objective import Metric, Replies, pairs_own
 from star_tl.attribution.passes import MODES
 from star_tl.attribution.request import DRAWS, Estimator, Request
 from star_tl.data.pairs import METRICS, Pairs
-from star_tl.errors import StarError, nearest
+from star_tl.errors import StarError, check_kind, check_name, check_whole, shown
 from star_tl.locus import COMPONENTS, POINTS
-from star_tl.models.backend import Model
+from star_tl.models.backend import MODELS, Model
 
+NoneType = type(None)
 ESTIMATORS = {module.ESTIMATOR.key: module.ESTIMATOR for module in (atp, integrated_gradients, relp, exact)}
 
 __all__ = [
@@ -96,44 +97,49 @@ def attribute(
             a model with parts that it has no rules for (a mixture of experts, say), a pair longer than the model's
             context, or too little memory for a single pair.
     """
+    check_kind(model, MODELS, "a model that load_model returns")
+    check_kind(pairs, Pairs, "pairs that load_pairs returns")
     if any(t.is_inference() and t.is_floating_point() for t in (*model.parameters(), *model.buffers())):
         raise StarError(
             "The model was loaded, or lengthened its tables, under torch.inference_mode(), where nothing has a "
             "gradient: load it again outside."
         )
-    if method not in ESTIMATORS:
-        raise StarError(f"Unknown attribution method {method!r}.{nearest(method, ESTIMATORS)}")
+    check_name(method, ESTIMATORS, "attribution method")
     there = tuple(p for p in POINTS if p == "z" or f"blocks.0.hook_{p}" in model.hook_dict)
+    check_kind(hook_points, (str, Sequence, NoneType), "hook_points as a list of names")
     points = there if hook_points is None else (hook_points,) if isinstance(hook_points, str) else tuple(hook_points)
     for point in points:
-        if point not in POINTS:
-            raise StarError(f"Unknown hook point {point!r}.{nearest(point, POINTS)}")
+        check_name(point, POINTS, "hook point")
         if point not in there:
             raise StarError(f"This model has no {point}, its blocks are parallel: leave it out of hook_points.")
     if not points:
         raise StarError(f"There are no hook points: name some of {', '.join(POINTS)}.")
-    for name, value in (("batch_size", batch_size), ("draws", draws), ("steps", steps)):
-        if value is not None and value < 1:
-            raise StarError(f"{name} is {value}: use at least 1.")
-    if alignment not in ALIGNMENTS:
-        raise StarError(f"Unknown alignment {alignment!r}.{nearest(alignment, ALIGNMENTS)}")
-    if mode not in (None, "auto", *MODES):
-        raise StarError(f"Unknown mode {mode!r}.{nearest(mode, ('auto', *MODES))}")
+    for name, value in (("batch_size", batch_size), ("steps", steps)):
+        if value is not None:
+            check_whole(value, name)
+    check_whole(draws, "draws")
+    check_whole(seed, "seed", least=None)
+    check_name(alignment, ALIGNMENTS, "alignment")
+    if mode is not None:
+        check_name(mode, ("auto", *MODES), "mode")
+    for other in [controls] if isinstance(controls, Pairs) else controls:
+        check_kind(other, Pairs, "controls as a list of pairs that load_pairs returns")
     options = {name: value for name, value in (("steps", steps), ("mode", mode)) if value is not None}
     for name in options:
         if name not in ESTIMATORS[method].options:
             takers = " and ".join(e.key for e in ESTIMATORS.values() if name in e.options)
             raise StarError(f"{name} is for {takers}, and {method!r} takes none: leave it out.")
+    if metric is not None and not isinstance(metric, str) and not callable(metric):
+        raise StarError(f"metric is {shown(repr(metric))}: give 'logprob', 'logit' or a function.")
     if isinstance(metric, str):
-        if metric not in METRICS:
-            raise StarError(f"Unknown metric {metric!r}.{nearest(metric, METRICS)}")
+        check_name(metric, METRICS, "metric")
         pairs = replace(pairs, pairs=tuple(replace(p, metric=metric) for p in pairs))
     request = Request(
         model=model,
         pairs=pairs.extraction,
         points=points,
         metric=metric if callable(metric) else pairs_own,
-        controls=tuple(controls),
+        controls=(controls,) if isinstance(controls, Pairs) else tuple(controls),
         alignment=alignment,
         draws=draws,
         seed=seed,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from star_tl.errors import StarError
+from star_tl.errors import StarError, check_whole
 from star_tl.stats import drawn_again
 
 MOST_POSITIONS = 4
@@ -168,6 +169,8 @@ def choose_layer(
 
     The arguments are fields of :class:`star_tl.AttributionMap`.
     """
+    check_whole(resamples, "resamples")
+    check_whole(seed, "seed", least=None)
     effects, costs = effects_of(gradients, directions), costs_of(drift, directions)
     n, _, layers = costs.shape
     by_pair = costs.mean(1)
@@ -245,7 +248,7 @@ def choose_positions(
     Raises:
         StarError: a coverage that is no share, or no position raises the metric.
     """
-    if not 0 < coverage <= 1:
+    if isinstance(coverage, bool) or not isinstance(coverage, Real) or not 0 < coverage <= 1:
         raise StarError(f"coverage is {coverage}: use a share above 0, at most 1.")
     n, window = effects.shape
     taken = _covering(effects.double().mean(0)[None], coverage)[0]

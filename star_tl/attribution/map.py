@@ -20,7 +20,7 @@ from star_tl.attribution.choose import (
     effects_of,
 )
 from star_tl.data.chat import SPANS, Span
-from star_tl.errors import StarError, shown
+from star_tl.errors import StarError, check_kind, check_whole, shown
 from star_tl.files import load_tensors, reading, save_tensors
 from star_tl.locus import COMPONENTS, WRITES, Locus, hook_name
 
@@ -55,7 +55,7 @@ _FORMAT = "star_tl attribution 4"
 _TEXTS = ("trait", "method", "metric", "model", "fingerprint", "prompt_end")
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -266,10 +266,10 @@ class AttributionMap:
         if not self.prices_layers:
             remedy = "method='atp'" if self.method == "exact" else "hook_points that include it"
             raise StarError(f"This map holds no gradient at resid_post to choose by: attribute with {remedy}.")
-        if vector.shape[-1] != self.gradients.shape[-1]:
-            raise StarError(
-                f"A vector of shape {tuple(vector.shape)} does not fit a width of {self.gradients.shape[-1]}."
-            )
+        check_kind(vector, Tensor, "a tensor [d] or [layer d]")
+        width = self.gradients.shape[-1]
+        if tuple(vector.shape) not in {(width,), (1, width), (self.n_layers, width)}:
+            raise StarError(f"A vector of shape {tuple(vector.shape)} does not fit a width of {width}.")
         return vector.expand(self.n_layers, -1)
 
     def choose_layer(
@@ -298,6 +298,9 @@ class AttributionMap:
             StarError: as :meth:`effect` and :func:`star_tl.attribution.choose.choose_positions`.
         """
         self._directions(self.differences)
+        check_whole(layer, "layer", least=0)
+        if layer >= self.n_layers:
+            raise StarError(f"layer is {layer}: the map has {self.n_layers} layers.")
         return choose_positions(self.position_effects[:, layer], coverage)
 
     def top_locus(self, coverage: float = 0.9) -> Locus:

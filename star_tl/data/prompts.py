@@ -29,7 +29,7 @@ from typing import Any
 
 from star_tl.data.chat import PROMPT_KEYS, Message, as_messages
 from star_tl.errors import StarError, nearest
-from star_tl.files import parse_json, read_text
+from star_tl.files import parse_json, read_text, regular_file
 
 MODES = ("single", "multi")
 READABLE = (
@@ -89,7 +89,7 @@ def load_prompts(
         if value is not None and value < 1:
             raise StarError(f"{name} is {value}: use 1 or more{', or None for all' if name == 'limit' else ''}.")
 
-    path = Path(path)
+    path = regular_file(path, "prompts file")
     items: dict[str, PromptItem] = {}
     for place, record in _records(path):
         for item in _items(f"{path}, {place}", place.replace(" ", "-"), record, mode, max_turns, seed):

@@ -18,7 +18,7 @@ from statsmodels.stats.proportion import proportion_confint
 from star_tl.data.chat import Prompt, as_prompts, render
 from star_tl.data.markers import plain
 from star_tl.data.pairs import Trait
-from star_tl.errors import StarError
+from star_tl.errors import StarError, check_whole
 from star_tl.generation.decoding import residuals_of
 from star_tl.generation.likelihood import reply_scores
 from star_tl.generation.sampling import Reply
@@ -63,6 +63,8 @@ def score(
     Raises:
         StarError: another number of replies than of prompts, or memory is too small for a single one.
     """
+    if batch_size is not None:
+        check_whole(batch_size, "batch_size")
     prompts = as_prompts(prompts)
     if len(prompts) != len(replies):
         raise StarError("score needs as many replies as prompts.")

@@ -22,11 +22,11 @@ from tqdm.auto import tqdm
 from typing_extensions import Unpack
 
 from star_tl.data.chat import Prompt, as_prompts, render, stop_ids
-from star_tl.errors import StarError
+from star_tl.errors import StarError, check_kind
 from star_tl.generation.decoding import Pass, begin
 from star_tl.generation.settings import Sampling, SamplingOptions, settled
 from star_tl.locus import NamedHook
-from star_tl.models.backend import Model
+from star_tl.models.backend import MODELS, Model
 from star_tl.models.batch import make_batch
 from star_tl.models.fast.decode import LlamaPass
 from star_tl.models.memory import fitting_batches, free_beside
@@ -147,6 +147,8 @@ def _meant(
     seed: int | None,
 ) -> tuple[Sequence[NamedHook], Sequence[Prompt], int]:
     """Hooks, prompts and seed, checked."""
+    check_kind(model, MODELS, "a model that load_model returns")
+    check_kind(condition, (Condition, type(None)), "a Condition")
     _check_hooks(model, hooks)
     if condition is None:
         return hooks, prompts, Condition(seed=0 if seed is None else seed).seed  # which is checked there

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
+from numbers import Real
 from typing import TypedDict
 
-from star_tl.errors import StarError
+from star_tl.errors import StarError, check_kind, check_whole
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -55,12 +55,10 @@ class Sampling:
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "batch_size"):
             value = getattr(self, name)
-            if name == "batch_size" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-                raise StarError(f"{name} is {value!r}: use a whole number, at least 1.")
-        if not (isinstance(self.temperature, Real) and math.isfinite(self.temperature) and self.temperature >= 0):
-            raise StarError(f"temperature is {self.temperature!r}: use 0 (greedy) or more.")
+            if name != "batch_size" or value is not None:
+                check_whole(value, name)
+        if not (isinstance(self.temperature, Real) and 0 <= self.temperature <= 1e6):
+            raise StarError(f"temperature is {self.temperature!r}: use 0 (greedy) or more, at most 1e6.")
         if not (isinstance(self.top_p, Real) and 0 < self.top_p <= 1):
             raise StarError(f"top_p is {self.top_p!r}: use a share above 0, at most 1.")
         if not (isinstance(self.min_p, Real) and 0 <= self.min_p < 1):
@@ -68,7 +66,7 @@ class Sampling:
         penalty = self.repetition_penalty
         if not (isinstance(penalty, Real) and math.isfinite(penalty) and penalty > 0):
             raise StarError(f"repetition_penalty is {penalty!r}: use 1 (none) or more.")
-        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
+        if not isinstance(self.stop, (list, tuple)) or not all(isinstance(s, str) and s for s in self.stop):
             raise StarError(f"stop is {self.stop!r}: give a list of texts.")
         object.__setattr__(self, "stop", tuple(self.stop))
 
@@ -81,6 +79,8 @@ def settled(sampling: Sampling | None, options: SamplingOptions) -> Sampling:
     """
     if unknown := sorted(set(options) - set(SamplingOptions.__annotations__)):
         raise StarError(f"Unknown option {unknown[0]!r}: use {', '.join(SamplingOptions.__annotations__)}.")
+    if sampling is not None:
+        check_kind(sampling, Sampling, "a Sampling")
     if sampling is not None and options:
         raise StarError(f"sampling and {sorted(options)[0]} are both given: write replace(sampling, ...) instead.")
     return sampling if sampling is not None else replace(Sampling(), **options)

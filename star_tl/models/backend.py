@@ -23,6 +23,7 @@ from star_tl.models.lens import (
     TransformerLensKeyValueCacheEntry,
 )
 
+MODELS = (HookedTransformer, TransformerBridge)
 Model = HookedTransformer | TransformerBridge
 Cache = TransformerLensKeyValueCache | bridge.Cache
 

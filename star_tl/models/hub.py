@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from star_tl.errors import StarError, nearest, shown
-from star_tl.models.checkpoint import Checkpoint, Folder
+from star_tl.models.checkpoint import Checkpoint, EndTokens, Folder
 from star_tl.models.gguf import GgufFile, is_gguf
 from star_tl.models.size import SHAPES, Size
 from star_tl.models.weights import Stored
@@ -70,7 +70,7 @@ class HubModel:
     def tokenizer(self) -> Any:
         return Folder(download(self.title, FILES)).tokenizer()
 
-    def end_tokens(self) -> Any:
+    def end_tokens(self) -> EndTokens:
         return Folder(download(self.title, FILES)).end_tokens()
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from star_tl.data.chat import chat_format, check_template, set_chat_format
-from star_tl.errors import StarError, nearest, shown
+from star_tl.errors import StarError, check_name, check_whole, nearest, shown
 from star_tl.models.bridge import load_bridge
 from star_tl.models.bridge import weights as bridge_weights
 from star_tl.models.checkpoint import Checkpoint, Folder, InMemory, end_tokens_of
@@ -93,10 +93,11 @@ def load_model(
         return _taken(name, tokenizer, template_args)
     dtype = str(dtype).removeprefix("torch.") if dtype is not None else None
     if dtype is not None and dtype not in DTYPES:
-        raise StarError(f"Unknown dtype {dtype!r}.{nearest(dtype, DTYPES)}")
+        raise StarError(f"Unknown dtype {shown(dtype)!r}.{nearest(dtype[:99], DTYPES)}")
     backend = backend or ("hooked" if HAS_HOOKED_TRANSFORMER else "bridge")
-    if backend not in BACKENDS:
-        raise StarError(f"Unknown backend {backend!r}.{nearest(backend, BACKENDS)}")
+    check_name(backend, BACKENDS, "backend")
+    if first_n_layers is not None:
+        check_whole(first_n_layers, "first_n_layers")
     if backend == "hooked":
         require_hooked_transformer()
     device = _usable(str(device or ("cuda" if torch.cuda.is_available() else "cpu")))
@@ -143,7 +144,7 @@ def _taken(
     if tokenizer is None:
         raise StarError("This model has no tokenizer: give load_model one.")
     ends = chat_format(tokenizer).stop_ids
-    if not ends and isinstance(model, TransformerBridge):
+    if not ends and isinstance(model, TransformerBridge) and isinstance(model.original_model, PreTrainedModel):
         ends = end_tokens_of(model.original_model)
     model.tokenizer = _completed(tokenizer, ends, template_args)
     model.cfg.tokenizer_prepends_bos = len(tokenizer.encode("")) > 0

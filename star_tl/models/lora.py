@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from star_tl.errors import StarError
-from star_tl.models.checkpoint import Checkpoint, Folder
+from star_tl.models.checkpoint import Checkpoint, EndTokens, Folder
 from star_tl.models.size import Size
 from star_tl.models.weights import HeldTensor, Stored, read_json, safetensors_in
 
@@ -153,7 +153,7 @@ class Adapter:
         own = (self.path / "tokenizer_config.json").is_file()
         return Folder(self.path).tokenizer() if own else self.base.tokenizer()
 
-    def end_tokens(self) -> Any:
+    def end_tokens(self) -> EndTokens:
         return self.base.end_tokens()
 
 

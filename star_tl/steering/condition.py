@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from star_tl.data.chat import SPANS, Message, Prompt, resolve_span, with_instruction
-from star_tl.errors import StarError
+from star_tl.errors import StarError, check_kind
 from star_tl.locus import Locus, NamedHook
 from star_tl.steering.hooks import injection_hooks, row_hooks
 from star_tl.steering.positions import schedule
@@ -62,9 +62,10 @@ class Condition:
     def __post_init__(self) -> None:
         if isinstance(self.strength, bool) or not isinstance(self.strength, Real) or not math.isfinite(self.strength):
             raise StarError(f"strength is {self.strength!r}: give a finite number, 1 is the natural difference.")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, Integral):
+        if not isinstance(self.seed, Integral) or isinstance(self.seed, bool):  # of any size: a row's seed is hashed
             raise StarError(f"seed is {self.seed!r}: use a whole number.")
         if self.positions is not None and not isinstance(self.positions, str):
+            check_kind(self.positions, Iterable, "positions as a schedule's name or as numbers")
             object.__setattr__(self, "positions", tuple(self.positions))
         if self.positions not in (None, "locus", *SPANS):
             schedule(self.positions)

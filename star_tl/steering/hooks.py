@@ -18,7 +18,6 @@ import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -169,7 +168,7 @@ class Injection:
     head: int | None
     schedule: Schedule
     prompt_length: int | None = None
-    ready: dict[tuple[Any, ...], tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
+    ready: dict[tuple[object, ...], tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
 
     @property
     def steady(self) -> bool:

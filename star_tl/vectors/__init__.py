@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from star_tl.data.chat import render, template_hash
 from star_tl.data.pairs import Pairs
-from star_tl.errors import StarError, nearest
+from star_tl.errors import StarError, check_kind, check_name, check_whole
 from star_tl.locus import Locus
-from star_tl.models.backend import Model
+from star_tl.models.backend import MODELS, Model
 from star_tl.vectors.activations import in_prompts, in_replies
 from star_tl.vectors.algebra import combine, project_off
 from star_tl.vectors.methods import METHODS, VectorMethod
@@ -20,8 +20,11 @@ __all__ = ["METHODS", "SteeringVector", "VectorMethod", "combine", "extract_vect
 
 def check_extraction(model: Model, pairs: Pairs, loci: Sequence[Locus], method: str) -> None:
     """What :func:`extract_vector` raises at one of these loci, before anything is computed."""
-    if method not in METHODS:
-        raise StarError(f"Unknown vector method {method!r}.{nearest(method, METHODS)}")
+    check_kind(model, MODELS, "a model that load_model returns")
+    check_kind(pairs, Pairs, "pairs that load_pairs returns")
+    check_name(method, METHODS, "vector method")
+    for locus in loci:
+        check_kind(locus, Locus, 'a Locus, such as attr.top_locus() or Locus("blocks.5.hook_resid_post")')
     if len(pairs.extraction) < METHODS[method].fewest_pairs:
         raise StarError(
             f"The vector method {method!r} needs at least {METHODS[method].fewest_pairs} pairs: add pairs, or use the "
@@ -64,8 +67,7 @@ def extract_vectors(
     """The vectors of several loci from the same passes. Arguments and errors as in :func:`extract_vector`."""
     from star_tl.models.load import fingerprint
 
-    if batch_size < 1:
-        raise StarError(f"batch_size is {batch_size}: use at least 1.")
+    check_whole(batch_size, "batch_size")
     if not loci:
         raise StarError("There are no loci: name at least one.")
     check_extraction(model, pairs, loci, method)

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from star_tl.data.chat import check_text, template_hash
-from star_tl.errors import StarError, shown
+from star_tl.errors import StarError, check_whole, shown
 from star_tl.files import load_tensors, reading, save_tensors
 from star_tl.locus import Locus, NamedHook
 from star_tl.models.backend import Model
@@ -147,6 +147,7 @@ class SteeringVector:
 
     def random_like(self, seed: int = 0) -> SteeringVector:
         """A random direction of the same norm at the same place: the control."""
+        check_whole(seed, "seed", least=None)
         noise = torch.randn(self.vector.shape, generator=torch.Generator().manual_seed(seed))
         noise *= self.vector.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)
         return replace(self, vector=noise, method=f"random, seed {seed}")

@@ -423,7 +423,7 @@ def test_other_seeds_draw_other_signs_and_leave_the_scores(grouped: HookedTransf
 
 
 def prepared(tokenizer: Any, pairs: star.Pairs) -> PreparedPair:
-    return prepare(SimpleNamespace(tokenizer=tokenizer), pairs)[0]
+    return prepare(SimpleNamespace(tokenizer=tokenizer, cfg=SimpleNamespace(n_ctx=4096)), pairs)[0]
 
 
 @pytest.mark.parametrize("longer", ["clean", "corrupted"])
@@ -487,7 +487,7 @@ def test_common_words_of_two_instructions_correspond_and_words_without_a_like_do
     right = dataclasses.replace(
         p,
         counterpart=prepare(
-            SimpleNamespace(tokenizer=tokenizer),
+            SimpleNamespace(tokenizer=tokenizer, cfg=SimpleNamespace(n_ctx=4096)),
             make_pairs(pair("a", "x", "Yes", "No"), positive=positive, negative=negative),
             "right",
         )[0].counterpart,
@@ -549,11 +549,27 @@ def test_logit_pairs_need_replies_of_one_token(grouped: HookedTransformer) -> No
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"method": "atb"}, "Did you mean 'atp'"), ({"batch_size": 0}, "batch_size"), ({"batch_size": -2}, "batch_size")],
+    [
+        ({"method": "atb"}, "Did you mean 'atp'"),
+        ({"method": ["atp"]}, "Unknown attribution method"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": -2}, "batch_size"),
+        ({"batch_size": 1.5}, "batch_size is 1.5: use a whole number"),
+        ({"draws": None}, "draws is None"),
+        ({"draws": True}, "draws is True"),
+        ({"seed": "x"}, "seed is 'x'"),
+        ({"hook_points": 3}, "give hook_points as a list"),
+        ({"hook_points": ["z", None]}, "Unknown hook point None"),
+        ({"metric": 1}, "metric is 1: give"),
+        ({"mode": 0}, "Unknown mode"),
+        ({"controls": ["politeness"]}, "give controls as a list of pairs"),
+        ({"pairs": "politeness"}, "give pairs that load_pairs returns"),
+        ({"model": "demo"}, "give a model that load_model returns"),
+    ],
 )
 def test_unknown_methods_and_batch_sizes_are_refused(grouped: HookedTransformer, arguments: Any, message: str) -> None:
     with pytest.raises(StarError, match=message):
-        attribute(grouped, unequal_pairs(), **arguments)
+        attribute(**({"model": grouped, "pairs": unequal_pairs()} | arguments))
 
 
 def test_a_pair_longer_than_the_context_is_refused(grouped: HookedTransformer) -> None:

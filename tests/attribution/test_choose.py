@@ -227,6 +227,27 @@ def test_a_map_says_where_the_instruction_hardly_moves_the_metric(moved: list[fl
     assert (attr.caution in repr(attr)) if says else repr(attr).endswith("nats)")
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda attr: attr.choose_layer(resamples=0),
+        lambda attr: attr.choose_layer(resamples=-1),
+        lambda attr: attr.choose_layer(seed=0.5),
+        lambda attr: attr.choose_layer(seed=10**30),
+        lambda attr: attr.choose_layer(vector=1.5),
+        lambda attr: attr.effect(torch.ones(2, 8, 64)),
+        lambda attr: attr.effect(torch.ones(3, 64)),
+        lambda attr: attr.choose_positions(99),
+        lambda attr: attr.choose_positions(None),
+        lambda attr: attr.top_locus("most"),
+        lambda attr: attr.top_locus(True),
+    ],
+)
+def test_odd_arguments_of_a_map_are_refused_in_one_line(call: Callable[[star.AttributionMap], object]) -> None:
+    with pytest.raises(StarError, match=r"^[^\n]+$"):
+        call(synthetic.attribution())
+
+
 def test_a_vector_of_another_width_is_refused() -> None:
     with pytest.raises(StarError, match="does not fit a width of 64"):
         synthetic.attribution().effect(torch.ones(5))
