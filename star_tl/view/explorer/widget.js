@@ -16,6 +16,14 @@ const put = (node, attributes, children) => {
 // JupyterLab's shortcuts look at the focused element itself: keys pressed here are not for the notebook.
 const el = (tag, attributes = {}, ...children) =>
   put(document.createElement(tag), { ...attributes, "data-lm-suppress-shortcuts": true }, children);
+// Enter takes a number over; where a host keeps the key to itself the field would wait for the focus to leave.
+const enter = event => {
+  if (event.key !== "Enter") return;
+  event.preventDefault();
+  event.stopPropagation();
+  event.target.blur();
+  event.target.focus();
+};
 const svg = (tag, attributes = {}, ...children) => put(document.createElementNS(SVG, tag), attributes, children);
 const minus = text => text.replace("-", "−");
 const signed = (x, digits = 3) => {
@@ -63,8 +71,8 @@ function render({ model, el: root }) {
     generate();
   } });
   prompt.value = start.prompt;
-  const system = el("input", { type: "text", value: start.system, spellcheck: "false", placeholder: "none", onchange: () => generate() });
-  const number = (value, attributes) => el("input", { type: "number", value, onchange: () => generate(), ...attributes });
+  const system = el("input", { type: "text", onkeydown: enter, value: start.system, spellcheck: "false", placeholder: "none", onchange: () => generate() });
+  const number = (value, attributes) => el("input", { type: "number", value, onkeydown: enter, onchange: () => generate(), ...attributes });
   const seed = number(start.seed, { min: 0, step: 1 });
   const seeds = number(start.count, { min: 1, max: about.seeds, step: 1 });
   const temperature = number(start.temperature, { min: 0, max: 2, step: 0.1 });
@@ -359,7 +367,7 @@ function render({ model, el: root }) {
     const slider = el("input", { type: "range", step: "any", "aria-label": `Strength at ${where(locus)}`,
       oninput: () => { exact.value = Number(slider.value).toPrecision(3); said(Number(slider.value)); drawDoses(); },
       onchange: () => change({ strength: Number(Number(slider.value).toPrecision(3)) }) });
-    const exact = el("input", { type: "number", step: "any", "aria-label": `Strength at ${where(locus)}, exactly`,
+    const exact = el("input", { type: "number", step: "any", onkeydown: enter, "aria-label": `Strength at ${where(locus)}, exactly`,
       onchange: () => change({ strength: Number(exact.value) }) });
     const safe = el("div", { class: "safe", "aria-hidden": "true" }, el("div"));
     const means = el("span", { class: "means" }), advised = el("button", { class: "advised" });

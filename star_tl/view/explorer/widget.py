@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -134,7 +134,7 @@ class Explorer(anywidget.AnyWidget):
             "place": list(self._place),
         }
         shown = view(attr, "classical", None, None)
-        self.settings = {
+        settings: dict[str, Any] = {
             "estimator": attr.method,
             "form": "classical",
             "pair": -1,
@@ -147,6 +147,7 @@ class Explorer(anywidget.AnyWidget):
             "length": SAMPLING.max_new_tokens,
             "together": False,
         }
+        self.settings = settings
         self._said, self._refused = 0, ""
         self._say("")
         self._draw_map({})
@@ -327,7 +328,9 @@ class Explorer(anywidget.AnyWidget):
         self._read_pairs()
         asked = self._pairs.heldout.prompts[:DOSE_PROMPTS]
         self._say("Looking for a prompt whose unsteered reply lacks the trait …", busy=True)
-        replies = generate(self._model, asked, seed=self.settings["seed"], sampling=SAMPLING, progress=False)
+        replies = generate(
+            self._model, asked, seed=cast("int", self.settings["seed"]), sampling=SAMPLING, progress=False
+        )
         lacking = [p for p, r in zip(asked, replies, strict=True) if r.text and not self._pairs.trait.shown_in(r.text)]
         single = [p for p in lacking if len(p) == 1]
         if single:
@@ -372,7 +375,8 @@ class Explorer(anywidget.AnyWidget):
 
     def _draw_map(self, what: dict[str, Any]) -> None:
         """The settings say which map is shown, so they change with it."""
-        self.settings = s = self.settings | what
+        s: dict[str, Any] = self.settings | what
+        self.settings = s
         attr = self._maps[s["estimator"]]
         shown = view(attr, s["form"], None if s["pair"] < 0 else s["pair"], s["component"])
         if attr.method not in self._suggested:
@@ -401,13 +405,20 @@ class Explorer(anywidget.AnyWidget):
             chosen.take(chosen.vector, drift_reach(self._model, chosen.vector, self._pairs, positions, PROBE, 2))
             self._show_loci()
 
+    def _known(self, chosen: Chosen) -> SteeringVector:
+        """Its vector, which is there once it is ready."""
+        if chosen.vector is None:
+            chosen.vector = self._vector(chosen.locus)
+        return chosen.vector
+
     def _ways(self, ladder: Chosen | None, chat: Any) -> list[Way]:
         ways = [Way("", "", "Unsteered")]
         if ladder is not None:
             at = self._resolved(ladder.positions, chat)
             for factor in LADDER:
                 share = factor * (ladder.strength or 0.0)
-                part = (ladder.vector, natural(ladder.vector, share), at)
+                vector = self._known(ladder)
+                part = (vector, natural(vector, share), at)
                 ways.append(
                     Way(
                         f"{ladder.locus} × {factor:g}",
@@ -418,7 +429,7 @@ class Explorer(anywidget.AnyWidget):
                     )
                 )
             return ways
-        parts = [(c, (c.vector, c.natural, self._resolved(c.positions, chat))) for c in self._chosen]
+        parts = [(c, (self._known(c), c.natural, self._resolved(c.positions, chat))) for c in self._chosen]
         ways += [Way(str(c.locus), str(c.locus), "", c.strength, (part,)) for c, part in parts]
         if self.settings["together"] and len(parts) > 1:
             ways.append(Way("together", "", "All places together", None, tuple(part for _, part in parts)))
@@ -426,7 +437,8 @@ class Explorer(anywidget.AnyWidget):
 
     def _write(self, ladder: Chosen | None = None) -> None:
         """Stream the replies side by side, then measure them, then the dose–response of new loci."""
-        s, chosen = self.settings, [ladder] if ladder is not None else list(self._chosen)
+        s: dict[str, Any] = self.settings
+        chosen = [ladder] if ladder is not None else list(self._chosen)
         for one in chosen:
             self._ready(one)
         chat = self._chat(s)
