@@ -163,6 +163,7 @@ function render({ model, el: root }) {
   const tip = el("div", { class: "tip", role: "tooltip" });
   const map = el("div", { role: "tabpanel", id: `${id}-map`, class: "map" }, tip, el("div", { class: "scroll" }, grid));
   const legend = el("div", { class: "legend" });
+  const believe = el("p", { class: "soft believe" });  // how sure, and where it may be chance
 
   function open(key) {
     tab = key;
@@ -222,13 +223,13 @@ function render({ model, el: root }) {
       `${TABS[tab]}: arrow keys move, Enter selects or removes a locus. Scores in nats, positive raises the trait.`);
     const rows = [];
     if (panel.spans) rows.push(spanRow(panel.spans));
-    else rows.push(el("div", { class: "row", role: "row" }, el("div", { class: "corner", role: "gridcell" }),
+    else rows.push(el("div", { class: "row", role: "row" }, el("div", { class: "corner", role: "columnheader" }, "layer"),
       groups.map(g => el("div", { class: "group", role: "columnheader", style: `grid-column: span ${g.end - g.start}` },
         g.label))));
     for (let layer = shown.layers - 1; layer >= 0; layer--)
       rows.push(el("div", { class: "row", role: "row" },
         el("div", { class: "layer", role: "rowheader" },
-          layer === shown.layers - 1 ? `layer ${layer}` : layer % step ? "" : String(layer)),
+          layer % step ? "" : String(layer)),
         columns.map((column, col) => cell(panel, column, layer, col, suggested, loci, wide && tall >= 15))));
     rows.push(el("div", { class: "row", role: "row" }, el("div", { class: "corner", role: "gridcell" }),
       columns.map(column => el("div", {
@@ -238,6 +239,7 @@ function render({ model, el: root }) {
     legend.replaceChildren(...groups.map(g => el("div", {},
       el("span", {}, signed(-g.limit)), el("span", { class: "bar", "aria-hidden": "true" }),
       el("span", {}, signed(g.limit)))), el("span", {}, "score, nats; positive = toward clean raises the trait"));
+    believe.textContent = suggested.priced ? `★ Attribution says: ${suggested.said}.` : "";
     const reached = grid.querySelector("[tabindex='0']");
     if (focused) reached.focus();
     if (moved) grid.parentElement.scrollLeft = tab === "tokens" && shown.mean ? 1e6  // the prompt's last token
@@ -297,7 +299,7 @@ function render({ model, el: root }) {
       onfocus: () => showTip(node, said, locus), onblur: hideTip,
     }, wide ? signed(score) + (star && ` ${star}`) : star);
     node.style.background = colour(score, group.limit);
-    if (Math.abs(score) > 0.55 * group.limit) node.classList.add("strong");
+    if (Math.abs(score) > 0.42 * group.limit) node.classList.add("strong");
     if (taken) node.style.setProperty("--hue", about.colours.loci[taken.colour]);
     if (taken) node.classList.add("taken");
     return node;
@@ -608,7 +610,7 @@ function render({ model, el: root }) {
   const togetherField = el("label", { class: "check", hidden: true }, together, " also all together, in one reply");
   root.append(el("div", { class: "star-explorer" },
     el("header", {}, el("h3", {}, `${about.title} in ${about.model}`),
-      el("p", { class: "soft" }, "Click a cell to steer there and hear the model change; click more to compare. ★ is where drift buys most, as far as the pairs can tell.")),
+      el("p", { class: "soft" }, "Click a cell to steer there and hear the model change; click more to compare. ★ is where drift buys most."), believe),
     el("div", { class: "parts" },
       el("section", { class: "where", "aria-label": "Where the trait is carried" }, tabs,
         el("div", { class: "controls" }, field("Estimator", estimator), field("Form", form), field("Pairs", pair), componentField),
