@@ -30,7 +30,7 @@ from star_tl.generation.settings import Sampling
 from star_tl.locus import Locus
 from star_tl.models.backend import Model, attached, residual_stream
 from star_tl.models.batch import make_batch
-from star_tl.steering.condition import Condition
+from star_tl.steering.condition import Condition, batch_hooks
 from star_tl.steering.hooks import row_hooks
 from star_tl.steering.positions import read_positions, schedule
 from star_tl.vectors import SteeringVector, extract_vector
@@ -67,6 +67,7 @@ POSITIONS = {
 DOSE_PROMPTS = 12
 LADDER = (-1.0, -0.5, 0.5, 1.0, 1.5)  # × the strength of the locus
 MOST_SEEDS = 4
+EXTENSIONS = 3  # of a dose–response that does not pass the drift limit
 OWN = -2  # the "pair" that is the user's own prompt
 SAMPLING = Sampling()
 FRAME = 0.08  # seconds between two updates of a streamed reply
@@ -525,10 +526,12 @@ class Explorer(anywidget.AnyWidget):
             return
         most = chosen.most or 1.0
         found = self._scored(chosen, [dose * most for dose in DOSES])
-        if found.groupby("strength").drift.mean().max() <= DRIFT_LIMIT:
+        for _ in range(EXTENSIONS):
+            if found.groupby("strength").drift.mean().max() > DRIFT_LIMIT:
+                break
             more = self._scored(chosen, [x * most for x in FURTHER])
-            found = pd.concat([found, more], ignore_index=True)
-            chosen.most = float(f"{FURTHER[-1] * most:.3g}")
+            found, most = pd.concat([found, more], ignore_index=True), FURTHER[-1] * most
+        chosen.most = float(f"{most:.3g}")
         self._measured[key] = found
         self._show_doses()
         self._show_loci()
@@ -540,10 +543,10 @@ class Explorer(anywidget.AnyWidget):
             for share in shares
         ]
         prompts = [p for _ in ways for p in self._practice]
-        rows = [way.row(self._model.tokenizer, p) for way in ways for p in self._practice]
+        rows = [way.rows(self._model.tokenizer, p) for way in ways for p in self._practice]
         what = f"layer {chosen.locus.layer}" if chosen is not None else "the unsteered model"
         replies: list[Reply] = []
-        for step, replies in enumerate(stream(self._model, prompts, row_hooks(rows), sampling=SAMPLING), 1):  # noqa: B007
+        for step, replies in enumerate(stream(self._model, prompts, batch_hooks(rows), sampling=SAMPLING), 1):  # noqa: B007
             self._say(f"Dose–response of {what} …", step / SAMPLING.max_new_tokens, busy=True)
         frames, n = [], len(self._practice)
         for i, (share, way) in enumerate(zip(shares, ways, strict=True)):
