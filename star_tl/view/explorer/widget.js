@@ -404,7 +404,8 @@ function render({ model, el: root }) {
       safe.title = locus.safe == null ? "" : `drift below ${about.limit} nats per token`;
       advised.hidden = locus.best == null;
       if (locus.best != null) {
-        advised.textContent = `Advised: ${locus.best.toFixed(2)}`;
+        advised.textContent = `Advised: ${locus.best.toFixed(2)}${locus.sure ? "" : ", may be chance"}`;
+        advised.title = locus.sure ? "" : "The interval of its rate reaches down to that of the unsteered replies";
         advised.onclick = () => change({ strength: locus.best });
       }
       showPositions(locus.at);
