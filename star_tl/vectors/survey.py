@@ -28,7 +28,7 @@ class Survey:
     """
 
     differences: dict[str, Tensor]
-    norms: dict[str, Float[Tensor, window * head]]
+    norms: dict[str, Tensor]
     trait: str
     n_pairs: int
     model: str
