@@ -75,6 +75,13 @@ EXAMPLES: dict[str, str] = {
     ">>> callable(longer)  # star.attribute_outcome(model, few.prompts, longer): where replies grow longer\nTrue",
     "OutcomeMap": ">>> star.OutcomeMap.__dataclass_params__.frozen  # what attribute_outcome returns\nTrue",
     "extract_outcome_vector": ">>> callable(star.extract_outcome_vector)  # a steering vector from such a map\nTrue",
+    "choose_intervention": ">>> callable(star.choose_intervention)  # takes minutes: place and strength\nTrue",
+    "InterventionChoice": ">>> star.InterventionChoice.__dataclass_params__.frozen  # what it returns\nTrue",
+    "evaluate": '>>> callable(star.evaluate)  # star.evaluate(model, "emotional_support", out="runs/trial")\nTrue',
+    "judges_of": '>>> callable(star.judges_of)  # embedding, ngrams = star.judges_of("emotional_support")\nTrue',
+    "relevance": '>>> callable(star.relevance)  # star.relevance(["I failed my exam."], texts)\nTrue',
+    "LLMJudge": '>>> star.LLMJudge(pairs.trait, "http://localhost:8000/v1", "judge").parallel\n8',
+    "from_steering_vectors": ">>> callable(star.from_steering_vectors)  # a vector that steering-vectors saved\nTrue",
     "explore": '>>> callable(star.explore)  # star.explore(model, "emotional_support") in a notebook cell\nTrue',
     "copy_free_layout": ">>> callable(star.copy_free_layout)  # for models that star_tl did not load\nTrue",
     "StarError": '>>> try:\n...     star.load_pairs("emotional_suport")\n... except star.StarError as error:\n'

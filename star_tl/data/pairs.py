@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import regex
 
@@ -220,15 +220,16 @@ def _of_table(table: Any, trait: Trait | None, name: str) -> Pairs:
             raise StarError(f"{name} is a dict: {_SHAPE}{splits}.")
         table = [dict(zip(table, row, strict=False)) for row in zip(*table.values(), strict=False)]
     try:
-        rows = list(table)
+        rows: list[Any] = list(table)
     except TypeError:
         raise StarError(f"Pairs cannot be made of {shown(repr(table))}: {_SHAPE}.") from None
     if not rows:
         raise StarError(f"{name} is empty: {_SHAPE}.")
     pairs, names = [], set()
+    row: Any
     for number, row in enumerate(rows, 1):
         if isinstance(row, (tuple, list)) and len(row) == len(COLUMNS):
-            row = dict(zip(COLUMNS, row, strict=True))
+            row = cast("dict[str, Any]", dict(zip(COLUMNS, row, strict=True)))
         if not isinstance(row, Mapping) or any(row.get(c) is None for c in COLUMNS):
             lacks = [c for c in COLUMNS if row.get(c) is None] if isinstance(row, Mapping) else []
             what = f"lacks {' and '.join(lacks)}" if lacks else f"is {shown(repr(row))}"

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from star_tl.data.chat import Prompt, render, template_hash
-from star_tl.data.pairs import Pairs
+from star_tl.data.pairs import ContrastivePair, Pairs
 from star_tl.errors import StarError
 from star_tl.locus import POINTS, Locus, hook_name
 from star_tl.models.backend import Model, attached, residual_stream
@@ -28,8 +27,8 @@ class Survey:
     the corrupted activations there, ``[window ...]``.
     """
 
-    differences: dict[str, Float[Tensor, "window *head d"]]
-    norms: dict[str, Float[Tensor, window * head]]
+    differences: dict[str, Tensor]
+    norms: dict[str, Tensor]
     trait: str
     n_pairs: int
     model: str
@@ -87,7 +86,7 @@ def survey(
     norms: dict[str, Tensor] = {}
     done = 0
 
-    def work(chunk: Sequence[object]) -> int:
+    def work(chunk: Sequence[ContrastivePair]) -> int:
         found = [
             _at_the_end(model, [prompt(p) for p in chunk], names, window)
             for prompt in (pairs.clean_prompt, pairs.corrupted_prompt)

@@ -77,7 +77,7 @@ function draw(div) {
   layout.font = {...layout.font, color: getComputedStyle(document.documentElement).getPropertyValue("--ink").trim()};
   if (paper.matches) layout.width = Math.min(layout.width, 840);
   else if (div.parentElement.clientWidth < layout.width)  // a phone: smaller, but no narrower than can be read
-    layout.width = Math.max(div.parentElement.clientWidth, 0.6 * layout.width, 340);
+    layout.width = Math.max(div.parentElement.clientWidth, 0.75 * layout.width, 340);
   else if (night.matches)
     for (const key in layout) if (key.startsWith("coloraxis")) layout[key].colorscale = darkScale;
   Plotly.react(div, data, layout, {displaylogo: false});

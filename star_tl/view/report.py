@@ -196,7 +196,7 @@ def write_sweep(path: str | Path, found: Comparison, model: str, settings: Seque
         settings: how it was made, a line each.
     """
     trait, table = found.trait.replace("_", " "), found.summary()
-    steered = table[table.layer >= 0]
+    steered: Any = table[table.layer >= 0]
     plain = float(table.loc[table.layer < 0, "trait_rate"].iloc[0])
     within = steered[steered.drift <= DRIFT_LIMIT]
     lead = [

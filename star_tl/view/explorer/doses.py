@@ -55,10 +55,14 @@ class Chosen:
             "fraction": self.vector.fraction if self.vector else None,
             "best": None,
             "safe": None,
+            "sure": False,
             "drift": [],
         }
         if doses is not None:
-            found |= {"best": best_dose(doses), "safe": safe_until(doses)}
+            best = best_dose(doses)
+            rates = doses.set_index("strength")
+            found |= {"best": best, "safe": safe_until(doses)}
+            found["sure"] = bool(rates.low_rate[best] > rates.trait_rate[0.0])
             found["drift"] = doses[["strength", "drift"]].to_numpy().tolist()
         return found
 

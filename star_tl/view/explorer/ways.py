@@ -12,7 +12,7 @@ import torch
 from star_tl.data.chat import SPANS
 from star_tl.errors import StarError
 from star_tl.locus import NamedHook
-from star_tl.steering.hooks import row_hooks
+from star_tl.steering.condition import batch_hooks
 from star_tl.vectors import SteeringVector
 
 
@@ -28,14 +28,9 @@ class Way:
 
 
 def hooks_of(ways: Sequence[Way], prompt_length: int | None = None) -> list[NamedHook]:
-    """For a batch with a row a card; a card's parts go in one after another."""
-    depth = max(len(way.parts) for way in ways)
-    hooks: list[NamedHook] = []
-    for k in range(depth):
-        rows = [way.parts[k] if k < len(way.parts) else None for way in ways]
-        given = [row and (row[0].scaled(row[1]), row[0].locus, row[2]) for row in rows]
-        hooks += row_hooks(given, prompt_length)
-    return hooks
+    """For a batch with a row a card."""
+    rows = [[(vector.scaled(x), vector.locus, at) for vector, x, at in way.parts] for way in ways]
+    return batch_hooks(rows, prompt_length)
 
 
 def place_words(name: str) -> str:

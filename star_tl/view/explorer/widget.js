@@ -16,6 +16,14 @@ const put = (node, attributes, children) => {
 // JupyterLab's shortcuts look at the focused element itself: keys pressed here are not for the notebook.
 const el = (tag, attributes = {}, ...children) =>
   put(document.createElement(tag), { ...attributes, "data-lm-suppress-shortcuts": true }, children);
+// Enter takes a number over; where a host keeps the key to itself the field would wait for the focus to leave.
+const enter = event => {
+  if (event.key !== "Enter") return;
+  event.preventDefault();
+  event.stopPropagation();
+  event.target.blur();
+  event.target.focus();
+};
 const svg = (tag, attributes = {}, ...children) => put(document.createElementNS(SVG, tag), attributes, children);
 const minus = text => text.replace("-", "−");
 const signed = (x, digits = 3) => {
@@ -63,8 +71,8 @@ function render({ model, el: root }) {
     generate();
   } });
   prompt.value = start.prompt;
-  const system = el("input", { type: "text", value: start.system, spellcheck: "false", placeholder: "none", onchange: () => generate() });
-  const number = (value, attributes) => el("input", { type: "number", value, onchange: () => generate(), ...attributes });
+  const system = el("input", { type: "text", onkeydown: enter, value: start.system, spellcheck: "false", placeholder: "none", onchange: () => generate() });
+  const number = (value, attributes) => el("input", { type: "number", value, onkeydown: enter, onchange: () => generate(), ...attributes });
   const seed = number(start.seed, { min: 0, step: 1 });
   const seeds = number(start.count, { min: 1, max: about.seeds, step: 1 });
   const temperature = number(start.temperature, { min: 0, max: 2, step: 0.1 });
@@ -155,6 +163,7 @@ function render({ model, el: root }) {
   const tip = el("div", { class: "tip", role: "tooltip" });
   const map = el("div", { role: "tabpanel", id: `${id}-map`, class: "map" }, tip, el("div", { class: "scroll" }, grid));
   const legend = el("div", { class: "legend" });
+  const believe = el("p", { class: "soft believe" });  // how sure, and where it may be chance
 
   function open(key) {
     tab = key;
@@ -214,13 +223,13 @@ function render({ model, el: root }) {
       `${TABS[tab]}: arrow keys move, Enter selects or removes a locus. Scores in nats, positive raises the trait.`);
     const rows = [];
     if (panel.spans) rows.push(spanRow(panel.spans));
-    else rows.push(el("div", { class: "row", role: "row" }, el("div", { class: "corner", role: "gridcell" }),
+    else rows.push(el("div", { class: "row", role: "row" }, el("div", { class: "corner", role: "columnheader" }, "layer"),
       groups.map(g => el("div", { class: "group", role: "columnheader", style: `grid-column: span ${g.end - g.start}` },
         g.label))));
     for (let layer = shown.layers - 1; layer >= 0; layer--)
       rows.push(el("div", { class: "row", role: "row" },
         el("div", { class: "layer", role: "rowheader" },
-          layer === shown.layers - 1 ? `layer ${layer}` : layer % step ? "" : String(layer)),
+          layer % step ? "" : String(layer)),
         columns.map((column, col) => cell(panel, column, layer, col, suggested, loci, wide && tall >= 15))));
     rows.push(el("div", { class: "row", role: "row" }, el("div", { class: "corner", role: "gridcell" }),
       columns.map(column => el("div", {
@@ -230,6 +239,7 @@ function render({ model, el: root }) {
     legend.replaceChildren(...groups.map(g => el("div", {},
       el("span", {}, signed(-g.limit)), el("span", { class: "bar", "aria-hidden": "true" }),
       el("span", {}, signed(g.limit)))), el("span", {}, "score, nats; positive = toward clean raises the trait"));
+    believe.textContent = suggested.priced ? `★ Attribution says: ${suggested.said}.` : "";
     const reached = grid.querySelector("[tabindex='0']");
     if (focused) reached.focus();
     if (moved) grid.parentElement.scrollLeft = tab === "tokens" && shown.mean ? 1e6  // the prompt's last token
@@ -289,7 +299,7 @@ function render({ model, el: root }) {
       onfocus: () => showTip(node, said, locus), onblur: hideTip,
     }, wide ? signed(score) + (star && ` ${star}`) : star);
     node.style.background = colour(score, group.limit);
-    if (Math.abs(score) > 0.55 * group.limit) node.classList.add("strong");
+    if (Math.abs(score) > 0.42 * group.limit) node.classList.add("strong");
     if (taken) node.style.setProperty("--hue", about.colours.loci[taken.colour]);
     if (taken) node.classList.add("taken");
     return node;
@@ -359,7 +369,7 @@ function render({ model, el: root }) {
     const slider = el("input", { type: "range", step: "any", "aria-label": `Strength at ${where(locus)}`,
       oninput: () => { exact.value = Number(slider.value).toPrecision(3); said(Number(slider.value)); drawDoses(); },
       onchange: () => change({ strength: Number(Number(slider.value).toPrecision(3)) }) });
-    const exact = el("input", { type: "number", step: "any", "aria-label": `Strength at ${where(locus)}, exactly`,
+    const exact = el("input", { type: "number", step: "any", onkeydown: enter, "aria-label": `Strength at ${where(locus)}, exactly`,
       onchange: () => change({ strength: Number(exact.value) }) });
     const safe = el("div", { class: "safe", "aria-hidden": "true" }, el("div"));
     const means = el("span", { class: "means" }), advised = el("button", { class: "advised" });
@@ -394,7 +404,8 @@ function render({ model, el: root }) {
       safe.title = locus.safe == null ? "" : `drift below ${about.limit} nats per token`;
       advised.hidden = locus.best == null;
       if (locus.best != null) {
-        advised.textContent = `Advised: ${locus.best.toFixed(2)}`;
+        advised.textContent = `Advised: ${locus.best.toFixed(2)}${locus.sure ? "" : ", may be chance"}`;
+        advised.title = locus.sure ? "" : "The interval of its rate reaches down to that of the unsteered replies";
         advised.onclick = () => change({ strength: locus.best });
       }
       showPositions(locus.at);
@@ -600,7 +611,7 @@ function render({ model, el: root }) {
   const togetherField = el("label", { class: "check", hidden: true }, together, " also all together, in one reply");
   root.append(el("div", { class: "star-explorer" },
     el("header", {}, el("h3", {}, `${about.title} in ${about.model}`),
-      el("p", { class: "soft" }, "Click a cell to steer there and hear the model change; click more to compare. ★ is where drift buys most, as far as the pairs can tell.")),
+      el("p", { class: "soft" }, "Click a cell to steer there and hear the model change; click more to compare. ★ is where drift buys most."), believe),
     el("div", { class: "parts" },
       el("section", { class: "where", "aria-label": "Where the trait is carried" }, tabs,
         el("div", { class: "controls" }, field("Estimator", estimator), field("Form", form), field("Pairs", pair), componentField),

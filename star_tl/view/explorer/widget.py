@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
@@ -30,7 +30,7 @@ from star_tl.generation.settings import Sampling
 from star_tl.locus import Locus
 from star_tl.models.backend import Model, attached, residual_stream
 from star_tl.models.batch import make_batch
-from star_tl.steering.condition import Condition
+from star_tl.steering.condition import Condition, batch_hooks
 from star_tl.steering.hooks import row_hooks
 from star_tl.steering.positions import read_positions, schedule
 from star_tl.vectors import SteeringVector, extract_vector
@@ -67,6 +67,7 @@ POSITIONS = {
 DOSE_PROMPTS = 12
 LADDER = (-1.0, -0.5, 0.5, 1.0, 1.5)  # × the strength of the locus
 MOST_SEEDS = 4
+EXTENSIONS = 3  # of a dose–response that does not pass the drift limit
 OWN = -2  # the "pair" that is the user's own prompt
 SAMPLING = Sampling()
 FRAME = 0.08  # seconds between two updates of a streamed reply
@@ -134,7 +135,7 @@ class Explorer(anywidget.AnyWidget):
             "place": list(self._place),
         }
         shown = view(attr, "classical", None, None)
-        self.settings = {
+        settings: dict[str, Any] = {
             "estimator": attr.method,
             "form": "classical",
             "pair": -1,
@@ -147,6 +148,7 @@ class Explorer(anywidget.AnyWidget):
             "length": SAMPLING.max_new_tokens,
             "together": False,
         }
+        self.settings = settings
         self._said, self._refused = 0, ""
         self._say("")
         self._draw_map({})
@@ -327,7 +329,9 @@ class Explorer(anywidget.AnyWidget):
         self._read_pairs()
         asked = self._pairs.heldout.prompts[:DOSE_PROMPTS]
         self._say("Looking for a prompt whose unsteered reply lacks the trait …", busy=True)
-        replies = generate(self._model, asked, seed=self.settings["seed"], sampling=SAMPLING, progress=False)
+        replies = generate(
+            self._model, asked, seed=cast("int", self.settings["seed"]), sampling=SAMPLING, progress=False
+        )
         lacking = [p for p, r in zip(asked, replies, strict=True) if r.text and not self._pairs.trait.shown_in(r.text)]
         single = [p for p in lacking if len(p) == 1]
         if single:
@@ -372,7 +376,8 @@ class Explorer(anywidget.AnyWidget):
 
     def _draw_map(self, what: dict[str, Any]) -> None:
         """The settings say which map is shown, so they change with it."""
-        self.settings = s = self.settings | what
+        s: dict[str, Any] = self.settings | what
+        self.settings = s
         attr = self._maps[s["estimator"]]
         shown = view(attr, s["form"], None if s["pair"] < 0 else s["pair"], s["component"])
         if attr.method not in self._suggested:
@@ -401,13 +406,20 @@ class Explorer(anywidget.AnyWidget):
             chosen.take(chosen.vector, drift_reach(self._model, chosen.vector, self._pairs, positions, PROBE, 2))
             self._show_loci()
 
+    def _known(self, chosen: Chosen) -> SteeringVector:
+        """Its vector, which is there once it is ready."""
+        if chosen.vector is None:
+            chosen.vector = self._vector(chosen.locus)
+        return chosen.vector
+
     def _ways(self, ladder: Chosen | None, chat: Any) -> list[Way]:
         ways = [Way("", "", "Unsteered")]
         if ladder is not None:
             at = self._resolved(ladder.positions, chat)
             for factor in LADDER:
                 share = factor * (ladder.strength or 0.0)
-                part = (ladder.vector, natural(ladder.vector, share), at)
+                vector = self._known(ladder)
+                part = (vector, natural(vector, share), at)
                 ways.append(
                     Way(
                         f"{ladder.locus} × {factor:g}",
@@ -418,7 +430,7 @@ class Explorer(anywidget.AnyWidget):
                     )
                 )
             return ways
-        parts = [(c, (c.vector, c.natural, self._resolved(c.positions, chat))) for c in self._chosen]
+        parts = [(c, (self._known(c), c.natural, self._resolved(c.positions, chat))) for c in self._chosen]
         ways += [Way(str(c.locus), str(c.locus), "", c.strength, (part,)) for c, part in parts]
         if self.settings["together"] and len(parts) > 1:
             ways.append(Way("together", "", "All places together", None, tuple(part for _, part in parts)))
@@ -426,7 +438,8 @@ class Explorer(anywidget.AnyWidget):
 
     def _write(self, ladder: Chosen | None = None) -> None:
         """Stream the replies side by side, then measure them, then the dose–response of new loci."""
-        s, chosen = self.settings, [ladder] if ladder is not None else list(self._chosen)
+        s: dict[str, Any] = self.settings
+        chosen = [ladder] if ladder is not None else list(self._chosen)
         for one in chosen:
             self._ready(one)
         chat = self._chat(s)
@@ -513,10 +526,12 @@ class Explorer(anywidget.AnyWidget):
             return
         most = chosen.most or 1.0
         found = self._scored(chosen, [dose * most for dose in DOSES])
-        if found.groupby("strength").drift.mean().max() <= DRIFT_LIMIT:
+        for _ in range(EXTENSIONS):
+            if found.groupby("strength").drift.mean().max() > DRIFT_LIMIT:
+                break
             more = self._scored(chosen, [x * most for x in FURTHER])
-            found = pd.concat([found, more], ignore_index=True)
-            chosen.most = float(f"{FURTHER[-1] * most:.3g}")
+            found, most = pd.concat([found, more], ignore_index=True), FURTHER[-1] * most
+        chosen.most = float(f"{most:.3g}")
         self._measured[key] = found
         self._show_doses()
         self._show_loci()
@@ -528,10 +543,10 @@ class Explorer(anywidget.AnyWidget):
             for share in shares
         ]
         prompts = [p for _ in ways for p in self._practice]
-        rows = [way.row(self._model.tokenizer, p) for way in ways for p in self._practice]
+        rows = [way.rows(self._model.tokenizer, p) for way in ways for p in self._practice]
         what = f"layer {chosen.locus.layer}" if chosen is not None else "the unsteered model"
         replies: list[Reply] = []
-        for step, replies in enumerate(stream(self._model, prompts, row_hooks(rows), sampling=SAMPLING), 1):  # noqa: B007
+        for step, replies in enumerate(stream(self._model, prompts, batch_hooks(rows), sampling=SAMPLING), 1):  # noqa: B007
             self._say(f"Dose–response of {what} …", step / SAMPLING.max_new_tokens, busy=True)
         frames, n = [], len(self._practice)
         for i, (share, way) in enumerate(zip(shares, ways, strict=True)):

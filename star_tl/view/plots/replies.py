@@ -88,7 +88,7 @@ def plot_dose(dose: pandas.DataFrame, chosen: float | None = None, limit: float 
             go.Scatter(x=ends, y=[limit, limit], name=name, mode="lines", line=line, hoverinfo="skip"), secondary_y=True
         )
     title, subtitle = "How the trait answers to strength", "share of replies, and drift: what it costs"
-    return finish(fig, title, subtitle, 680, 440, t=110, showlegend=True)
+    return finish(fig, title, subtitle, 680, 460, t=128, showlegend=True)
 
 
 @styled
