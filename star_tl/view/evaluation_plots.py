@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import plotly.graph_objects as go
 
-from star_tl.view.plots import BLUE, GREEN, GREY, INK, ORANGE, PINK, SKY, _coloraxis, _finish, _whiskers
+from star_tl.view.plots.look import BLUE, GREEN, GREY, INK, ORANGE, PINK, SKY, coloraxis, finish, whiskers
 
 if TYPE_CHECKING:
     import pandas
@@ -36,7 +36,7 @@ def plot_conditions(table: pandas.DataFrame, measure: str) -> go.Figure:
             y=rows.condition,
             mode="markers",
             marker={"size": 11, "color": [COLOURS.get(c, ANOTHER) for c in rows.condition]},
-            error_x=_whiskers(value, low, high),
+            error_x=whiskers(value, low, high),
             customdata=rows[["low", "high", "p_holm", "drift"]].to_numpy(dtype=float),
             hovertemplate="%{y}: %{x:+.2f}<br>95 % interval %{customdata[0]:+.2f} to %{customdata[1]:+.2f}"
             "<br>p %{customdata[2]:.3f} (Holm), drift %{customdata[3]:.3f}<extra></extra>",
@@ -46,7 +46,7 @@ def plot_conditions(table: pandas.DataFrame, measure: str) -> go.Figure:
     fig.update_xaxes(title_text=f"{measure}: difference to unsteered", zeroline=False)
     fig.update_yaxes(autorange="reversed", showgrid=False, type="category")
     subtitle = f"paired by prompt, {int(rows.n.max())} prompts; whiskers: 95 % intervals"
-    return _finish(fig, f"What each condition does to {measure}", subtitle, 760, 34 * len(rows) + 150)
+    return finish(fig, f"What each condition does to {measure}", subtitle, 760, 34 * len(rows) + 150)
 
 
 def plot_frontier(table: pandas.DataFrame, measure: str) -> go.Figure:
@@ -61,14 +61,14 @@ def plot_frontier(table: pandas.DataFrame, measure: str) -> go.Figure:
             text=rows.condition,
             textposition="top center",
             marker={"size": 11, "color": [COLOURS.get(c, ANOTHER) for c in rows.condition]},
-            error_y=_whiskers(value, low, high),
+            error_y=whiskers(value, low, high),
             hovertemplate="%{text}: %{y:+.2f} at %{x:.3f} nats per token<extra></extra>",
         )
     )
     fig.add_hline(y=0, line={"color": INK, "width": 1})
     fig.update_xaxes(title_text="drift (nats per token)", rangemode="tozero")
     fig.update_yaxes(title_text=f"{measure}: difference to unsteered", zeroline=False)
-    return _finish(fig, "Effect against drift", "upper left: much effect for little drift", 760, 520)
+    return finish(fig, "Effect against drift", "upper left: much effect for little drift", 760, 520)
 
 
 def plot_matrix(matrix: pandas.DataFrame) -> go.Figure:
@@ -85,10 +85,10 @@ def plot_matrix(matrix: pandas.DataFrame) -> go.Figure:
             texttemplate="%{z:+.2f}",
         )
     )
-    fig.update_layout(coloraxis=_coloraxis(np.nan_to_num(values)))
+    fig.update_layout(coloraxis=coloraxis(np.nan_to_num(values)))
     fig.update_xaxes(title_text="measured trait")
     fig.update_yaxes(title_text="vector", autorange="reversed")
-    return _finish(fig, "Side effects on other traits", "all vectors at one place and at equal drift", 760, 480)
+    return finish(fig, "Side effects on other traits", "all vectors at one place and at equal drift", 760, 480)
 
 
 def plot_turns(turns: pandas.DataFrame) -> go.Figure:
@@ -99,4 +99,4 @@ def plot_turns(turns: pandas.DataFrame) -> go.Figure:
         fig.add_trace(go.Scatter(x=group.turn, y=group.drift, name=name, mode="lines+markers", line_color=colour))
     fig.update_xaxes(title_text="turn", dtick=1)
     fig.update_yaxes(title_text="drift (nats per token)", rangemode="tozero")
-    return _finish(fig, "Drift over turns", "mean over talks; the other side is unsteered", 760, 420, showlegend=True)
+    return finish(fig, "Drift over turns", "mean over talks; the other side is unsteered", 760, 420, showlegend=True)
