@@ -80,7 +80,8 @@ def evaluate(
             call that was stopped goes on from it.
         chosen: an intervention of one's own, brought to the same drift.
         drift: nats per token; default that of priming.
-        seeds: a reply per prompt, condition and seed; a random vector gets one of the seeds.
+        seeds: a reply per prompt, condition and seed; a random vector or a shuffle gets one of the
+            seeds.
         turns: then play talks of so many turns against the same model unsteered, under a few of the conditions; a task
             with outcomes bargains over ``scenarios``.
         scenarios: default the built-in items, as many as there are prompts.
@@ -227,7 +228,7 @@ def _samples(
 ) -> pd.DataFrame:
     each = []
     for number, condition in enumerate(conditions):
-        several = seeds if not condition.name.startswith("random") else [seeds[number % len(seeds)]]
+        several = seeds if not condition.name.startswith(("random", "shuffled")) else [seeds[number % len(seeds)]]
         each += [replace(condition, seed=seed) for seed in several]
     file = folder and folder / "replies" / "arms.jsonl"
     return sample_conditions(model, pairs.trait, prompts, each, sampling, file, progress)

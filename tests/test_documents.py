@@ -75,7 +75,9 @@ def test_every_command_exists_with_its_options(page: Path) -> None:
         if words[0] == "star-tl":
             name = words[1] if len(words) > 1 and not words[1].startswith("-") else None
             command = known if name is None else known.commands[name]
-            assert options(words) <= {opt for p in command.params for opt in p.opts} | {"--help"}, words
+            assert options(words) <= {opt for p in command.params for opt in (*p.opts, *p.secondary_opts)} | {
+                "--help"
+            }, words
             continue
         script = ROOT / (words[1] if words[0] == "python" else words[0])
         assert script.is_file(), words

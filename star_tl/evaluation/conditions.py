@@ -18,6 +18,7 @@ from star_tl.steering.condition import UNSTEERED, Condition
 from star_tl.vectors import SteeringVector, extract_vector, extract_vectors
 
 RANDOM = 10
+SHUFFLES = 4
 SHOTS = 3
 TOP_HEADS = 0.1  # of all heads: ITI's sweet spot lies near it (arXiv 2306.03341, 48 of 1024 in LLaMA-7B)
 LOCATED, PRIMED, BOTH = "located", "priming", "priming + located"
@@ -31,7 +32,8 @@ CONDITIONS = {
     CAA: "mean difference over reply tokens, middle layer (CAA, arXiv 2312.06681)",
     "all layers": "mean difference over reply tokens at every layer, every token (global steering)",
     "top heads": "mean difference of the heads that tell the pairs apart best, generated tokens (ITI, 2306.03341)",
-    "shuffled labels": "located, with positive and negative swapped in a random half of the pairs",
+    "shuffled labels": f"located with labels swapped in a random half of the pairs: {SHUFFLES} vectors, each with its "
+    "opposite, for what is left is small, and at equal drift large; it may lie along the trait by chance",
     "random": f"{RANDOM} random directions of the located vector's norm at its place",
     NEGATIVE: "located, taken away",
     PRIMED: "the trait's instruction as system message, no vector",
@@ -43,21 +45,21 @@ CONDITIONS = {
 def vector_conditions(model: Model, pairs: Pairs, attr: AttributionMap, seed: int = 0) -> list[Condition]:
     """The conditions that add a vector, at strength 1; their strength is to be set by drift.
 
-    Random vectors are told apart by the name's number.
+    Random vectors and shuffles are told apart by the name's number.
     """
     locus = attr.top_locus()
     located = extract_vector(model, pairs, locus)
     means = extract_vectors(model, pairs, layers(model), method="reply_mean")
     caa = means[(model.cfg.n_layers - 1) // 2]
     heads = top_heads(model, pairs)
-    shuffled = extract_vector(model, shuffled_labels(pairs, seed), locus)
+    shuffled = [extract_vector(model, shuffled_labels(pairs, seed + k), locus) for k in range(SHUFFLES // 2)]
     return [
         Condition(LOCATED, located),
         Condition("wrong layer", located.at_layer(attr.choose_layer().last_ranked)),
         Condition(CAA, caa, 0.3, "all"),
         Condition("all layers", means[0], 0.3 / len(means), "all", more=tuple(means[1:])),
         Condition("top heads", heads[0], positions="generated", more=tuple(heads[1:])),
-        Condition("shuffled labels", shuffled),
+        *(Condition(f"shuffled labels {2 * k + s}", v if s else -v) for k, v in enumerate(shuffled) for s in (0, 1)),
         *(Condition(f"random {k}", located.random_like(k)) for k in range(RANDOM)),
         Condition(NEGATIVE, -located),
     ]

@@ -66,8 +66,9 @@ def effects(
 
 
 def pool_random(samples: pd.DataFrame) -> pd.DataFrame:
-    """The random vectors as one condition; the column ``way`` keeps which each was."""
-    return samples.assign(way=samples.arm, arm=samples.arm.str.replace(r"^random \d+$", "random", regex=True))
+    """Random vectors as one condition, and shuffles; the column ``way`` keeps which each was."""
+    pooled = samples.arm.str.replace(r"^(random|shuffled labels) \d+$", r"\1", regex=True)
+    return samples.assign(way=samples.arm, arm=pooled)
 
 
 def _margin(measure: str, mean: float) -> float:

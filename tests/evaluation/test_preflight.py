@@ -68,7 +68,10 @@ def test_conditions_differ_in_what_they_are_controls_for(tiny) -> None:
     assert [v.locus.layer for v in ways["all layers"].vectors] == [0, 1, 2]
     assert ways["random 3"].vector.norm == pytest.approx(located.norm)
     assert len({tuple(ways[f"random {k}"].vector.vector.flatten().tolist()) for k in range(10)}) == 10
-    assert ways["shuffled labels"].vector.norm < located.norm
+    shuffles = [ways[f"shuffled labels {k}"].vector for k in range(4)]
+    assert all(v.norm < located.norm for v in shuffles)
+    assert torch.equal(shuffles[0].vector, -shuffles[1].vector), "what is left of the trait has both signs"
+    assert not torch.equal(shuffles[1].vector, shuffles[3].vector)
     assert len(top_heads(tiny, pairs, 0.25)) == 3
     shot = few_shot(pairs)
     assert pairs.extraction[0].positive in shot
