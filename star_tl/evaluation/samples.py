@@ -27,6 +27,7 @@ from star_tl.models.backend import Model
 from star_tl.models.load import fingerprint
 from star_tl.steering.condition import Condition, Row, batch_hooks
 
+_PIECE = 64  # rows that a worker writes at a time, where no batch_size is given
 Key = tuple[int, int]  # numbers of a condition and of a prompt
 
 
@@ -107,7 +108,8 @@ def _shared_out(
 ) -> Iterator[tuple[list[int], list[Reply]]]:
     """What :func:`star_tl.generation.sampling.in_batches` yields, from workers: batches of the same rows."""
     order = batch_order(prompts)
-    batches = [order[i : i + sampling.batch_size] for i in range(0, len(order), sampling.batch_size)]
+    most = sampling.batch_size or _PIECE
+    batches = [order[i : i + most] for i in range(0, len(order), most)]
     pieces = [([prompts[k] for k in b], [seeds[k] for k in b], rows_of(b), sampling) for b in batches]
     with tqdm(total=len(prompts), desc="sampling", unit="reply", disable=not progress, delay=2) as bar:
         for n, replies in workers.run("write", pieces):
