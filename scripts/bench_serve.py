@@ -145,7 +145,11 @@ def measure(options: argparse.Namespace, address: str, model: Any, vectors: dict
             firsts[name] += first
             rates[name].append(seconds)
         alone = [offline(model, vectors, body) for body in bodies]
-        wrong += sum(texts[name][i] != reply.text for name in rates for i, reply in enumerate(alone))
+        for name in rates:
+            for body, text, reply in zip(bodies, texts[name], alone, strict=True):
+                if text != reply.text:
+                    wrong += 1
+                    print(f"Wrong, {name}: {json.dumps(body)}\n  {text!r}\n  {reply.text!r}", file=sys.stderr)
         tokens = sum(len(reply.tokens) for reply in alone)
         for name in rates:
             rates[name][-1] = tokens / rates[name][-1]

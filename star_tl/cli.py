@@ -9,6 +9,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -107,6 +108,14 @@ PositionsOption = Annotated[
         help="locus, prompt, last_prompt, generated, all, first N, every N, decay N, a span of the chat (system, "
         "user turn, header), or numbers: -2,-1.",
     ),
+]
+
+
+RayOption = Annotated[
+    str | None, typer.Option("--ray", help="Share the work out on a Ray cluster: local, auto, or where its head is.")
+]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", help="With --ray, how many; default one to a GPU, or to a machine.")
 ]
 
 
@@ -365,6 +374,8 @@ def sweep(
     device: DeviceOption = None,
     backend: BackendOption = None,
     first_n_layers: FirstLayersOption = None,
+    ray: RayOption = None,
+    workers: WorkersOption = None,
 ) -> None:
     """Sample a grid of layers, strengths and schedules in large batches; goes on where it was stopped."""
     try:
@@ -386,17 +397,19 @@ def sweep(
     loaded = _load(model, dtype, device, backend, first_n_layers)
     chosen = _numbers(layers) if layers else range(loaded.cfg.n_layers)
     folder = out or Path("runs") / f"sweep-{pairs.trait.name}"
-    found = compare(
-        loaded,
-        pairs,
-        questions,
-        loci=[Locus(f"blocks.{i}.hook_resid_post") for i in chosen],
-        strengths=grid,
-        positions=positions.split(","),
-        seeds=range(seeds),
-        sampling=sampling,
-        out=folder / "samples.jsonl",
-    )
+    with _workers(loaded, ray, workers) as replicas:
+        found = compare(
+            loaded,
+            pairs,
+            questions,
+            loci=[Locus(f"blocks.{i}.hook_resid_post") for i in chosen],
+            strengths=grid,
+            positions=positions.split(","),
+            seeds=range(seeds),
+            sampling=sampling,
+            out=folder / "samples.jsonl",
+            workers=replicas,
+        )
     from star_tl.files import replacing
 
     summary = found.summary()
@@ -658,6 +671,17 @@ class _Nothing:
         import torch
 
         return torch.zeros(len(self.locus.positions), 1)
+
+
+def _workers(model: Model, ray: str | None, count: int | None) -> AbstractContextManager[Any]:
+    """Replicas on a Ray cluster; None where none is named."""
+    if ray is None:
+        if count is not None:
+            raise StarError("--workers is about a Ray cluster: give --ray ADDRESS, or leave it out.")
+        return nullcontext()
+    from star_tl.evaluation.ray_workers import RayWorkers
+
+    return RayWorkers(model, ray, count)
 
 
 def _check_seeds(seeds: int) -> None:

@@ -7,7 +7,7 @@ replies and not on how many conditions there are.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,17 @@ from tqdm.auto import tqdm
 
 from star_tl.data.chat import Prompt, as_prompts
 from star_tl.data.pairs import Trait
+from star_tl.evaluation.ray_workers import RayWorkers
 from star_tl.evaluation.scores import score
 from star_tl.generation.samples_file import SamplesFile, number_below, reply_of, reply_row, samples_file
-from star_tl.generation.sampling import Reply, in_batches, render_prompts
+from star_tl.generation.sampling import Reply, batch_order, in_batches, render_prompts
 from star_tl.generation.settings import Sampling
 from star_tl.locus import NamedHook
 from star_tl.models.backend import Model
 from star_tl.models.load import fingerprint
-from star_tl.steering.condition import Condition, batch_hooks
+from star_tl.steering.condition import Condition, Row, batch_hooks
 
+_PIECE = 64  # rows that a worker writes at a time, where no batch_size is given
 Key = tuple[int, int]  # numbers of a condition and of a prompt
 
 
@@ -37,6 +39,7 @@ def sample_conditions(
     sampling: Sampling = Sampling(),  # noqa: B008 - frozen
     out: str | Path | None = None,
     progress: bool = True,
+    workers: RayWorkers | None = None,
 ) -> pd.DataFrame:
     """A reply to every prompt under every condition, with its scores: a row each, conditions in their order.
 
@@ -51,6 +54,7 @@ def sample_conditions(
         sampling: how to sample.
         out: a JSONL file of the samples, which an equal call that was stopped goes on with.
         progress: show progress bars.
+        workers: who write and score in place of ``model``, which then only says what is asked for.
 
     Raises:
         StarError: a prompt that leaves no room, or ``out`` holds the samples of another call, is damaged, or cannot be
@@ -66,20 +70,51 @@ def sample_conditions(
         todo = [(c, i) for c in range(len(conditions)) for i in range(len(prompts)) if (c, i) not in kept.replies]
         file.check_room(len(todo) * sampling.max_new_tokens)
 
-        def hooks_of(batch: list[int]) -> list[NamedHook]:
-            rows = [todo[k] for k in batch]
-            return batch_hooks([conditions[c].rows(model.tokenizer, prompts[i]) for c, i in rows])
+        def rows_of(batch: Sequence[int]) -> list[list[Row]]:
+            return [conditions[c].rows(model.tokenizer, prompts[i]) for c, i in (todo[k] for k in batch)]
 
+        def hooks_of(batch: list[int]) -> list[NamedHook]:
+            return batch_hooks(rows_of(batch))
+
+        asked_ids = [ids[c][i] for c, i in todo]
         seeds = [conditions[c].seed for c, _ in todo]
-        for batch, replies in in_batches(model, [ids[c][i] for c, i in todo], seeds, hooks_of, sampling, progress):
+        if workers is None:
+            batches = in_batches(model, asked_ids, seeds, hooks_of, sampling, progress)
+        else:
+            batches = _shared_out(workers, asked_ids, seeds, rows_of, sampling, progress)
+        for batch, replies in batches:
             kept.add({todo[k]: reply for k, reply in zip(batch, replies, strict=True)})
-        for c in tqdm(range(len(conditions)), desc="scoring", unit="condition", disable=not progress, delay=2):
-            if c not in kept.scores:
-                written = [kept.replies[c, i] for i in range(len(prompts))]
-                kept.add_scores(c, score(model, trait, prompts, written, conditions[c]))
+        unscored = [c for c in range(len(conditions)) if c not in kept.scores]
+        pieces = [(trait, prompts, [kept.replies[c, i] for i in range(len(prompts))], conditions[c]) for c in unscored]
+        scored = ((n, score(model, *piece)) for n, piece in enumerate(pieces))
+        if workers is not None:
+            scored = workers.run("score", pieces)
+        for n, found in tqdm(
+            scored, desc="scoring", unit="condition", total=len(pieces), disable=not progress, delay=2
+        ):
+            kept.add_scores(unscored[n], found)
         kept.finish()
     frames = [_labelled(conditions[c], kept.scores[c]) for c in range(len(conditions))]
     return pd.concat(frames, ignore_index=True)
+
+
+def _shared_out(
+    workers: RayWorkers,
+    prompts: Sequence[tuple[int, ...]],
+    seeds: Sequence[int],
+    rows_of: Callable[[Sequence[int]], list[list[Row]]],
+    sampling: Sampling,
+    progress: bool,
+) -> Iterator[tuple[list[int], list[Reply]]]:
+    """What :func:`star_tl.generation.sampling.in_batches` yields, from workers: batches of the same rows."""
+    order = batch_order(prompts)
+    most = sampling.batch_size or _PIECE
+    batches = [order[i : i + most] for i in range(0, len(order), most)]
+    pieces = [([prompts[k] for k in b], [seeds[k] for k in b], rows_of(b), sampling) for b in batches]
+    with tqdm(total=len(prompts), desc="sampling", unit="reply", disable=not progress, delay=2) as bar:
+        for n, replies in workers.run("write", pieces):
+            yield batches[n], replies
+            bar.update(len(replies))
 
 
 def describe(

@@ -18,6 +18,7 @@ from typing_extensions import Unpack
 from star_tl.data.chat import Prompt, as_prompts, resolve_span
 from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError
+from star_tl.evaluation.ray_workers import RayWorkers
 from star_tl.evaluation.samples import sample_conditions
 from star_tl.evaluation.scores import mark_coherent
 from star_tl.files import check_writable
@@ -98,6 +99,7 @@ def compare(
     sampling: Sampling | None = None,
     out: str | Path | None = None,
     progress: bool = True,
+    workers: RayWorkers | None = None,
     **options: Unpack[SamplingOptions],
 ) -> Comparison:
     """Sample every combination of locus, strength, schedule and seed on every prompt, beside unsteered replies.
@@ -115,6 +117,7 @@ def compare(
         sampling: how to sample, a :class:`star_tl.Sampling`, or its fields by name.
         out: a JSONL file of samples; one that an equal call began is completed.
         progress: show progress bars.
+        workers: replicas of the model on other machines, which write and score in its place: the same table.
 
     Raises:
         StarError: bad arguments, or ``out`` cannot be written to or holds the samples of another sweep.
@@ -144,5 +147,5 @@ def compare(
     vectors = [extract_vector(model, pairs, locus, method=method) for locus in places]
     conditions = [Condition(seed=seed) for seed in seeds]
     conditions += [replace(way, vector=vector) for vector in vectors for way in ways]
-    samples = sample_conditions(model, pairs.trait, chosen, conditions, settings, out, progress)
+    samples = sample_conditions(model, pairs.trait, chosen, conditions, settings, out, progress, workers)
     return Comparison(pairs.trait.name, mark_coherent(samples))

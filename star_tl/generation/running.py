@@ -23,8 +23,8 @@ from star_tl.models.backend import Model
 from star_tl.models.fast.decode import LlamaPass
 from star_tl.models.fast.rows import LlamaRows
 from star_tl.models.position import steady
-from star_tl.steering.condition import Row
-from star_tl.steering.hooks import row_hooks, step_hooks
+from star_tl.steering.condition import Row, batch_hooks
+from star_tl.steering.hooks import step_hooks
 
 
 class Asked:
@@ -35,11 +35,11 @@ class Asked:
     """
 
     def __init__(
-        self, model: Model, prompt: tuple[int, ...], row: Row | None, seed: int, options: Sampling, top: int = 0
+        self, model: Model, prompt: tuple[int, ...], rows: list[Row], seed: int, options: Sampling, top: int = 0
     ) -> None:
-        """``prompt`` are token ids; ``row`` is what is added, as :meth:`star_tl.Condition.row` gives it."""
+        """``prompt`` are token ids; ``rows`` is what is added, as :meth:`star_tl.Condition.rows` gives it."""
         self.writing = Writing(model.tokenizer, prompt, seed, options, frozenset(stop_ids(model.tokenizer)))
-        self.row, self.hooks, self.top = row, row_hooks([row]), top
+        self.rows, self.hooks, self.top = rows, batch_hooks([rows]), top
         self.alternatives: list[list[tuple[int, float]]] = []
 
     @property
@@ -68,7 +68,7 @@ class RunningBatch:
     def join(self, more: Sequence[Asked]) -> None:
         """Read prompts and write the first token of each reply."""
         prompts = [asked.writing.prompt for asked in more]
-        passed, logits = read_prompts(self.model, prompts, row_hooks([asked.row for asked in more]), 1)
+        passed, logits = read_prompts(self.model, prompts, batch_hooks([asked.rows for asked in more]), 1)
         if not isinstance(passed, LlamaPass):
             self._join_alone(more)
             return

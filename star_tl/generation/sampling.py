@@ -172,7 +172,7 @@ def in_batches(
     ``hooks_of`` makes the hooks of a batch from the indices of its rows. Rows of the same prompt stand together,
     so that what they share is read once.
     """
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))
+    order = batch_order(prompts)
 
     def write(rows: Sequence[int]) -> list[Reply]:
         rows = list(rows)
@@ -191,6 +191,11 @@ def in_batches(
         for rows, replies in batches:
             yield list(rows), replies
             bar.update(len(rows))
+
+
+def batch_order(prompts: Sequence[tuple[int, ...]]) -> list[int]:
+    """The order in which rows are cut into batches: of like length, equal prompts side by side."""
+    return sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))
 
 
 def _room(model: Model, prompts: Sequence[tuple[int, ...]], left: Sequence[int], options: Sampling) -> int:

@@ -193,8 +193,8 @@ def make_app(
             temperature=1.0 if request.temperature is None else request.temperature,
             top_p=1.0 if request.top_p is None else request.top_p,
         )
-        row = condition.row(model.tokenizer, prompt)
-        return Job(Asked(model, ids, row, condition.seed, sampling, request.top_logprobs or 0)), condition
+        rows = condition.rows(model.tokenizer, prompt)
+        return Job(Asked(model, ids, rows, condition.seed, sampling, request.top_logprobs or 0)), condition
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> Response:

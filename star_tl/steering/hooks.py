@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -82,18 +83,21 @@ def step_hooks(rows: Sequence[Sequence[NamedHook]], at: Sequence[int]) -> list[N
     """Hooks of one decode step of a batch whose rows stand at positions of their own.
 
     Args:
-        rows: every row's hooks, as :func:`row_hooks` makes them for it alone.
+        rows: every row's hooks, as :func:`row_hooks` makes them for it alone; any number of vectors each.
         at: the position of every row's token, counted from the end of its prompt.
     """
-    groups: dict[tuple[str, int | None], list[tuple[int, Tensor]]] = {}
+    groups: dict[tuple[str, int | None, int], list[tuple[int, Tensor]]] = {}
     for i, (hooks, position) in enumerate(zip(rows, at, strict=True)):
+        added: Counter[tuple[str, int | None]] = Counter()  # an index names a row once, so that no sum is lost
         for name, function in hooks:
             if isinstance(function, Injection) and isinstance(name, str):
+                place = name, function.head
                 for _, row, factor in function.schedule.columns(0, position, 1):
-                    groups.setdefault((name, function.head), []).append((i, function.vectors[0, row] * factor))
+                    groups.setdefault((*place, added[place]), []).append((i, function.vectors[0, row] * factor))
+                    added[place] += 1
     here, always = Position(0, 0, 1), schedule("all")
     hooks = []
-    for (name, head), members in groups.items():
+    for (name, head, _), members in groups.items():
         index = torch.tensor([i for i, _ in members])
         vectors = torch.stack([v for _, v in members])[:, None]
         hooks.append((name, Injection(here, vectors, index, head, always)))

@@ -60,14 +60,16 @@ def requests(n: int) -> list[tuple[str, Condition, Sampling]]:
         rows = torch.randn(len(locus.positions), width, generator=torch.Generator().manual_seed(i))
         vector = replace(steering_vector(), vector=rows, locus=locus) if i % 4 else None
         positions = WHERE[i % len(WHERE)] if vector is not None else None
-        condition = Condition("way", vector, dice.choice((-1.0, 0.5, 2.0)), positions, seed=dice.randrange(9))
+        more = (vector, replace(vector, vector=-0.5 * rows.flip(0))) if i % 5 == 2 and vector is not None else ()
+        strength = dice.choice((-1.0, 0.5, 2.0))
+        condition = Condition("way", vector, strength, positions, seed=dice.randrange(9), more=more)
         found.append((PROMPTS[i % len(PROMPTS)], condition, replace(dice.choice(SAMPLINGS), log_probs=True)))
     return found
 
 
 def ask(model: Any, prompt: str, condition: Condition, sampling: Sampling, top: int = 0) -> Asked:
     (ids,) = render_prompts(model, [prompt], sampling.max_new_tokens)
-    return Asked(model, ids, condition.row(model.tokenizer, prompt), condition.seed, sampling, top)
+    return Asked(model, ids, condition.rows(model.tokenizer, prompt), condition.seed, sampling, top)
 
 
 def same_as_alone(model: Any, found: list[tuple[str, Condition, Sampling]], asked: list[Asked]) -> None:

@@ -315,7 +315,7 @@ def test_a_client_that_goes_away_frees_its_row(address: str, monkeypatch, stream
 def ask(model: Any, tokens: int, seed: int = 0) -> Asked:
     sampling = Sampling(max_new_tokens=tokens)
     (ids,) = render_prompts(model, [MESSAGE], tokens)
-    return Asked(model, ids, None, seed, sampling)
+    return Asked(model, ids, [], seed, sampling)
 
 
 def test_a_job_that_is_given_up_is_not_in_the_next_step(tiny: Any) -> None:

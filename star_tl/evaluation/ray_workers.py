@@ -1,0 +1,157 @@
+"""Replicas of a model on the machines of a Ray cluster, which write and score replies."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from star_tl.data.chat import Message, chat_format
+from star_tl.data.pairs import Trait
+from star_tl.errors import StarError, shown
+from star_tl.evaluation.scores import score
+from star_tl.generation.sampling import Reply, in_batches
+from star_tl.generation.settings import Sampling
+from star_tl.models.backend import Model
+from star_tl.models.lens import HookedTransformer
+from star_tl.models.load import fingerprint, load_model
+from star_tl.steering.condition import Condition, Row, batch_hooks
+
+_TRIES = 3  # workers that may die over one piece of work
+
+
+class RayWorkers:
+    """Replicas, one to a worker. Use it as a context: ``with RayWorkers(model, count=2) as workers: compare(...)``."""
+
+    def __init__(self, model: Model, address: str = "local", count: int | None = None) -> None:
+        """
+        Args:
+            model: what :func:`star_tl.load_model` made of a name, a folder or a file that every machine finds under the
+                same name; each worker loads it there.
+            address: ``local`` for workers on this machine, ``auto`` for a running cluster, or where its head listens.
+            count: workers; default one to a GPU of the cluster, or without GPUs one to a machine.
+
+        Raises:
+            StarError: Ray is not installed, there is no cluster at the address, or ``count`` is below 1.
+        """
+        if count is not None and count < 1:
+            raise StarError(f"workers is {count}: use at least 1.")
+        # Ray would else report its use to its makers, and hide the GPUs from workers that asked for none.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            import ray
+        except ModuleNotFoundError:
+            raise StarError("Ray is not installed: pip install 'star_tl[ray]'.") from None
+        self._ray: Any = ray
+        local = {"num_cpus": max(count or 1, os.cpu_count() or 1), "object_store_memory": 10**8}
+        settings = local if address == "local" else {}
+        try:
+            ray.init(address, include_dashboard=False, log_to_driver=False, **settings)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise StarError(f"There is no Ray cluster at {shown(address)} ({shown(str(error))}): see --ray.") from None
+        cfg: Any = model.cfg
+        gpu = str(cfg.device).startswith("cuda")
+        there = ray.cluster_resources()
+        machines = len([node for node in ray.nodes() if node["Alive"]])
+        self.count = count or max(1, int(there.get("GPU", 0)) if gpu else machines)
+        self._actor = ray.remote(num_cpus=1, num_gpus=1 if gpu else 0)(_Replica)
+        self._loading = {
+            "name": cfg.model_name,
+            "dtype": str(cfg.dtype),
+            "device": "cuda" if gpu else "cpu",
+            "first_n_layers": cfg.n_layers,
+            "backend": "hooked" if isinstance(model, HookedTransformer) else "bridge",
+            "template_args": dict(chat_format(model.tokenizer).template_args),
+        }
+        self._identity = fingerprint(model)
+        self._threads = torch.get_num_threads()  # sums may depend on it
+        self._actors = [self._started() for _ in range(self.count)]
+
+    def __enter__(self) -> RayWorkers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._ray.shutdown()
+
+    def run(self, method: str, pieces: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        """What a method of the replicas makes of each piece of work, with the piece's number, as it comes.
+
+        A worker that dies is replaced, and its piece is done again.
+
+        Raises:
+            StarError: what the method raises, or several workers died over one piece.
+        """
+        ray = self._ray
+        waiting = deque((i, 0) for i in range(len(pieces)))
+        idle, at_work = list(self._actors), {}
+        while waiting or at_work:
+            while waiting and idle:
+                actor, (i, died) = idle.pop(), waiting.popleft()
+                at_work[getattr(actor, method).remote(*pieces[i])] = actor, i, died
+            (done,), _ = ray.wait(list(at_work), num_returns=1)
+            actor, i, died = at_work.pop(done)
+            try:
+                found = ray.get(done)
+            except ray.exceptions.RayActorError as error:
+                if died + 1 == _TRIES:
+                    raise StarError(
+                        f"{_TRIES} workers died over the same rows ({shown(str(error))}): give them more memory, or "
+                        "use a smaller batch_size."
+                    ) from None
+                waiting.appendleft((i, died + 1))
+                self._actors.remove(actor)
+                self._actors.append(self._started())
+                idle.append(self._actors[-1])
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, StarError):
+                    raise error.cause from None
+                raise
+            else:
+                idle.append(actor)
+                yield i, found
+
+    def _started(self) -> Any:
+        return self._actor.remote(self._loading, self._identity, self._threads)
+
+
+class _Replica:
+    """A model in a process of its own."""
+
+    def __init__(self, loading: dict[str, Any], identity: str, threads: int) -> None:
+        self.loading, self.identity = loading, identity
+        torch.set_num_threads(threads)
+        self._model: Model | None = None
+
+    @property
+    def model(self) -> Model:
+        """Loaded for the first piece of work, whose caller then hears why it cannot be."""
+        if self._model is None:
+            self._model = load_model(**self.loading)
+            if fingerprint(self._model) != self.identity:
+                name = self.loading["name"]
+                raise StarError(f"{name} is another model on a worker: load it from a folder that all share.")
+        return self._model
+
+    def write(
+        self, prompts: list[tuple[int, ...]], seeds: list[int], rows: list[list[Row]], sampling: Sampling
+    ) -> list[Reply]:
+        """Replies to the prompts, in their order."""
+        found: list[Reply | None] = [None] * len(prompts)
+
+        def hooks_of(batch: list[int]) -> Any:
+            return batch_hooks([rows[i] for i in batch])
+
+        for batch, replies in in_batches(self.model, prompts, seeds, hooks_of, sampling, False):
+            for i, reply in zip(batch, replies, strict=True):
+                found[i] = reply
+        return [reply for reply in found if reply is not None]
+
+    def score(
+        self, trait: Trait, prompts: list[tuple[Message, ...]], replies: list[Reply], condition: Condition
+    ) -> Any:
+        """Scores as :func:`star_tl.score` gives them."""
+        return score(self.model, trait, prompts, replies, condition)
