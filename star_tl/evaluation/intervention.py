@@ -391,8 +391,7 @@ def _paid(samples: pd.DataFrame, pairs: Pairs, reward: Reward) -> pd.DataFrame:
 
 def _means(samples: pd.DataFrame, column: str) -> dict[str, float]:
     """Of every arm."""
-    means = samples.groupby("arm")[column].mean()
-    return dict(zip(map(str, means.index), means.to_numpy(dtype=float).tolist(), strict=True))
+    return {str(arm): samples.loc[samples.arm == arm, column].to_numpy().mean().item() for arm in samples.arm.unique()}
 
 
 def _row(samples: pd.DataFrame, arm: str, measures: Sequence[Measure]) -> dict[str, float]:
