@@ -221,6 +221,7 @@ def result() -> SimpleNamespace:
     words = "my <i>cat</i> & I had a bad day."
     prompts = [(f"p{i}", [{"role": "user", "content": f"Prompt {i}: {words}"}]) for i in range(9)]
     return SimpleNamespace(
+        intervention=None,
         trait="emotional_support",
         description="Comfort, empathy and care in reply to someone's trouble.",
         model="tiny",

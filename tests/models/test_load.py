@@ -651,7 +651,7 @@ def test_unknown_names_are_refused_with_suggestions() -> None:
     assert "Did you mean 'float32'" in refused("demo", "Unknown dtype 'float3'", "bfloat16", dtype="float3")
     refused("demo", "Device 'tpuu' cannot be used", "'cpu'", device="tpuu")
     refused("demo", "first_n_layers is 9", "use 1 to 8", first_n_layers=9)
-    refused("demo", "first_n_layers is 0", "use 1 to 8", first_n_layers=0)
+    refused("demo", "first_n_layers is 0", "at least 1", first_n_layers=0)
     refused("no such/folder", "neither a folder nor a model on the Hub", "Known: demo")
 
 

@@ -178,6 +178,7 @@ def test_a_batch_is_cut_to_the_device_with_least_room(
     spread: HookedTransformer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = 14 * 2 * LAYERS * 2 * 8 * 8  # bytes of 14 columns' keys and values: layers, heads, width, float64
+    row += sampling.PICKING * spread.cfg.d_vocab
     room = {"lazy:0": 9e9, "lazy:1": 7.1 / 3 * row / sampling.CACHE_SHARE, "lazy:2": 9e9}
     monkeypatch.setattr(memories, "free_memory", room.__getitem__)
     assert sampling._room(spread, [(5,) * 10] * 16, range(16), sampling.Sampling(max_new_tokens=4)) == 7

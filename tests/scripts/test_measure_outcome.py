@@ -1,4 +1,4 @@
-"""Strengths of equal drift, and the commonest opening, on made-up replies."""
+"""What the script makes of replies: differences to priming, prompt by prompt, and rank correlations."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
+from types import ModuleType
 
+import numpy as np
 import pandas as pd
 import pytest
-
-from star_tl.steering.condition import Condition
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -24,21 +22,26 @@ def measure_outcome(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     del sys.modules["measure_outcome"]
 
 
-@pytest.mark.parametrize("start", [0.5, 1.0, 6.0])
-def test_a_strength_is_corrected_until_it_costs_the_drift_wanted(
-    measure_outcome: ModuleType, monkeypatch: pytest.MonkeyPatch, start: float
-) -> None:
-    def sample_conditions(model: Any, trait: Any, prompts: Any, conditions: Any, sampling: Any, progress: bool) -> Any:
-        assert len(prompts) == measure_outcome.CONTEXTS
-        return pd.DataFrame({"drift": [0.02 * conditions[0].strength ** 2, 0.04 * conditions[0].strength ** 2]})
-
-    monkeypatch.setattr(measure_outcome, "sample_conditions", sample_conditions)
-    pairs = SimpleNamespace(trait=None, extraction=SimpleNamespace(prompts=["x"] * 40))
-    found = measure_outcome.at_drift(None, pairs, Condition("a", positions="generated"), 0.12, None, start)
-    assert found.strength == pytest.approx(2.0, rel=0.03)
-    assert found.positions == "generated"
+def samples() -> pd.DataFrame:
+    """Two arms, forty prompts; steering adds 0.2 to the judge of every prompt, whose own levels differ by far more."""
+    level = np.linspace(0, 0.7, 40)
+    rows = [
+        {"arm": arm, "prompt_id": f"p{k:03d}", "text": f"I am so sorry {k}", "shows": k % 2 == 0, "coherent": k < 30}
+        | {"drift": 0.1, "logprob": -1.0, "relevance": 0.3, "paid": level[k] + added, "word judge": level[k] + added}
+        for arm, added in (("primed", 0.0), ("chosen", 0.2))
+        for k in range(40)
+    ]
+    return pd.DataFrame(rows)
 
 
-def test_the_commonest_opening_is_of_three_words(measure_outcome: ModuleType) -> None:
-    texts = pd.Series(["I am so sorry.", "i am so glad", "I am not", "No"])
-    assert measure_outcome.commonest_opening(texts) == 0.5
+def test_arms_are_compared_with_priming_prompt_by_prompt(measure_outcome: ModuleType) -> None:
+    table = measure_outcome.summary(samples(), ["word judge"]).set_index("arm")
+    assert table["word judge − primed"]["chosen"] == "[+0.20, +0.20]", "levels of prompts do not widen the interval"
+    assert table["word judge"]["chosen"] - table["word judge"]["primed"] == pytest.approx(0.2)
+    assert table.hits["chosen"] == pytest.approx(15 / 40), "shown and coherent"
+    assert table.opening["chosen"] == 1
+
+
+def test_what_has_no_prediction_is_left_out_of_the_rank_correlation(measure_outcome: ModuleType) -> None:
+    table = pd.DataFrame({"predicted": [1.0, 2.0, np.nan, 4.0], "reward": [0.1, 0.2, 9.0, 0.4]})
+    assert measure_outcome.spearman(table, "predicted") == (pytest.approx(1.0), 3)

@@ -230,7 +230,7 @@ def test_arms_have_their_rates_intervals_and_colours():
     assert close(rates.x, [36, 89, 38, 37, 12, 93])
     assert close(rates.error_x.array, [5] * 6)
     assert close(rates.error_x.arrayminus, [6] * 6)
-    assert list(rates.marker.color) == list(ARM_COLOURS.values())
+    assert list(rates.marker.color) == [ARM_COLOURS[arm] for arm in summary().arm]
     assert rates.y[3] == "last ranked layer"
     assert fig.layout.yaxis.autorange == "reversed"
     assert drift.text[4] == "3.40"
@@ -243,7 +243,7 @@ def test_effects_are_differences_with_intervals_and_no_reference():
     assert "unsteered" not in list(points.y)
     assert close(points.x, [53.1, 2, 1, -24, 57])
     assert close(points.x + points.error_x.array, [61.7, 8.5, 6, -17, 64])
-    assert list(points.marker.color) == list(ARM_COLOURS.values())[1:]
+    assert list(points.marker.color) == [ARM_COLOURS[arm] for arm in summary().arm][1:]
     assert [a.text for a in fig.layout.annotations if a.text][3] == "<b>−24</b>"
 
 
