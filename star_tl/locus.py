@@ -16,7 +16,8 @@ POINTS = (*COMPONENTS, "z")
 
 # As TransformerLens takes it: a hook point's name, or a filter of names, and a function (activation, hook) that returns
 # another activation, or None to leave it as it is.
-NamedHook = tuple[str | Callable[..., Any], Callable[..., Any]]
+HookFunction = Callable[..., Any]
+NamedHook = tuple[str | Callable[[str], bool], HookFunction]
 
 
 def hook_name(point: str, layer: int) -> str:

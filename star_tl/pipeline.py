@@ -27,7 +27,7 @@ from star_tl.evaluation.scores import mark_coherent, summarise
 from star_tl.files import check_writable, locked, output_folder, replacing, unwritable
 from star_tl.generation.sampling import render_prompts
 from star_tl.generation.settings import Sampling, SamplingOptions, settled
-from star_tl.models.backend import Model
+from star_tl.models.backend import Model, tokenizer_of
 from star_tl.steering.condition import Condition
 from star_tl.vectors import check_extraction
 from star_tl.version import __version__
@@ -132,7 +132,7 @@ def run(
     for prompts_of_an_arm in (practice, primed.prompted(chosen)):
         render_prompts(model, prompts_of_an_arm, settings.max_new_tokens)
     for chat in (*chosen, *practice):
-        resolve_span(model.tokenizer, chat, positions)
+        resolve_span(tokenizer_of(model), chat, positions)
     check_name(estimator, ESTIMATORS, "estimator")
     if not ESTIMATORS[estimator].prices_layers:
         able = " or ".join(repr(e.key) for e in ESTIMATORS.values() if e.prices_layers)

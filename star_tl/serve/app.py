@@ -24,7 +24,7 @@ from star_tl.errors import StarError
 from star_tl.generation.running import Asked
 from star_tl.generation.sampling import render_prompts
 from star_tl.generation.settings import Sampling
-from star_tl.models.backend import Model
+from star_tl.models.backend import Model, tokenizer_of
 from star_tl.models.load import fingerprint
 from star_tl.serve.engine import Engine, Full, Job, Limits
 from star_tl.serve.guard import Guard, refusal
@@ -193,7 +193,7 @@ def make_app(
             temperature=1.0 if request.temperature is None else request.temperature,
             top_p=1.0 if request.top_p is None else request.top_p,
         )
-        rows = condition.rows(model.tokenizer, prompt)
+        rows = condition.rows(tokenizer_of(model), prompt)
         return Job(Asked(model, ids, rows, condition.seed, sampling, request.top_logprobs or 0)), condition
 
     @app.exception_handler(RequestValidationError)

@@ -14,7 +14,7 @@ from star_tl.data.pairs import Trait
 from star_tl.generation.likelihood import kl_per_token, reply_logits, reply_logprobs
 from star_tl.generation.sampling import Reply
 from star_tl.locus import NamedHook
-from star_tl.models.backend import Model
+from star_tl.models.backend import Model, tokenizer_of
 from star_tl.models.batch import make_batch
 
 Piece = tuple[str, float | None, str]  # text, drift in nats, what the unsteered model would have written
@@ -57,10 +57,10 @@ def measured(
 
     ``hooks`` are those that it was written with, made for a prompt of this length.
     """
-    batch = make_batch(model, [render(model.tokenizer, prompt).ids], [reply.tokens or (0,)])
+    batch = make_batch(model, [render(tokenizer_of(model), prompt).ids], [reply.tokens or (0,)])
     base = reply_logits(model, batch)
     kl = kl_per_token(reply_logits(model, batch, hooks), base)[0].cpu() if hooks else torch.zeros(base.shape[1])
-    pieces = token_pieces(model.tokenizer, reply, kl.tolist(), _likely(model.tokenizer, base[0]))
+    pieces = token_pieces(tokenizer_of(model), reply, kl.tolist(), _likely(tokenizer_of(model), base[0]))
     return pieces, float(kl.mean()), float(reply_logprobs(base, batch).mean())
 
 

@@ -28,7 +28,7 @@ from star_tl.evaluation.strength import DRIFT_LIMIT
 from star_tl.generation.sampling import Reply, generate, stream
 from star_tl.generation.settings import Sampling
 from star_tl.locus import Locus
-from star_tl.models.backend import Model, attached, residual_stream
+from star_tl.models.backend import Model, attached, residual_stream, tokenizer_of
 from star_tl.models.batch import make_batch
 from star_tl.steering.condition import Condition, batch_hooks
 from star_tl.steering.hooks import row_hooks
@@ -461,7 +461,7 @@ class Explorer(anywidget.AnyWidget):
             written.append((seed, replies))
             for row, reply in zip(runs, replies, strict=True):
                 row.append(self._run_of(reply, seed))
-        end = len(render(self._model.tokenizer, chat).ids)
+        end = len(render(tokenizer_of(self._model), chat).ids)
         for k, (seed, replies) in enumerate(written):
             for row, way, reply in zip(runs, ways, replies, strict=True):
                 found = measured(self._model, chat, reply, hooks_of([way], end))
@@ -478,7 +478,7 @@ class Explorer(anywidget.AnyWidget):
 
     def _resolved(self, typed: str, chat: Any) -> str | tuple[int, ...]:
         """Where a locus is added in this chat. Raises StarError where there is no such place."""
-        positions = resolve_span(self._model.tokenizer, chat, read_positions(typed))
+        positions = resolve_span(tokenizer_of(self._model), chat, read_positions(typed))
         if positions != "locus":
             schedule(positions)  # raises where there is none
         return positions
@@ -543,7 +543,7 @@ class Explorer(anywidget.AnyWidget):
             for share in shares
         ]
         prompts = [p for _ in ways for p in self._practice]
-        rows = [way.rows(self._model.tokenizer, p) for way in ways for p in self._practice]
+        rows = [way.rows(tokenizer_of(self._model), p) for way in ways for p in self._practice]
         what = f"layer {chosen.locus.layer}" if chosen is not None else "the unsteered model"
         replies: list[Reply] = []
         for step, replies in enumerate(stream(self._model, prompts, batch_hooks(rows), sampling=SAMPLING), 1):  # noqa: B007
@@ -574,7 +574,7 @@ class Explorer(anywidget.AnyWidget):
     def _attend(self, layer: int, head: int) -> None:
         """What a head looks at in the chat: its attention pattern, query × key."""
         self._say(f"Reading layer {layer}, head {head} …", busy=True)
-        ids = render(self._model.tokenizer, self._chat(self.settings)).ids
+        ids = render(tokenizer_of(self._model), self._chat(self.settings)).ids
         batch, found = make_batch(self._model, [ids]), []
 
         def keep(pattern: torch.Tensor, hook: object) -> None:
@@ -582,7 +582,7 @@ class Explorer(anywidget.AnyWidget):
 
         with torch.no_grad(), attached(self._model, [(f"blocks.{layer}.attn.hook_pattern", keep)]):
             residual_stream(self._model, batch.tokens, batch.mask, layers=layer + 1)
-        tokenizer: Any = self._model.tokenizer
+        tokenizer: Any = tokenizer_of(self._model)
         tokens = [tokenizer.decode([i]) for i in ids]
         weights = [[round(w, 3) for w in row] for row in found[0].tolist()]
         self.pattern = {"layer": layer, "head": head, "tokens": tokens, "weights": weights}
