@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from typing_extensions import Unpack
@@ -24,7 +23,7 @@ from star_tl.evaluation.result import RunResult
 from star_tl.evaluation.roads import by_attribution, by_choice
 from star_tl.evaluation.samples import describe, sample_conditions
 from star_tl.evaluation.scores import mark_coherent, summarise
-from star_tl.files import check_writable, locked, output_folder, replacing, unwritable
+from star_tl.files import JsonObject, check_writable, locked, output_folder, replacing, unwritable
 from star_tl.generation.sampling import render_prompts
 from star_tl.generation.settings import Sampling, SamplingOptions, settled
 from star_tl.models.backend import Model, tokenizer_of
@@ -160,7 +159,7 @@ def _walk(
     pairs: Pairs,
     prompts: Sequence[tuple[Message, ...]],
     folder: Path | None,
-    call: dict[str, Any],
+    call: JsonObject,
     given: Sequence[Condition],
     sampling: Sampling,
     progress: bool,
@@ -221,7 +220,7 @@ def _split_of(pairs: Pairs) -> str:
 
 
 @contextmanager
-def _folder(out: str | Path | None, call: dict[str, Any], overwrite: bool) -> Iterator[Path | None]:
+def _folder(out: str | Path | None, call: JsonObject, overwrite: bool) -> Iterator[Path | None]:
     """The run folder, held by this process, with this call's files or none."""
     if out is None:
         yield None
