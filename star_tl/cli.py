@@ -8,7 +8,7 @@ import io
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,8 +23,14 @@ from star_tl.generation.settings import Sampling
 from star_tl.locus import Locus
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+    from torch import Tensor
+
+    from star_tl.data.chat import Prompt
+    from star_tl.evaluation.ray_workers import RayWorkers
     from star_tl.evaluation.result import RunResult
     from star_tl.models.backend import Model
+    from star_tl.steering.condition import Condition
 
 
 class _OneLineErrors(TyperGroup):
@@ -51,7 +57,7 @@ class _ListsMethods(TyperCommand):
     """A command whose help lists the records behind ``--method``, which are imported only when it is asked for."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        records: dict[str, Any]
+        records: Mapping[str, object]
         if self.name == "attribute":
             from star_tl.attribution import ESTIMATORS as records
         elif self.name == "export":
@@ -123,7 +129,7 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
     """Bad input and a full disk end with one line on stderr and exit code 2; Ctrl-C with 130."""
 
     @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
+    def wrapped(*args: object, **kwargs: object) -> None:
         try:
             command(*args, **kwargs)
         except StarError as error:
@@ -325,7 +331,7 @@ def generate(
 
     sampling = Sampling(max_new_tokens, temperature, top_p)
     way = Condition("steered", strength=strength, positions=_positions(positions), seed=seed)
-    questions: list[Any] = [*(prompt or []), *(_prompts(prompts, mode, limit) or [])]
+    questions: list[Prompt] = [*(prompt or []), *(_prompts(prompts, mode, limit) or [])]
     if not questions:
         raise StarError("There are no prompts: give --prompt TEXT or --prompts FILE.")
     from star_tl.generation.sampling import sample
@@ -501,7 +507,7 @@ def evaluate(
         raise StarError("--items is what a played negotiation is about: give --turns and a negotiation's --task.")
     from star_tl.data.scenarios import load_scenarios
 
-    questions: Any = _prompts(data, mode, limit) if data is not None else pairs.heldout.prompts[:limit]
+    questions = _prompts(data, mode, limit) or [] if data is not None else pairs.heldout.prompts[:limit]
     from star_tl.evaluation.human import human_tables
     from star_tl.evaluation.llm_judge import LLMJudge
     from star_tl.trial import evaluate as walk
@@ -509,7 +515,7 @@ def evaluate(
 
     folder = out or Path("runs") / f"evaluate-{chosen.name}"
     loaded = _load(model, dtype, device, backend, first_n_layers)
-    own: Any = None
+    own: Condition | None = None
     if vector is not None:
         own = replace(way, vector=SteeringVector.load(vector, loaded))
     elif choose:
@@ -667,13 +673,13 @@ class _Nothing:
 
     locus: Locus
 
-    def scaled(self, strength: float) -> Any:
+    def scaled(self, strength: float) -> Tensor:
         import torch
 
         return torch.zeros(len(self.locus.positions), 1)
 
 
-def _workers(model: Model, ray: str | None, count: int | None) -> AbstractContextManager[Any]:
+def _workers(model: Model, ray: str | None, count: int | None) -> AbstractContextManager[RayWorkers | None]:
     """Replicas on a Ray cluster; None where none is named."""
     if ray is None:
         if count is not None:
@@ -695,7 +701,7 @@ def _positions(text: str | None) -> str | tuple[int, ...] | None:
     return read_positions(text) if text else None
 
 
-def _prompts(path: Path | None, mode: str | None, limit: int | None) -> list[Any] | None:
+def _prompts(path: Path | None, mode: str | None, limit: int | None) -> list[Prompt] | None:
     """What the file holds to reply to; None where none is given."""
     if path is None:
         for name, value in (("--mode", mode), ("--limit", limit)):
@@ -789,7 +795,7 @@ def _sampling_words(sampling: Sampling) -> str:
     return f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}, at most {sampling.max_new_tokens} tokens"
 
 
-def _print_frame(frame: Any, title: str) -> None:
+def _print_frame(frame: DataFrame, title: str) -> None:
     """A table; one that is wider than the terminal goes on below itself, under its first column again."""
     from rich.console import Console
     from rich.markup import escape

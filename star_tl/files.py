@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PATH = (str, os.PathLike)
+# As json.loads types it: whoever reads a value of a file looks what it is, or catches what it is not.
+JsonObject = dict[str, Any]
 MOST_TEXT = 1 << 30  # bytes of a text that is read into memory
 
 
@@ -167,7 +169,9 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
         file.write(memoryview(written)[8 + length :])
 
 
-def load_tensors(path: str | Path, what: str, form: str, names: Sequence[str]) -> tuple[dict[str, str], dict[str, Any]]:
+def load_tensors(
+    path: str | Path, what: str, form: str, names: Sequence[str]
+) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors of a safetensors file of ours, whose metadata says ``form`` under "format".
 
     Raises:

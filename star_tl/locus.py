@@ -6,9 +6,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from star_tl.errors import StarError, shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 COMPONENTS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 WRITES = ("attn_out", "mlp_out")  # what a layer adds to the residual stream
@@ -16,7 +19,8 @@ POINTS = (*COMPONENTS, "z")
 
 # As TransformerLens takes it: a hook point's name, or a filter of names, and a function (activation, hook) that returns
 # another activation, or None to leave it as it is.
-NamedHook = tuple[str | Callable[..., Any], Callable[..., Any]]
+HookFunction: TypeAlias = "Callable[..., Tensor | None]"
+NamedHook = tuple[str | Callable[[str], bool], HookFunction]
 
 
 def hook_name(point: str, layer: int) -> str:

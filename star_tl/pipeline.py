@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from typing_extensions import Unpack
@@ -24,10 +23,10 @@ from star_tl.evaluation.result import RunResult
 from star_tl.evaluation.roads import by_attribution, by_choice
 from star_tl.evaluation.samples import describe, sample_conditions
 from star_tl.evaluation.scores import mark_coherent, summarise
-from star_tl.files import check_writable, locked, output_folder, replacing, unwritable
+from star_tl.files import JsonObject, check_writable, locked, output_folder, replacing, unwritable
 from star_tl.generation.sampling import render_prompts
 from star_tl.generation.settings import Sampling, SamplingOptions, settled
-from star_tl.models.backend import Model
+from star_tl.models.backend import Model, tokenizer_of
 from star_tl.steering.condition import Condition
 from star_tl.vectors import check_extraction
 from star_tl.version import __version__
@@ -132,7 +131,7 @@ def run(
     for prompts_of_an_arm in (practice, primed.prompted(chosen)):
         render_prompts(model, prompts_of_an_arm, settings.max_new_tokens)
     for chat in (*chosen, *practice):
-        resolve_span(model.tokenizer, chat, positions)
+        resolve_span(tokenizer_of(model), chat, positions)
     check_name(estimator, ESTIMATORS, "estimator")
     if not ESTIMATORS[estimator].prices_layers:
         able = " or ".join(repr(e.key) for e in ESTIMATORS.values() if e.prices_layers)
@@ -160,7 +159,7 @@ def _walk(
     pairs: Pairs,
     prompts: Sequence[tuple[Message, ...]],
     folder: Path | None,
-    call: dict[str, Any],
+    call: JsonObject,
     given: Sequence[Condition],
     sampling: Sampling,
     progress: bool,
@@ -221,7 +220,7 @@ def _split_of(pairs: Pairs) -> str:
 
 
 @contextmanager
-def _folder(out: str | Path | None, call: dict[str, Any], overwrite: bool) -> Iterator[Path | None]:
+def _folder(out: str | Path | None, call: JsonObject, overwrite: bool) -> Iterator[Path | None]:
     """The run folder, held by this process, with this call's files or none."""
     if out is None:
         yield None

@@ -10,7 +10,7 @@ from difflib import SequenceMatcher
 from star_tl.data.chat import Rendered, Span, render, reply_ids
 from star_tl.data.pairs import ContrastivePair, Pairs
 from star_tl.errors import StarError
-from star_tl.models.backend import Model
+from star_tl.models.backend import Model, tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,12 @@ def prepare(model: Model, pairs: Pairs, alignment: str = "spans") -> list[Prepar
     """
     prepared = []
     for pair in pairs:
-        clean = render(model.tokenizer, pairs.clean_prompt(pair))
-        corrupted = render(model.tokenizer, pairs.corrupted_prompt(pair))
-        positive, negative = reply_ids(model.tokenizer, pair.positive), reply_ids(model.tokenizer, pair.negative)
+        clean = render(tokenizer_of(model), pairs.clean_prompt(pair))
+        corrupted = render(tokenizer_of(model), pairs.corrupted_prompt(pair))
+        positive, negative = (
+            reply_ids(tokenizer_of(model), pair.positive),
+            reply_ids(tokenizer_of(model), pair.negative),
+        )
         if pair.metric == "logit" and (len(positive) != 1 or len(negative) != 1):
             raise StarError(
                 f"pair {pair.id!r} has metric 'logit' and replies of {len(positive)} and {len(negative)} tokens: "
@@ -86,7 +89,7 @@ def prepare(model: Model, pairs: Pairs, alignment: str = "spans") -> list[Prepar
                 "make them equal or use alignment='spans'."
             )
         counterpart = _align(clean, corrupted) if alignment == "spans" else _align_right(len(clean), len(corrupted))
-        steered = render(model.tokenizer, pair.context)
+        steered = render(tokenizer_of(model), pair.context)
         longest = max(map(len, (clean, corrupted, steered))) + max(len(positive), len(negative))
         if longest > model.cfg.n_ctx:
             raise StarError(

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -174,7 +173,7 @@ def positions_at_once(model: Model) -> int:
     """Token positions of a micro-batch, all rows together: on a GPU what memory has room for, elsewhere no more than
     pays.
     """
-    cfg: Any = model.cfg
+    cfg = model.cfg
     heads = 2 * (cfg.n_heads + (cfg.n_key_value_heads or cfg.n_heads)) * cfg.d_head
     # A layer keeps its difference at every hook point and what its gradient is made of; the end, logits in float32.
     layer = cfg.dtype.itemsize * (8 * cfg.d_model + heads + 4 * (cfg.d_mlp or 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -395,6 +396,6 @@ class AttributionMap:
         said += [f"metric {gain:+.2f} nats", *filter(None, [self.caution])]
         return f"AttributionMap({'; '.join(said)})"
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **kwargs: Any) -> dict[str, Any]:
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None, **kwargs: Any) -> Mapping[str, object]:
         bundle = self.plot()._repr_mimebundle_(include, exclude, **kwargs)
         return bundle | {"text/plain": repr(self)}

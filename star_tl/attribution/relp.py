@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from transformer_lens.model_bridge.generalized_components import (
     BlockBridge,
     GatedMLPBridge,
@@ -54,7 +54,7 @@ def rules(model: Model) -> list[NamedHook]:
     """
     hooks: list[NamedHook]
     if isinstance(model, TransformerBridge):
-        blocks: Any = model.blocks
+        blocks = model.blocks
         known = all(map(_known, blocks))
         gated = known and isinstance(blocks[0].mlp, GatedMLPBridge)
         norms = {f"blocks.{i}.{key}": part for i, block in enumerate(blocks) for key, part in _norms(block).items()}
@@ -90,17 +90,17 @@ def _known(block: Any) -> bool:
     )
 
 
-def _norms(block: Any) -> dict[str, NormalizationBridge]:
+def _norms(block: GeneralizedComponent) -> dict[str, NormalizationBridge]:
     return {key: part for key, part in block.submodules.items() if isinstance(part, NormalizationBridge)}
 
 
-def _hidden_norm(module: Any) -> bool:
+def _hidden_norm(module: nn.Module) -> bool:
     """Whether it scales what it is given and has no hook points; one between activation and projection, as BitNet's."""
     weight = getattr(module, "weight", None)
     return weight is not None and weight.ndim == 1 and not isinstance(module, GeneralizedComponent)
 
 
-def _scale(name: str, norm: Any) -> list[NamedHook]:
+def _scale(name: str, norm: NormalizationBridge) -> list[NamedHook]:
     """Gives back what a norm's scale takes from the gradient: a bridge whose scale is written to rounds otherwise."""
     kept: list[Tensor] = []
     bias = getattr(norm.original_component, "bias", None)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from star_tl.attribution.objective import Metric, Replies, pairs_own
 from star_tl.attribution.request import Request
 from star_tl.data.chat import SPANS, Span, span_named
 from star_tl.locus import COMPONENTS
-from star_tl.models.backend import Model
+from star_tl.models.backend import Model, tokenizer_of
 from star_tl.models.batch import pad_id
 
 # The tokens of an activation: the prompts' ``[pair prompt ...]``, the replies' ``[2*pair reply ...]``, positive rows
@@ -245,7 +245,7 @@ class Axis:
 
     def labels(self, model: Model, p: PreparedPair) -> tuple[list[str], list[Span]]:
         """Tokens and spans of a pair."""
-        tokenizer: Any = model.tokenizer
+        tokenizer = tokenizer_of(model)
 
         def text(ids: Sequence[int]) -> list[str]:
             return [tokenizer.decode([i]) for i in ids]

@@ -21,14 +21,17 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 from os import PathLike
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
+from star_tl.data.tokenizer import Tokenizer
 from star_tl.errors import StarError, shown
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message]
 ROLES = ("system", "user", "assistant")
 MOST_PROMPTS = 1_000_000  # a generator without an end is refused beyond
+
+Positions = TypeVar("Positions")
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class ChatFormat:
     ``stop_ids`` end a turn, beside those that the tokenizer knows by itself.
     """
 
-    template_args: Mapping[str, Any] = field(default_factory=dict)
+    template_args: Mapping[str, object] = field(default_factory=dict)
     stop_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -87,7 +90,11 @@ class ChatFormat:
 _OURS = {"conversation", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict"}
 
 
-def set_chat_format(tokenizer: Any, eos: Any = None, template_args: Mapping[str, Any] | None = None) -> None:
+def set_chat_format(
+    tokenizer: Tokenizer,
+    eos: int | list[int] | tuple[int, ...] | None = None,
+    template_args: Mapping[str, object] | None = None,
+) -> None:
     """Give a tokenizer the rest of its chat format; what it held of one before is replaced.
 
     Args:
@@ -105,7 +112,7 @@ def set_chat_format(tokenizer: Any, eos: Any = None, template_args: Mapping[str,
     _template(tokenizer)
 
 
-def chat_format(tokenizer: Any) -> ChatFormat:
+def chat_format(tokenizer: object) -> ChatFormat:
     """What :func:`set_chat_format` gave the tokenizer."""
     return getattr(tokenizer, "chat_format", None) or ChatFormat()
 
@@ -194,7 +201,7 @@ def _own(prompt: Any) -> Any:
     return getattr(prompt, "messages", prompt)
 
 
-def _is_ids(values: Any) -> bool:
+def _is_ids(values: object) -> bool:
     """Whether these are numbers; tensors and arrays of them included."""
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
         return False
@@ -215,7 +222,7 @@ def with_instruction(prompt: Prompt, instruction: str | None) -> tuple[dict[str,
     return ({"role": "system", "content": instruction}, *messages)
 
 
-def render(tokenizer: Any, prompt: Prompt) -> Rendered:
+def render(tokenizer: Tokenizer, prompt: Prompt) -> Rendered:
     """Token ids of the prompt up to and including the assistant header, and its spans.
 
     Raises:
@@ -228,7 +235,7 @@ def render(tokenizer: Any, prompt: Prompt) -> Rendered:
 
 @lru_cache(maxsize=4096)  # a prompt is asked for again with every condition, and a template takes milliseconds
 def _kept(
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     template: str | None,
     arguments: str,
     words: int,
@@ -265,7 +272,7 @@ def _kept(
 SPANS = ("system", "user turn", "header")
 
 
-def span_positions(tokenizer: Any, prompt: Prompt, name: str) -> tuple[int, ...]:
+def span_positions(tokenizer: Tokenizer, prompt: Prompt, name: str) -> tuple[int, ...]:
     """Positions, counted from the prompt's end, of its system message, last user turn or assistant header.
 
     Raises:
@@ -286,7 +293,7 @@ def span_named(rendered: Rendered, name: str) -> Span | None:
     return next((s for s in reversed(rendered.spans) if s.name.split()[0] == wanted), None)
 
 
-def resolve_span(tokenizer: Any, prompt: Prompt, positions: Any) -> Any:
+def resolve_span(tokenizer: Tokenizer, prompt: Prompt, positions: Positions) -> Positions | tuple[int, ...]:
     """The positions that a span of SPANS has in this prompt; whatever else ``positions`` is stays as it is.
 
     Raises:
@@ -295,13 +302,13 @@ def resolve_span(tokenizer: Any, prompt: Prompt, positions: Any) -> Any:
     return span_positions(tokenizer, prompt, positions) if positions in SPANS else positions
 
 
-def reply_ids(tokenizer: Any, reply: str) -> tuple[int, ...]:
+def reply_ids(tokenizer: Tokenizer, reply: str) -> tuple[int, ...]:
     """Token ids of a reply as it follows an assistant header, without the end of turn."""
     text = reply.strip() if tokenizer.chat_template else " " + reply.strip()
     return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def stop_ids(tokenizer: Any) -> tuple[int, ...]:
+def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     """Tokens that end an assistant's turn: the tokenizer's end, the usual end-of-turn tokens, and the chat format's."""
     known = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im_end|>", "<end_of_turn>", "<|end|>", "</s>")
     vocabulary = tokenizer.get_vocab()
@@ -312,7 +319,7 @@ def stop_ids(tokenizer: Any) -> tuple[int, ...]:
     return tuple(sorted(ids))
 
 
-def template_hash(tokenizer: Any) -> str:
+def template_hash(tokenizer: Tokenizer) -> str:
     """Identifies the chat template and its arguments, because a vector belongs to the positions that they make."""
     text = _template(tokenizer) or "plain"
     if more := _arguments(tokenizer):
@@ -320,9 +327,9 @@ def template_hash(tokenizer: Any) -> str:
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
-def _template(tokenizer: Any) -> str | None:
+def _template(tokenizer: Tokenizer) -> str | None:
     """The template in use: of several the one that the chat format names, else the default."""
-    held: Any = tokenizer.chat_template
+    held = tokenizer.chat_template
     wanted = chat_format(tokenizer).template_args.get("chat_template")
     if isinstance(held, (list, tuple)) and all(isinstance(t, Mapping) and {"name", "template"} <= set(t) for t in held):
         held = {t["name"]: t["template"] for t in held}
@@ -368,7 +375,7 @@ for chat in chats:
 """
 
 
-def check_template(tokenizer: Any) -> None:
+def check_template(tokenizer: Tokenizer) -> None:
     """Raises StarError where a template makes gigabytes of a few words, or does not come to an end.
 
     It is tried in a process of its own, once: a template is a program from outside, and nothing else can stop one.
@@ -396,11 +403,11 @@ def _comes_to_an_end(template: str) -> bool:
     return tried.returncode in (0, 1)  # 1 where the trial itself failed, which says nothing
 
 
-def _arguments(tokenizer: Any) -> dict[str, Any]:
+def _arguments(tokenizer: Tokenizer) -> dict[str, object]:
     return {k: v for k, v in chat_format(tokenizer).template_args.items() if k != "chat_template"}
 
 
-def _template_pieces(tokenizer: Any, template: str, messages: Sequence[Message]) -> list[tuple[str, str]]:
+def _template_pieces(tokenizer: Tokenizer, template: str, messages: Sequence[Message]) -> list[tuple[str, str]]:
     """The rendered text cut into turns: where each content ends, and the markup that the template closes its turn with.
 
     Contents are found by marks that are put behind them, in a rendering of its own. Renderings of the first turns only
@@ -462,7 +469,13 @@ def _template_pieces(tokenizer: Any, template: str, messages: Sequence[Message])
     return pieces
 
 
-def _rendered(text: Any, messages: Sequence[Message]) -> str:
+class _Renders(Protocol):
+    """What the template makes of a chat, with the header of the next reply or without."""
+
+    def __call__(self, chat: Sequence[Message], header: bool = False) -> str: ...
+
+
+def _rendered(text: _Renders, messages: Sequence[Message]) -> str:
     from jinja2 import TemplateSyntaxError
 
     try:
@@ -506,7 +519,7 @@ class _Marks:
         return found if text == plain and found else None
 
 
-def _closing(tried: Any, marks: _Marks, role: str) -> str | None:
+def _closing(tried: _Renders, marks: _Marks, role: str) -> str | None:
     """What the template writes behind the content of a turn of this role; None where it does not show it."""
     chat = {
         "system": [{"role": "system", "content": "a"}],
@@ -517,7 +530,7 @@ def _closing(tried: Any, marks: _Marks, role: str) -> str | None:
     return after if mark else None
 
 
-def _opening(tried: Any, marks: _Marks, role: str) -> str:
+def _opening(tried: _Renders, marks: _Marks, role: str) -> str:
     """What the template writes before the content of a turn of this role, where another turn precedes it."""
     roles = ["user", "assistant", "user"] if role == "user" else ["user", "assistant"]
     chat = [{"role": r, "content": "a"} for r in roles]
@@ -537,7 +550,7 @@ def _end_of_turn(full: str, at: int, message: Message, closing: Mapping[str, str
     return None
 
 
-def _without_refused_system(tried: Any, messages: Sequence[Message]) -> Sequence[Message]:
+def _without_refused_system(tried: _Renders, messages: Sequence[Message]) -> Sequence[Message]:
     """The messages; a system message that the template refuses or drops opens the first user message instead."""
     first, *rest = messages
     if first["role"] != "system":

@@ -33,7 +33,7 @@ import regex
 from star_tl.data.chat import Message, as_messages, check_text, with_instruction
 from star_tl.data.markers import compile_markers, find_markers
 from star_tl.errors import StarError, nearest, shown
-from star_tl.files import parse_json, read_text, replacing
+from star_tl.files import JsonObject, parse_json, read_text, replacing
 
 FOLDER = Path(__file__).parent / "traits"
 TRAITS = tuple(sorted(path.stem for path in FOLDER.glob("*.jsonl")))
@@ -229,7 +229,7 @@ def _of_table(table: Any, trait: Trait | None, name: str) -> Pairs:
     row: Any
     for number, row in enumerate(rows, 1):
         if isinstance(row, (tuple, list)) and len(row) == len(COLUMNS):
-            row = cast("dict[str, Any]", dict(zip(COLUMNS, row, strict=True)))
+            row = cast(JsonObject, dict(zip(COLUMNS, row, strict=True)))
         if not isinstance(row, Mapping) or any(row.get(c) is None for c in COLUMNS):
             lacks = [c for c in COLUMNS if row.get(c) is None] if isinstance(row, Mapping) else []
             what = f"lacks {' and '.join(lacks)}" if lacks else f"is {shown(repr(row))}"
@@ -289,7 +289,7 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _json(path: Path, number: int, line: str) -> dict[str, Any]:
+def _json(path: Path, number: int, line: str) -> JsonObject:
     value = parse_json(line, str(path), "write one object a line", number)
     if not isinstance(value, dict):
         raise StarError(f"{path}, line {number}: not a JSON object: write {{...}}.")
@@ -343,8 +343,8 @@ def _pair(path: Path, number: int, line: str) -> ContrastivePair:
         raise StarError(f"{path}, line {number}: {error}") from None
 
 
-def _as_json(pair: ContrastivePair) -> dict[str, Any]:
-    value: dict[str, Any] = {"id": pair.id, "split": pair.split, "context": [dict(m) for m in pair.context]}
+def _as_json(pair: ContrastivePair) -> dict[str, object]:
+    value: dict[str, object] = {"id": pair.id, "split": pair.split, "context": [dict(m) for m in pair.context]}
     value |= {"positive": pair.positive, "negative": pair.negative}
     if pair.clean is not None and pair.corrupted is not None:
         value |= {"clean": [dict(m) for m in pair.clean], "corrupted": [dict(m) for m in pair.corrupted]}

@@ -29,7 +29,7 @@ from typing import Any
 
 from star_tl.data.chat import PROMPT_KEYS, Message, as_messages
 from star_tl.errors import StarError, nearest
-from star_tl.files import parse_json, read_text, regular_file
+from star_tl.files import JsonObject, parse_json, read_text, regular_file
 
 MODES = ("single", "multi")
 READABLE = (
@@ -106,12 +106,12 @@ def load_prompts(
     return list(items.values())
 
 
-def _records(path: Path) -> Iterator[tuple[str, Any]]:
+def _records(path: Path) -> Iterator[tuple[str, object]]:
     """What the file lists and where: JSON values, or lines of text."""
     text = _read(path)
     # Not splitlines(): JSON may hold line separators such as U+2028 inside a text.
     lines = [(i, line.strip()) for i, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    values: Iterable[tuple[str, Any]]
+    values: Iterable[tuple[str, object]]
     if _ARRAY.match(text):
         values = [(f"entry {i}", value) for i, value in enumerate(_json(path, 1, text), start=1)]
     elif text.lstrip().startswith("{"):
@@ -138,7 +138,7 @@ def _json(path: Path, line: int, text: str) -> Any:
     return parse_json(text, str(path), "correct it (JSONL has one object a line) or download the file again", line)
 
 
-def _items(where: str, name: str, record: Any, mode: str, max_turns: int, seed: int) -> Iterator[PromptItem]:
+def _items(where: str, name: str, record: object, mode: str, max_turns: int, seed: int) -> Iterator[PromptItem]:
     """The record's prompts, one for each side that can be the user. ``name`` is the id of a record without one."""
     if isinstance(record, str):
         record = {"prompt": record}
@@ -171,7 +171,7 @@ def _items(where: str, name: str, record: Any, mode: str, max_turns: int, seed: 
         )
 
 
-def _own_prompt(where: str, name: str, record: dict[str, Any]) -> PromptItem | None:
+def _own_prompt(where: str, name: str, record: JsonObject) -> PromptItem | None:
     """A line of one's own format. A last message of the assistant is what its side replied."""
     prompt = next(record[key] for key in PROMPT_KEYS if key in record)
     if isinstance(prompt, str):
@@ -192,23 +192,23 @@ def _own_prompt(where: str, name: str, record: dict[str, Any]) -> PromptItem | N
     return PromptItem(str(record.get("id", name)), history, "prompts", reference)
 
 
-def _esconv(record: dict[str, Any]) -> list[list[Turn]]:
+def _esconv(record: JsonObject) -> list[list[Turn]]:
     return [[(_ESCONV_ROLES[t["speaker"]], t["text"] if "text" in t else t["content"]) for t in record["dialog"]]]
 
 
-def _casino(record: dict[str, Any]) -> list[list[Turn]]:
+def _casino(record: JsonObject) -> list[list[Turn]]:
     said = [t for t in record["chat_logs"] if t["text"] not in _CASINO_DEALS]
     campers = dict.fromkeys(t["id"] for t in said)  # the two have the same part to play
     return [[("user" if t["id"] == camper else "assistant", t["text"]) for t in said] for camper in campers]
 
 
-def _craigslist(record: dict[str, Any]) -> list[list[Turn]]:
+def _craigslist(record: JsonObject) -> list[list[Turn]]:
     roles = [_CRAIGSLIST_ROLES[kb["personal"]["Role"]] for kb in record["scenario"]["kbs"]]
     return [[(roles[e["agent"]], e["data"]) for e in record["events"] if e["action"] == "message"]]
 
 
 # By the field that only this source has: its name, the field of a dialogue's id, and how to read a dialogue.
-_SOURCES: dict[str, tuple[str, str, Callable[[dict[str, Any]], list[list[Turn]]]]] = {
+_SOURCES: dict[str, tuple[str, str, Callable[[JsonObject], list[list[Turn]]]]] = {
     "dialog": ("ESConv", "dialogue_id", _esconv),  # published without ids: the place in the file stands in
     "chat_logs": ("CaSiNo", "dialogue_id", _casino),
     "events": ("CraigslistBargain", "uuid", _craigslist),

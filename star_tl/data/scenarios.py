@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from star_tl.errors import StarError
-from star_tl.files import parse_json, read_text
+from star_tl.files import JsonObject, parse_json, read_text
 
 BUILT_IN = Path(__file__).parent / "tasks" / "items.jsonl"
 
@@ -65,7 +64,7 @@ def load_scenarios(path: str | Path | None = None, limit: int | None = None) -> 
     return found
 
 
-def scenario_of(record: Any, number: int) -> Scenario | None:
+def scenario_of(record: JsonObject, number: int) -> Scenario | None:
     """The scenario of a dialogue of CraigslistBargain; None where it has no usable prices."""
     try:
         sides = {kb["personal"]["Role"]: kb for kb in record["scenario"]["kbs"]}

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from star_tl.data.pairs import TRAITS
 from star_tl.errors import StarError, nearest
@@ -55,7 +54,7 @@ def load_task(name_or_path: str | Path) -> Task:
     if text not in TASKS and not text.endswith(".json"):
         raise StarError(f"Unknown task {text[:99]!r}.{nearest(text[:99], TASKS)}")
     path = FOLDER / f"{text}.json" if text in TASKS else Path(text)
-    value: Any = parse_json(read_text(path, "task file"), str(path), "write one object")
+    value = parse_json(read_text(path, "task file"), str(path), "write one object")
     if not isinstance(value, dict) or set(value) != set(_FIELDS):
         raise StarError(f"{path}: a task has exactly {', '.join(_FIELDS)}: correct it.")
     texts = (value["task"], value["description"], value["trait"])

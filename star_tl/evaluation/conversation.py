@@ -22,7 +22,7 @@ from star_tl.generation.likelihood import kl_per_token, reply_logits, reply_logp
 from star_tl.generation.sampling import generate
 from star_tl.generation.settings import Sampling, SamplingOptions, settled
 from star_tl.locus import NamedHook
-from star_tl.models.backend import Model
+from star_tl.models.backend import Model, tokenizer_of
 from star_tl.models.batch import make_batch, pad_id
 from star_tl.steering.condition import Condition
 from star_tl.steering.hooks import injection_hooks
@@ -79,14 +79,14 @@ def converse(
     for number, text in enumerate(turns, 1):
         chat.append({"role": "user", "content": text})
         (asked,) = condition.prompted([chat])
-        ids, end = render(model.tokenizer, chat).ids, len(render(model.tokenizer, asked))
+        ids, end = render(tokenizer_of(model), chat).ids, len(render(tokenizer_of(model), asked))
         past = {column - end: added for column, added in steered.items()} if carry else {}
-        hooks = [_earlier(condition, past, n) + condition.hooks(model.tokenizer, [chat], n) for n in (None, end)]
+        hooks = [_earlier(condition, past, n) + condition.hooks(tokenizer_of(model), [chat], n) for n in (None, end)]
         (reply,) = generate(model, [asked], hooks[0], seed=condition.seed, sampling=settings, progress=False)
         written = reply.tokens or (pad_id(model),)
         with torch.no_grad():
             plain_batch = make_batch(model, [ids], [written])
-            batch = make_batch(model, [render(model.tokenizer, asked).ids], [written])
+            batch = make_batch(model, [render(tokenizer_of(model), asked).ids], [written])
             plain = reply_logits(model, plain_batch)
             drift = float(kl_per_token(reply_logits(model, batch, hooks[1]), plain).mean())
         logprob = float(reply_logprobs(plain, plain_batch).mean()) if reply.tokens else float("nan")
@@ -94,7 +94,7 @@ def converse(
         if vector is not None and when is not None:
             whole = vector.scaled(1.0)
             given = whole if own else whole.mean(0, keepdim=True)
-            length = end + len(reply_ids(model.tokenizer, reply.text))  # as the next turn reads it
+            length = end + len(reply_ids(tokenizer_of(model), reply.text))  # as the next turn reads it
             steered |= {column: factor * given[row] for column, row, factor in when.columns(end, 0, length)}
         chat.append({"role": "assistant", "content": reply.text})
     return pd.DataFrame(rows, columns=["turn", "user", "reply", "n_tokens", "drift", "logprob"])

@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -33,6 +33,9 @@ from torch.nn.functional import embedding_bag, normalize
 
 from star_tl.data.chat import Prompt, as_messages
 from star_tl.errors import StarError, nearest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 FOLDER = Path(__file__).parents[1] / "data" / "judges"
 FEATURES = ("embedding", "ngrams")
@@ -160,7 +163,7 @@ def embed(texts: Sequence[str], batch_size: int = 64) -> Float[Tensor, "text d"]
 
 
 @cache
-def _embedder() -> tuple[Any, Any]:
+def _embedder() -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     # The package's folder is found without importing it: importing would need sentence-transformers.
     package = importlib.util.find_spec(EMBEDDING_PACKAGE)
     if package is None or not package.submodule_search_locations:

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -23,6 +23,9 @@ from torch import Tensor
 from star_tl.data.chat import Prompt, as_messages
 from star_tl.data.pairs import Trait
 from star_tl.errors import StarError
+
+if TYPE_CHECKING:
+    import httpx
 
 GRADES = 10
 FIRST_WAIT = 0.1  # seconds, doubled with every try
@@ -101,7 +104,7 @@ class LLMJudge:
             )
         return torch.tensor([grade for grade, _ in judged], dtype=torch.float32)
 
-    def _judge(self, client: Any, before: str, text: str) -> tuple[float, str]:
+    def _judge(self, client: httpx.Client, before: str, text: str) -> tuple[float, str]:
         """The grade, or NaN and what went wrong."""
         import httpx
 
@@ -128,7 +131,7 @@ class LLMJudge:
         return float("nan"), fault
 
 
-def _grade(answer: Any) -> tuple[float, str]:
+def _grade(answer: object) -> tuple[float, str]:
     match = GRADE.fullmatch(answer.strip()) if isinstance(answer, str) else None
     if match is None or int(match[1]) > GRADES:
         return float("nan"), f"the answer {str(answer)[:40]!r}, which is no grade from 0 to {GRADES}"

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
+import pandas as pd
 import torch
 
 from star_tl.data.chat import Message, chat_format
@@ -16,7 +17,8 @@ from star_tl.errors import StarError, shown
 from star_tl.evaluation.scores import score
 from star_tl.generation.sampling import Reply, in_batches
 from star_tl.generation.settings import Sampling
-from star_tl.models.backend import Model
+from star_tl.locus import NamedHook
+from star_tl.models.backend import Model, tokenizer_of
 from star_tl.models.lens import HookedTransformer
 from star_tl.models.load import fingerprint, load_model
 from star_tl.steering.condition import Condition, Row, batch_hooks
@@ -53,7 +55,7 @@ class RayWorkers:
             ray.init(address, include_dashboard=False, log_to_driver=False, **settings)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise StarError(f"There is no Ray cluster at {shown(address)} ({shown(str(error))}): see --ray.") from None
-        cfg: Any = model.cfg
+        cfg = model.cfg
         gpu = str(cfg.device).startswith("cuda")
         there = ray.cluster_resources()
         machines = len([node for node in ray.nodes() if node["Alive"]])
@@ -65,7 +67,7 @@ class RayWorkers:
             "device": "cuda" if gpu else "cpu",
             "first_n_layers": cfg.n_layers,
             "backend": "hooked" if isinstance(model, HookedTransformer) else "bridge",
-            "template_args": dict(chat_format(model.tokenizer).template_args),
+            "template_args": dict(chat_format(tokenizer_of(model)).template_args),
         }
         self._identity = fingerprint(model)
         self._threads = torch.get_num_threads()  # sums may depend on it
@@ -77,7 +79,7 @@ class RayWorkers:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._ray.shutdown()
 
-    def run(self, method: str, pieces: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+    def run(self, method: str, pieces: Sequence[tuple[object, ...]]) -> Iterator[tuple[int, Any]]:
         """What a method of the replicas makes of each piece of work, with the piece's number, as it comes.
 
         A worker that dies is replaced, and its piece is done again.
@@ -142,7 +144,7 @@ class _Replica:
         """Replies to the prompts, in their order."""
         found: list[Reply | None] = [None] * len(prompts)
 
-        def hooks_of(batch: list[int]) -> Any:
+        def hooks_of(batch: list[int]) -> list[NamedHook]:
             return batch_hooks([rows[i] for i in batch])
 
         for batch, replies in in_batches(self.model, prompts, seeds, hooks_of, sampling, False):
@@ -152,6 +154,6 @@ class _Replica:
 
     def score(
         self, trait: Trait, prompts: list[tuple[Message, ...]], replies: list[Reply], condition: Condition
-    ) -> Any:
+    ) -> pd.DataFrame:
         """Scores as :func:`star_tl.score` gives them."""
         return score(self.model, trait, prompts, replies, condition)

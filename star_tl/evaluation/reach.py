@@ -19,7 +19,7 @@ from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError
 from star_tl.evaluation.strength import DRIFT_LIMIT
 from star_tl.generation.likelihood import kl_per_token, reply_logits
-from star_tl.models.backend import Model
+from star_tl.models.backend import Model, tokenizer_of
 from star_tl.models.batch import make_batch
 from star_tl.steering.condition import Condition
 from star_tl.vectors import SteeringVector
@@ -80,13 +80,15 @@ def drift_reach(
         raise StarError("The vector is zero: extract it from pairs that differ.")
     few = pairs.extraction.pairs[:count]
     chats = [p.context for p in few] * 2
-    replies = [reply_ids(model.tokenizer, text) for text in (*(p.positive for p in few), *(p.negative for p in few))]
-    batch = make_batch(model, [render(model.tokenizer, chat).ids for chat in chats], replies)
+    replies = [
+        reply_ids(tokenizer_of(model), text) for text in (*(p.positive for p in few), *(p.negative for p in few))
+    ]
+    batch = make_batch(model, [render(tokenizer_of(model), chat).ids for chat in chats], replies)
     base, mask = reply_logits(model, batch), batch.reply_mask
     end, found = MOST / vector.fraction, {}
     strength = min(FIRST / vector.fraction, end)
     for _ in range(TRIES):
-        hooks = Condition("steered", vector, strength, positions).hooks(model.tokenizer, chats, batch.prompt_end)
+        hooks = Condition("steered", vector, strength, positions).hooks(tokenizer_of(model), chats, batch.prompt_end)
         kl = kl_per_token(reply_logits(model, batch, hooks), base).masked_fill(~mask, 0.0)
         drift = float((kl.sum(-1) / batch.reply_lengths).mean())
         found[strength] = drift if math.isfinite(drift) else math.inf

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -65,7 +64,9 @@ def by_attribution(
     vector = extract_vector(model, pairs, locus, method=method)
     everywhere = extract_vector(model, pairs, locus, method="reply_mean")
 
-    def choose(of: SteeringVector, strengths: Sequence[float], at: Any, name: str) -> StrengthChoice:
+    def choose(
+        of: SteeringVector, strengths: Sequence[float], at: str | Sequence[int] | None, name: str
+    ) -> StrengthChoice:
         return choose_strength(
             model,
             of,

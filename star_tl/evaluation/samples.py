@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from tqdm.auto import tqdm
@@ -19,11 +18,12 @@ from star_tl.data.chat import Prompt, as_prompts
 from star_tl.data.pairs import Trait
 from star_tl.evaluation.ray_workers import RayWorkers
 from star_tl.evaluation.scores import score
+from star_tl.files import JsonObject
 from star_tl.generation.samples_file import SamplesFile, number_below, reply_of, reply_row, samples_file
 from star_tl.generation.sampling import Reply, batch_order, in_batches, render_prompts
 from star_tl.generation.settings import Sampling
 from star_tl.locus import NamedHook
-from star_tl.models.backend import Model
+from star_tl.models.backend import Model, tokenizer_of
 from star_tl.models.load import fingerprint
 from star_tl.steering.condition import Condition, Row, batch_hooks
 
@@ -71,7 +71,7 @@ def sample_conditions(
         file.check_room(len(todo) * sampling.max_new_tokens)
 
         def rows_of(batch: Sequence[int]) -> list[list[Row]]:
-            return [conditions[c].rows(model.tokenizer, prompts[i]) for c, i in (todo[k] for k in batch)]
+            return [conditions[c].rows(tokenizer_of(model), prompts[i]) for c, i in (todo[k] for k in batch)]
 
         def hooks_of(batch: list[int]) -> list[NamedHook]:
             return batch_hooks(rows_of(batch))
@@ -122,9 +122,9 @@ def describe(
     prompts: Sequence[Sequence[tuple[int, ...]]],
     conditions: Sequence[Condition],
     sampling: Sampling,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What tells a call from others whose samples would be different: as JSON."""
-    cfg: Any = model.cfg
+    cfg = model.cfg
     settings = {k: v for k, v in asdict(sampling).items() if k != "batch_size"}
     if cfg.dtype.itemsize < 4:  # rounding lets a text depend on what shares its batch
         settings["batch_size"] = sampling.batch_size
@@ -138,7 +138,7 @@ def describe(
     }
 
 
-def _identity(condition: Condition) -> list[Any]:
+def _identity(condition: Condition) -> list[object]:
     added = where = None
     if condition.vectors:
         given = [v.scaled(condition.strength).float().cpu().contiguous().numpy().tobytes() for v in condition.vectors]
@@ -196,7 +196,7 @@ class Kept:
         rows = [self._reply_row(key) for key in sorted(self.replies)]
         self.file.rewrite(rows + [self._scores_row(condition) for condition in sorted(self.scores)])
 
-    def _take(self, row: Mapping[str, Any]) -> None:
+    def _take(self, row: JsonObject) -> None:
         condition = number_below(row["condition"], self.conditions)
         if "scores" not in row:
             self.replies[condition, number_below(row["prompt"], self.prompts)] = reply_of(row)
@@ -207,9 +207,9 @@ class Kept:
         if row["for"] == self.scored_for:
             self.scores[condition] = frame
 
-    def _reply_row(self, key: Key) -> dict[str, Any]:
+    def _reply_row(self, key: Key) -> dict[str, object]:
         return {"condition": key[0], "prompt": key[1], **reply_row(self.replies[key])}
 
-    def _scores_row(self, condition: int) -> dict[str, Any]:
+    def _scores_row(self, condition: int) -> dict[str, object]:
         rows = self.scores[condition].to_dict(orient="records")
         return {"condition": condition, "for": self.scored_for, "scores": rows}

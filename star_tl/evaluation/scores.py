@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,7 +21,7 @@ from star_tl.errors import StarError, check_whole
 from star_tl.generation.decoding import residuals_of
 from star_tl.generation.likelihood import reply_scores
 from star_tl.generation.sampling import Reply
-from star_tl.models.backend import Model
+from star_tl.models.backend import Model, tokenizer_of
 from star_tl.models.batch import make_batch, pad_id
 from star_tl.models.memory import fitting_batches
 from star_tl.stats import compare_paired, holm
@@ -81,7 +80,7 @@ def score(
     return pd.DataFrame(rows)
 
 
-def _words(trait: Trait, reply: Reply) -> dict[str, Any]:
+def _words(trait: Trait, reply: Reply) -> dict[str, object]:
     text = plain(reply.text)
     words = WORD.findall(text)
     trigrams = list(zip(words, words[1:], words[2:], strict=False))
@@ -103,14 +102,14 @@ def _fluency(
     model: Model, prompts: Sequence[Prompt], replies: Sequence[Reply], condition: Condition
 ) -> list[dict[str, float]]:
     tokens = [r.tokens or (pad_id(model),) for r in replies]
-    plain = make_batch(model, [render(model.tokenizer, p).ids for p in prompts], tokens)
+    plain = make_batch(model, [render(tokenizer_of(model), p).ids for p in prompts], tokens)
     if condition.instruction is None:
-        hooks = condition.hooks(model.tokenizer, prompts)
+        hooks = condition.hooks(tokenizer_of(model), prompts)
         ways = ((), hooks) if condition.vector is not None else ((),)
         base, *steered = residuals_of(model, ways, plain)
     else:
-        asked = make_batch(model, [render(model.tokenizer, p).ids for p in condition.prompted(prompts)], tokens)
-        hooks = condition.hooks(model.tokenizer, prompts)
+        asked = make_batch(model, [render(tokenizer_of(model), p).ids for p in condition.prompted(prompts)], tokens)
+        hooks = condition.hooks(tokenizer_of(model), prompts)
         base, *steered = *residuals_of(model, ((),), plain), *residuals_of(model, (hooks,), asked)
     logprob, kl = reply_scores(model, plain, base, steered[0] if steered else None)
     logprob = logprob.sum(-1) / plain.reply_lengths

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,13 +16,13 @@ import regex
 import torch
 
 from star_tl.data.chat import Prompt, render, reply_ids
-from star_tl.data.pairs import TRAITS, load_pairs
-from star_tl.evaluation.judges import LABELS, load_judge
+from star_tl.data.pairs import TRAITS, Trait, load_pairs
+from star_tl.evaluation.judges import LABELS, Judge, load_judge
 from star_tl.evaluation.samples import sample_conditions
 from star_tl.files import parse_json, read_text
 from star_tl.generation.likelihood import reply_logits, reply_logprobs
 from star_tl.generation.settings import Sampling
-from star_tl.models.backend import Model
+from star_tl.models.backend import Model, tokenizer_of
 from star_tl.models.batch import make_batch
 from star_tl.steering.condition import Condition
 
@@ -53,10 +52,10 @@ def trait_matrix(texts_of: dict[str, Sequence[str]], unsteered: Sequence[str]) -
         trait = load_pairs(measured).trait
         judge = load_judge(measured, "ngrams") if measured in LABELS else None
 
-        def shows(texts: Sequence[str], of: Any = trait) -> float:
+        def shows(texts: Sequence[str], of: Trait = trait) -> float:
             return float(np.mean([of.shown_in(text) for text in texts]))
 
-        def judged(texts: Sequence[str], by: Any = judge) -> float:
+        def judged(texts: Sequence[str], by: Judge | None = judge) -> float:
             return float(by.score(texts).nanmean()) if by is not None else float("nan")
 
         base = shows(unsteered), judged(unsteered)
@@ -115,10 +114,10 @@ def log_probability(
     found: list[float] = []
     for first in range(0, len(replies), BATCH):
         some = prompts[first : first + BATCH]
-        ids = [render(model.tokenizer, p).ids for p in condition.prompted(some)]
-        given = [reply_ids(model.tokenizer, text) for text in replies[first : first + BATCH]]
+        ids = [render(tokenizer_of(model), p).ids for p in condition.prompted(some)]
+        given = [reply_ids(tokenizer_of(model), text) for text in replies[first : first + BATCH]]
         batch = make_batch(model, ids, given)
-        hooks = condition.hooks(model.tokenizer, some, batch.prompt_end)
+        hooks = condition.hooks(tokenizer_of(model), some, batch.prompt_end)
         found += (reply_logprobs(reply_logits(model, batch, hooks), batch).sum(-1) / batch.reply_lengths).tolist()
     return np.array(found)
 

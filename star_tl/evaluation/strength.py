@@ -67,7 +67,7 @@ def choose_strength(
     trait: Trait,
     prompts: Sequence[Prompt],
     strengths: Sequence[float] = STRENGTHS,
-    positions: str | None = None,
+    positions: str | Sequence[int] | None = None,
     limit: float = DRIFT_LIMIT,
     seed: int = 0,
     sampling: Sampling = Sampling(),  # noqa: B008 - frozen
@@ -86,7 +86,7 @@ def choose_strength(
         prompts: not those on which the effect is reported later, e.g. ``pairs.extraction.prompts``.
         strengths: 1 is the natural difference. All positive, or all negative to turn the trait down: then most
             coherent replies without the trait are the best.
-        positions: schedule or span, see :func:`star_tl.compare`.
+        positions: schedule, numbers or span, see :func:`star_tl.compare`.
         limit: most drift, nats per token, mean over replies.
         seed: of the first replies; the second have the next.
         sampling: how replies are sampled.

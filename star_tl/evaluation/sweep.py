@@ -25,7 +25,7 @@ from star_tl.files import check_writable
 from star_tl.generation.sampling import render_prompts
 from star_tl.generation.settings import Sampling, SamplingOptions, settled
 from star_tl.locus import Locus, hook_name
-from star_tl.models.backend import Model
+from star_tl.models.backend import Model, tokenizer_of
 from star_tl.steering.condition import UNSTEERED, Condition
 from star_tl.vectors import check_extraction, extract_vector
 
@@ -142,7 +142,7 @@ def compare(
     render_prompts(model, chosen, settings.max_new_tokens)
     for chat in chosen:
         for schedule in positions:
-            resolve_span(model.tokenizer, chat, schedule)
+            resolve_span(tokenizer_of(model), chat, schedule)
     check_extraction(model, pairs, places, method)
     vectors = [extract_vector(model, pairs, locus, method=method) for locus in places]
     conditions = [Condition(seed=seed) for seed in seeds]

@@ -19,7 +19,7 @@ from star_tl.generation.decoding import Pass
 from star_tl.generation.sampling import Writing, cache_columns, choose, log_probs, read_prompts, whole
 from star_tl.generation.settings import Sampling
 from star_tl.locus import NamedHook
-from star_tl.models.backend import Model
+from star_tl.models.backend import Model, tokenizer_of
 from star_tl.models.fast.decode import LlamaPass
 from star_tl.models.fast.rows import LlamaRows
 from star_tl.models.position import steady
@@ -38,7 +38,7 @@ class Asked:
         self, model: Model, prompt: tuple[int, ...], rows: list[Row], seed: int, options: Sampling, top: int = 0
     ) -> None:
         """``prompt`` are token ids; ``rows`` is what is added, as :meth:`star_tl.Condition.rows` gives it."""
-        self.writing = Writing(model.tokenizer, prompt, seed, options, frozenset(stop_ids(model.tokenizer)))
+        self.writing = Writing(tokenizer_of(model), prompt, seed, options, frozenset(stop_ids(tokenizer_of(model))))
         self.rows, self.hooks, self.top = rows, batch_hooks([rows]), top
         self.alternatives: list[list[tuple[int, float]]] = []
 

@@ -11,23 +11,22 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from star_tl.errors import StarError
-from star_tl.files import locked, output_path, replacing, unwritable
+from star_tl.files import JsonObject, locked, output_path, replacing, unwritable
 from star_tl.generation.sampling import Reply
 
 BYTES_PER_TOKEN = 24  # about: an id and its text
-Row = Mapping[str, Any]
+Row = Mapping[str, object]
 
 
 class SamplesFile:
     """The lines of a call so far; without a path nothing is kept on disk."""
 
-    def __init__(self, path: Path | None, call: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path | None, call: Mapping[str, object]) -> None:
         self.path, self.head = path, json.dumps(call, ensure_ascii=False)
 
-    def resume(self, accept: Callable[[dict[str, Any]], None]) -> None:
+    def resume(self, accept: Callable[[JsonObject], None]) -> None:
         """Give every line that an equal call left to ``accept``, which raises ValueError where it is none of its own.
 
         Raises:
@@ -92,7 +91,7 @@ class SamplesFile:
 
 
 @contextmanager
-def samples_file(out: str | Path | None, call: Mapping[str, Any]) -> Iterator[SamplesFile]:
+def samples_file(out: str | Path | None, call: Mapping[str, object]) -> Iterator[SamplesFile]:
     """The file of a call, held by this process alone.
 
     Raises:
@@ -110,12 +109,12 @@ def samples_file(out: str | Path | None, call: Mapping[str, Any]) -> Iterator[Sa
         yield SamplesFile(path, call)
 
 
-def reply_row(reply: Reply) -> dict[str, Any]:
+def reply_row(reply: Reply) -> dict[str, object]:
     """A reply as it stands in a line."""
     return {"text": reply.text, "tokens": reply.tokens, "stopped": reply.stopped, "broken": reply.broken}
 
 
-def reply_of(row: Row) -> Reply:
+def reply_of(row: JsonObject) -> Reply:
     """The reply that :func:`reply_row` wrote. Raises ValueError or KeyError where it is none."""
     text, tokens, stopped, broken = (row[key] for key in ("text", "tokens", "stopped", "broken"))
     right = isinstance(text, str) and isinstance(stopped, bool) and isinstance(broken, bool)

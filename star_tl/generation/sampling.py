@@ -13,7 +13,6 @@ import difflib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,11 +21,12 @@ from tqdm.auto import tqdm
 from typing_extensions import Unpack
 
 from star_tl.data.chat import Prompt, as_prompts, render, stop_ids
+from star_tl.data.tokenizer import Tokenizer
 from star_tl.errors import StarError, check_kind
 from star_tl.generation.decoding import Pass, begin
 from star_tl.generation.settings import Sampling, SamplingOptions, settled
 from star_tl.locus import NamedHook
-from star_tl.models.backend import MODELS, Model
+from star_tl.models.backend import MODELS, Model, tokenizer_of
 from star_tl.models.batch import make_batch
 from star_tl.models.fast.decode import LlamaPass
 from star_tl.models.memory import fitting_batches, free_beside
@@ -105,7 +105,7 @@ def generate(
     replies: list[Reply | None] = [None] * len(rendered)
 
     def hooks_of(rows: list[int]) -> Sequence[NamedHook]:
-        return condition.hooks(model.tokenizer, [prompts[i] for i in rows]) if condition is not None else hooks
+        return condition.hooks(tokenizer_of(model), [prompts[i] for i in rows]) if condition is not None else hooks
 
     for rows, written in in_batches(model, rendered, [seed] * len(rendered), hooks_of, settings, progress):
         for i, reply in zip(rows, written, strict=True):
@@ -134,7 +134,7 @@ def stream(
     settings = replace(settled(sampling, options), batch_size=len(prompts))
     hooks, asked, seed = _meant(model, prompts, hooks, condition, seed)
     if condition is not None:
-        hooks = condition.hooks(model.tokenizer, prompts)
+        hooks = condition.hooks(tokenizer_of(model), prompts)
     rendered = render_prompts(model, asked, settings.max_new_tokens)
     return _written(model, rendered, [seed] * len(rendered), hooks, settings)
 
@@ -200,7 +200,7 @@ def batch_order(prompts: Sequence[tuple[int, ...]]) -> list[int]:
 
 def _room(model: Model, prompts: Sequence[tuple[int, ...]], left: Sequence[int], options: Sampling) -> int:
     """As many of the next rows as batch size and memory allow, at least one."""
-    cfg: Any = model.cfg
+    cfg = model.cfg
     most = options.batch_size or (ROWS_ON_GPU if "cuda" in str(cfg.device) else ROWS)
     longest = len(prompts[left[min(most, len(left)) - 1]]) + options.max_new_tokens
     a_row = cache_bytes(model) * longest + PICKING * cfg.d_vocab
@@ -214,13 +214,13 @@ def cache_columns(model: Model) -> int:
 
 def cache_bytes(model: Model) -> int:
     """What the KV cache of a token takes, of all layers."""
-    cfg: Any = model.cfg
+    cfg = model.cfg
     return 2 * cfg.n_layers * (cfg.n_key_value_heads or cfg.n_heads) * cfg.d_head * cfg.dtype.itemsize
 
 
 def render_prompts(model: Model, prompts: Sequence[Prompt], max_new_tokens: int) -> list[tuple[int, ...]]:
     """Token ids of every prompt. Raises StarError where one leaves no room for a reply."""
-    rendered = [render(model.tokenizer, p).ids for p in prompts]
+    rendered = [render(tokenizer_of(model), p).ids for p in prompts]
     room = model.cfg.n_ctx - max_new_tokens
     for i, ids in enumerate(rendered):
         if len(ids) > room:
@@ -242,8 +242,8 @@ def _written(
     every: bool = True,
 ) -> Iterator[list[Reply]]:
     """One batch: the replies so far after every step, or with ``every`` False only the finished ones."""
-    stops = frozenset(stop_ids(model.tokenizer))
-    rows = [Writing(model.tokenizer, p, seed, options, stops) for p, seed in zip(prompts, seeds, strict=True)]
+    stops = frozenset(stop_ids(tokenizer_of(model)))
+    rows = [Writing(tokenizer_of(model), p, seed, options, stops) for p, seed in zip(prompts, seeds, strict=True)]
     uniforms = torch.stack([row.uniforms for row in rows])
     batch, logits = read_prompts(model, prompts, hooks, options.max_new_tokens)
     device = logits.device
@@ -284,7 +284,7 @@ class Writing:
     """
 
     def __init__(
-        self, tokenizer: Any, prompt: tuple[int, ...], seed: int, options: Sampling, stops: frozenset[int]
+        self, tokenizer: Tokenizer, prompt: tuple[int, ...], seed: int, options: Sampling, stops: frozenset[int]
     ) -> None:
         self.tokenizer, self.prompt, self.options, self.stops = tokenizer, prompt, options, stops
         self.uniforms = _uniforms(seed, prompt, options.max_new_tokens)

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from threading import RLock
+from typing import cast
 from weakref import WeakKeyDictionary
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from star_tl.data.tokenizer import Tokenizer
 from star_tl.locus import NamedHook
 from star_tl.models import bridge
 from star_tl.models.lens import (
@@ -34,6 +36,11 @@ _TURNS: WeakKeyDictionary[Model, RLock] = WeakKeyDictionary()
 def turn(model: Model) -> RLock:
     """A lock for the time in which a thread runs the model's own forward: hooks are on the model, for all threads."""
     return _TURNS.setdefault(model, RLock())
+
+
+def tokenizer_of(model: Model) -> Tokenizer:
+    """The tokenizer that ``load_model`` saw to; TransformerLens allows a model to have none."""
+    return cast(Tokenizer, model.tokenizer)
 
 
 @contextmanager

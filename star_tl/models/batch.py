@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -36,8 +35,7 @@ class TokenBatch:
 
 def pad_id(model: Model) -> int:
     """The token to pad with; it is masked, so that any token would do."""
-    tokenizer: Any = model.tokenizer
-    return getattr(tokenizer, "pad_token_id", None) or 0
+    return getattr(model.tokenizer, "pad_token_id", None) or 0
 
 
 def make_batch(

@@ -30,7 +30,7 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import DynamicCache
 
 from star_tl.errors import StarError, nearest
-from star_tl.locus import NamedHook
+from star_tl.locus import HookFunction, NamedHook
 from star_tl.models.checkpoint import Checkpoint
 from star_tl.models.lens import TransformerBridge
 from star_tl.models.transformers_folder import CLOSE, difference, probe
@@ -71,7 +71,8 @@ def load_bridge(
             f"TransformerBridge does not know the architecture {architecture}: name a model of one that it knows."
             f"{nearest(architecture, SUPPORTED_ARCHITECTURES)}"
         )
-    hf = checkpoint.transformers(dtype, first_n_layers).to(device).eval()
+    hf: Any = checkpoint.transformers(dtype, first_n_layers)  # transformers' type of `to` has lost its self
+    hf = hf.to(device).eval()
     tokens, expected = probe(hf)
     model = None
     try:
@@ -93,8 +94,8 @@ def load_bridge(
 
 
 def _finite_mask(
-    attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    attention: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+) -> tuple[tuple[object, ...], dict[str, object]]:
     """Softmax is in float32, where the smallest float64 is minus infinity, and a row of nothing else not a number."""
     mask = kwargs.get("attention_mask")
     if isinstance(mask, Tensor) and mask.dtype == torch.float64:
@@ -148,12 +149,12 @@ def attached(model: TransformerBridge, hooks: Sequence[NamedHook]) -> Iterator[N
     level = model.context_level + 1
     touched: list[HookPoint] = []
 
-    def add(name: str, function: Callable[..., Any]) -> None:
+    def add(name: str, function: HookFunction) -> None:
         point: Any = reduce(getattr, name.split("."), cast(Any, model))  # hook_dict would be made anew
         point.add_hook(function, level=level)
         touched.append(point)
         if torch.is_grad_enabled() and name.endswith(("hook_attn_out", "hook_mlp_out")):
-            block: Any = model.blocks[int(name.split(".")[1])]
+            block = model.blocks[int(name.split(".")[1])]
             if isinstance(block, ScaledResidualBlockBridge):
                 point.add_hook(lambda gradient, hook: None, dir="bwd", level=level)
 
@@ -174,7 +175,7 @@ def attached(model: TransformerBridge, hooks: Sequence[NamedHook]) -> Iterator[N
         model.context_level -= 1
 
 
-def _names(model: TransformerBridge, key: str | Callable[..., Any]) -> list[str]:
+def _names(model: TransformerBridge, key: str | Callable[[str], bool]) -> list[str]:
     """The hook points that a name or a filter means; one that has several names once."""
     if isinstance(key, str):
         return [key]
@@ -185,7 +186,7 @@ def _names(model: TransformerBridge, key: str | Callable[..., Any]) -> list[str]
     return list(found.values())
 
 
-def _in_the_middle(name: str, function: Callable[..., Any]) -> list[tuple[str, Callable[..., Any]]]:
+def _in_the_middle(name: str, function: HookFunction) -> list[tuple[str, HookFunction]]:
     """A hook on the residual stream between attention and MLP: a hook on what attention adds to the stream."""
     prefix = name.removesuffix("hook_resid_mid")
     entering: list[Tensor] = []
@@ -207,8 +208,8 @@ class BlockCall:
 
     block: nn.Module
     residual: Float[Tensor, "row position d"]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: tuple[object, ...]
+    kwargs: dict[str, object]
 
     def again(self, residual: Float[Tensor, "row position d"], cache: Cache) -> Float[Tensor, "row position d"]:
         """The block's output for another residual stream and cache, all else being as it was."""
@@ -222,10 +223,10 @@ def block_calls(model: TransformerBridge) -> Iterator[list[BlockCall]]:
     """The calls of blocks within the context, in their order."""
     calls: list[BlockCall] = []
 
-    def keep(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def keep(block: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         args, kwargs = _with_cache(DynamicCache(), args, kwargs)  # not to hold all layers' keys and values
         residual, *more = args or (kwargs.pop("hidden_states"),)
-        calls.append(BlockCall(block, residual, tuple(more), kwargs))
+        calls.append(BlockCall(block, cast(Tensor, residual), tuple(more), kwargs))
 
     handles = [block.register_forward_pre_hook(keep, with_kwargs=True) for block in model.blocks]
     try:
@@ -236,11 +237,11 @@ def block_calls(model: TransformerBridge) -> Iterator[list[BlockCall]]:
 
 
 def _with_cache(
-    cache: DynamicCache, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    cache: DynamicCache, args: tuple[object, ...], kwargs: dict[str, object]
+) -> tuple[tuple[object, ...], dict[str, object]]:
     """Arguments with this cache in place of theirs, whatever the architecture calls it."""
 
-    def own(value: Any) -> Any:
+    def own(value: object) -> object:
         return cache if isinstance(value, DynamicCache) else value
 
     return tuple(map(own, args)), {key: own(value) for key, value in kwargs.items()}

@@ -6,13 +6,14 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 
+from star_tl.data.tokenizer import Tokenizer
 from star_tl.errors import StarError, shown
 from star_tl.files import reading
-from star_tl.models.config import LLAMA, architecture, checked, read_config
+from star_tl.models.config import LLAMA, LlamaConfig, architecture, checked, read_config
 from star_tl.models.size import Size, llama_size, size_of, transformers_size
 from star_tl.models.transformers_folder import read_transformers
 from star_tl.models.weights import HeldTensor, Stored, read_json, stored_tensors
@@ -32,7 +33,7 @@ class Checkpoint(Protocol):
         """What to call it in an error message."""
         ...
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, object]:
         """The settings, as HuggingFace's ``config.json`` names them."""
         ...
 
@@ -44,11 +45,11 @@ class Checkpoint(Protocol):
         """Weights by HuggingFace's names, in the order in which they are best read."""
         ...
 
-    def transformers(self, dtype: torch.dtype, first_n_layers: int | None) -> Any:
+    def transformers(self, dtype: torch.dtype, first_n_layers: int | None) -> PreTrainedModel:
         """The model as transformers makes it, on the CPU, with attention that can be looked into."""
         ...
 
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Tokenizer:
         """The tokenizer, with its chat template."""
         ...
 
@@ -68,20 +69,20 @@ class Folder:
     def title(self) -> str:
         return str(self.path)
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, object]:
         return read_config(self.path)
 
     def size(self) -> Size:
         config = self.config()
-        return llama_size(config) if architecture(config) == LLAMA else transformers_size(self.path)
+        return llama_size(cast(LlamaConfig, config)) if architecture(config) == LLAMA else transformers_size(self.path)
 
     def tensors(self) -> Mapping[str, Stored]:
         return stored_tensors(self.path)
 
-    def transformers(self, dtype: torch.dtype, first_n_layers: int | None) -> Any:
+    def transformers(self, dtype: torch.dtype, first_n_layers: int | None) -> PreTrainedModel:
         return read_transformers(self.path, dtype, first_n_layers)
 
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Tokenizer:
         from transformers import AutoConfig, AutoTokenizer
 
         try:
@@ -101,23 +102,24 @@ class Folder:
     def end_tokens(self) -> EndTokens:
         path = self.path / "generation_config.json"
         if not path.exists():  # then transformers makes one of the config
-            return read_config(self.path).get("eos_token_id")
+            return cast(EndTokens, read_config(self.path).get("eos_token_id"))
         with reading(path):
-            return read_json(path).get("eos_token_id")
+            return cast(EndTokens, read_json(path).get("eos_token_id"))
 
 
 @dataclass(frozen=True)
 class InMemory:
     """A model object of transformers, which stays as it is: its weights are copied."""
 
-    model: Any
+    model: PreTrainedModel
 
     @property
     def title(self) -> str:
         return type(self.model).__name__
 
-    def config(self) -> dict[str, Any]:
-        return checked(self.model.config.to_dict() | {"architectures": [self.title]}, self.title)
+    def config(self) -> dict[str, object]:
+        settings: dict[str, object] = self.model.config.to_dict()
+        return checked(settings | {"architectures": [self.title]}, self.title)
 
     def size(self) -> Size:
         return size_of(self.model)
@@ -128,15 +130,16 @@ class InMemory:
             raise StarError(f"This {self.title} is quantized: attribution needs full weights.")
         return {name: HeldTensor(tensor) for name, tensor in held.items()}
 
-    def transformers(self, dtype: torch.dtype, first_n_layers: int | None) -> Any:
+    def transformers(self, dtype: torch.dtype, first_n_layers: int | None) -> PreTrainedModel:
         if first_n_layers is not None:
             raise StarError("first_n_layers works on names and folders, and on Llamas in memory: leave it out.")
-        copied = copy.deepcopy(self.model).to(device="cpu", dtype=dtype)
+        copied: Any = copy.deepcopy(self.model)  # transformers' type of `to` has lost its self
+        copied = copied.to(device="cpu", dtype=dtype)
         copied.set_attn_implementation("eager")
         copied.config.architectures = [self.title]  # which a config that was not read from a folder lacks
         return copied
 
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Tokenizer:
         from transformers import AutoTokenizer
 
         place = self.model.config.name_or_path

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, TypeGuard, cast
+
+from typing_extensions import Required
 
 from star_tl.errors import StarError, shown
 from star_tl.models.weights import read_json
@@ -27,7 +29,29 @@ _LLAMA3_ROPE = ("factor", "low_freq_factor", "high_freq_factor", "original_max_p
 _AGAIN = "download or save the model again"
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+class LlamaConfig(TypedDict, total=False):
+    """What is read of a Llama's settings, once :func:`checked`."""
+
+    vocab_size: Required[int]
+    hidden_size: Required[int]
+    intermediate_size: Required[int]
+    num_hidden_layers: Required[int]
+    num_attention_heads: Required[int]
+    num_key_value_heads: int | None
+    head_dim: int | None
+    max_position_embeddings: int | None
+    rms_norm_eps: float | None
+    rope_theta: float | None
+    rope_scaling: dict[str, Any] | None
+    rope_parameters: dict[str, Any] | None
+    hidden_act: str | None
+    attention_bias: bool
+    mlp_bias: bool
+    tie_word_embeddings: bool
+    _name_or_path: str
+
+
+def read_config(folder: Path) -> dict[str, object]:
     """``config.json`` of the folder.
 
     Raises:
@@ -39,7 +63,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return checked(read_json(path), str(path))
 
 
-def checked(config: dict[str, Any], source: str) -> dict[str, Any]:
+def checked(config: dict[str, object], source: str) -> dict[str, object]:
     """Settings as ``config.json`` names them, which came from elsewhere.
 
     Raises:
@@ -54,12 +78,12 @@ def checked(config: dict[str, Any], source: str) -> dict[str, Any]:
     return config
 
 
-def architecture(config: Mapping[str, Any]) -> str:
+def architecture(config: Mapping[str, object]) -> str:
     """The first architecture that a config names."""
-    return (config.get("architectures") or ["unknown"])[0]
+    return cast("list[str]", config.get("architectures") or ["unknown"])[0]
 
 
-def _check(source: str, config: Mapping[str, Any]) -> None:
+def _check(source: str, config: Mapping[str, object]) -> None:
     for key, value in config.items():
         if value is None:
             continue
@@ -81,33 +105,34 @@ def _check(source: str, config: Mapping[str, Any]) -> None:
             _check(source, value)
 
 
-def _check_llama(source: str, config: Mapping[str, Any]) -> None:
+def _check_llama(source: str, config: Mapping[str, object]) -> None:
     if absent := [key for key in _SIZES if config.get(key) is None]:
         raise StarError(f"{source} lacks {', '.join(absent)}: {_AGAIN}.")
     if listed := [key for key in _MOST if isinstance(config.get(key), list)]:
         raise _wrong(source, listed[0], config[listed[0]], "one number")
-    heads, width = config["num_attention_heads"], config["hidden_size"]
-    groups, own = config.get("num_key_value_heads") or heads, config.get("head_dim")
+    llama = cast("LlamaConfig", config)
+    heads, width = llama["num_attention_heads"], llama["hidden_size"]
+    groups, own = llama.get("num_key_value_heads") or heads, llama.get("head_dim")
     if heads % groups:
         raise _wrong(source, "num_key_value_heads", groups, f"a divisor of num_attention_heads, {heads}")
     if own is None and width % heads:
         raise _wrong(source, "num_attention_heads", heads, f"a divisor of hidden_size, {width}")
     if (own or width // heads) % 2:
         raise _wrong(source, "head_dim", own or width // heads, "even, because angles turn pairs of numbers")
-    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    rope = {**(llama.get("rope_scaling") or {}), **(llama.get("rope_parameters") or {})}
     if rope.get("rope_type", rope.get("type")) == "llama3":
         for key in _LLAMA3_ROPE:
             if not (_is_number(rope.get(key)) and rope[key] > 0):
                 raise _wrong(source, key, rope.get(key), "a number above 0")
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _wrong(source: str, key: str, value: Any, should: str) -> StarError:
+def _wrong(source: str, key: str, value: object, should: str) -> StarError:
     return StarError(f"{source}: {key} is {shown(repr(value))} and should be {should}: {_AGAIN}.")

@@ -12,21 +12,25 @@ import mmap
 import re
 import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from star_tl.data.tokenizer import Tokenizer
 from star_tl.errors import StarError
-from star_tl.models.config import LLAMA, checked
+from star_tl.models.config import LLAMA, LlamaConfig, checked
 from star_tl.models.size import Size, llama_size, transformers_size
 from star_tl.models.transformers_folder import read_transformers
 from star_tl.models.weights import Stored
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 MAGIC = b"GGUF"
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
@@ -196,7 +200,7 @@ class _Walk:
         self.at += length
         return self.data[self.at - length : self.at].decode("utf-8", "replace")
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int) -> bool | float | str | list[float]:
         if kind in _SCALARS:
             return self.number(_SCALARS[kind])
         if kind == _STRING:
@@ -258,7 +262,7 @@ class GgufFile:
         """All tensors by llama.cpp's names."""
         return {name: tensor for header in self.headers for name, tensor in header.tensors.items()}
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, object]:
         """As ``config.json`` would have it. Raises StarError where settings lack or contradict the weights."""
         kind = self.metadata.get("general.architecture")
         if self.metadata.get("llama.expert_count"):
@@ -282,7 +286,7 @@ class GgufFile:
                 "use a Llama without such settings."
             )
         base = self.metadata.get("llama.rope.freq_base", 10000.0)
-        rope: dict[str, Any] = {"rope_type": "default", "rope_theta": base}
+        rope: dict[str, object] = {"rope_type": "default", "rope_theta": base}
         if factors := stored.get("rope_freqs.weight"):
             rope |= self._llama3(factors, base, d_head)
         config = {
@@ -312,7 +316,7 @@ class GgufFile:
             raise StarError(f"{self.path} gives {str(value)[:40]} as llama.{key}: use another file.")
         return value
 
-    def _llama3(self, factors: QuantizedTensor, base: float, d_head: int) -> dict[str, Any]:
+    def _llama3(self, factors: QuantizedTensor, base: float, d_head: int) -> dict[str, object]:
         """The settings of ``rope_type`` ``llama3`` that make these divisors of the rotary frequencies.
 
         Between its two ends 1 / divisor is a straight line in the frequency, which has two numbers: settings that these
@@ -357,7 +361,7 @@ class GgufFile:
             "original_max_position_embeddings": original,
         }
 
-    def _transformers_config(self) -> dict[str, Any]:
+    def _transformers_config(self) -> dict[str, object]:
         from transformers import AutoConfig
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -365,7 +369,7 @@ class GgufFile:
         known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config["model_type"])
         return config | {"architectures": [known]} if known else config
 
-    def _by_transformers(self, read: Any) -> Any:
+    def _by_transformers(self, read: Callable[..., Any]) -> Any:
         """What a ``from_pretrained`` of transformers makes of the file."""
         try:
             return read(str(self.path.parent), gguf_file=self.headers[0].path.name)
@@ -378,7 +382,7 @@ class GgufFile:
     def size(self) -> Size:
         config = self.config()
         if config.get("architectures") == [LLAMA]:
-            return llama_size(config)
+            return llama_size(cast(LlamaConfig, config))
         return transformers_size(self.path.parent, self.path.name)
 
     def tensors(self) -> Mapping[str, Stored]:
@@ -393,7 +397,7 @@ class GgufFile:
                 found[f"{prefix}{_NAMES[part]}.{side}"] = replace(tensor, pairs=pairs.get(part))
         return found
 
-    def transformers(self, dtype: torch.dtype, first_n_layers: int | None) -> Any:
+    def transformers(self, dtype: torch.dtype, first_n_layers: int | None) -> PreTrainedModel:
         if len(self.headers) > 1:
             raise StarError(
                 f"{self.path} is split, which transformers cannot read for this architecture: "
@@ -401,12 +405,12 @@ class GgufFile:
             )
         return read_transformers(self.path.parent, dtype, first_n_layers, self.path.name)
 
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Tokenizer:
         from transformers import PreTrainedTokenizerFast
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return self._by_transformers(PreTrainedTokenizerFast.from_pretrained)
 
-    def end_tokens(self) -> Any:
+    def end_tokens(self) -> None:
         return None  # the tokenizer names its own

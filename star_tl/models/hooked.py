@@ -11,7 +11,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ from star_tl.models.lens import (
 )
 from star_tl.models.transformers_folder import CLOSE, difference, probe
 from star_tl.models.weights import read_json
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
 # Those that the tests compare with HuggingFace; others that TransformerLens can convert are tried.
 ARCHITECTURES = (
@@ -85,7 +88,7 @@ def weights(model: HookedTransformer) -> Iterator[tuple[str, Tensor]]:
     return ((name.replace("._", "."), weight) for name, weight in model.named_parameters())
 
 
-def _by_transformer_lens(hf: Any) -> HookedTransformerConfig:
+def _by_transformer_lens(hf: PretrainedConfig) -> HookedTransformerConfig:
     """TransformerLens's own reading of a config, from a folder whose name it cannot take for a model's."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.json"
@@ -99,7 +102,7 @@ def _by_transformer_lens(hf: Any) -> HookedTransformerConfig:
     return cfg
 
 
-def _gemma2(hf: Any) -> HookedTransformerConfig:
+def _gemma2(hf: PretrainedConfig) -> HookedTransformerConfig:
     """TransformerLens writes the sizes of Gemma-2 out by name; these are the config's."""
     return HookedTransformerConfig(
         n_layers=hf.num_hidden_layers,
@@ -130,7 +133,7 @@ def _gemma2(hf: Any) -> HookedTransformerConfig:
 
 
 @torch.no_grad()
-def _check_equal(model: HookedTransformer, hf: Any, architecture: str) -> None:
+def _check_equal(model: HookedTransformer, hf: PreTrainedModel, architecture: str) -> None:
     tokens, expected = probe(hf)
     share = difference(model(tokens), expected)
     if not share < CLOSE[model.cfg.dtype]:

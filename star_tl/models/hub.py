@@ -8,15 +8,19 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from star_tl.data.tokenizer import Tokenizer
 from star_tl.errors import StarError, nearest, shown
 from star_tl.models.checkpoint import Checkpoint, EndTokens, Folder
 from star_tl.models.gguf import GgufFile, is_gguf
 from star_tl.models.size import SHAPES, Size
 from star_tl.models.weights import Stored
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 KNOWN = ("demo", *SHAPES)
@@ -55,7 +59,7 @@ class HubModel:
 
     title: str
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, object]:
         return Folder(download(self.title, ("config.json",))).config()
 
     def size(self) -> Size:
@@ -64,10 +68,10 @@ class HubModel:
     def tensors(self) -> Mapping[str, Stored]:
         return Folder(download(self.title, FILES)).tensors()
 
-    def transformers(self, dtype: torch.dtype, first_n_layers: int | None) -> Any:
+    def transformers(self, dtype: torch.dtype, first_n_layers: int | None) -> PreTrainedModel:
         return Folder(download(self.title, FILES)).transformers(dtype, first_n_layers)
 
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Tokenizer:
         return Folder(download(self.title, FILES)).tokenizer()
 
     def end_tokens(self) -> EndTokens:

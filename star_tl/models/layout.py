@@ -12,7 +12,7 @@ another, so that :mod:`star_tl.models.fast.forward` reads the same weights as on
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -64,7 +64,7 @@ def is_copy_free(model: nn.Module) -> bool:
     return all(parameter.permute(order).is_contiguous() for group in _groups(model) for parameter, order in group)
 
 
-def fused(module: Any, *names: str) -> Float[Tensor, "out d_model"] | None:
+def fused(module: nn.Module, *names: str) -> Float[Tensor, "out d_model"] | None:
     """Parameters of a module as one matrix, no copy; None where they are not neighbours in memory."""
     return neighbours([(getattr(module, name), _ORDER[name]) for name in names])
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from star_tl.errors import StarError
 from star_tl.models.checkpoint import Checkpoint
+from star_tl.models.config import LlamaConfig
 from star_tl.models.lens import (
     SUPPORTED_ACTIVATIONS,
     HookedTransformer,
@@ -26,7 +27,7 @@ from star_tl.models.lens import (
 from star_tl.models.weights import Stored, read_into
 
 
-def hooked_config(hf: dict[str, Any], dtype: torch.dtype, device: str) -> HookedTransformerConfig:
+def hooked_config(hf: LlamaConfig, dtype: torch.dtype, device: str) -> HookedTransformerConfig:
     """TransformerLens's config for a Llama ``config.json``, rope scaling ``llama3`` included."""
     heads = hf["num_attention_heads"]
     kv_heads = hf.get("num_key_value_heads") or heads
@@ -91,7 +92,7 @@ def load_llama(
     Raises:
         StarError: weights missing, damaged, truncated, or of other shapes than the config says.
     """
-    hf = checkpoint.config()
+    hf = cast(LlamaConfig, checkpoint.config())
     devices = device.split(",")
     cfg = hooked_config(hf, dtype, devices[0])
     cfg.n_layers, cfg.n_devices = first_n_layers or cfg.n_layers, len(devices)
@@ -127,15 +128,15 @@ def _device(cfg: HookedTransformerConfig, name: str) -> torch.device:
     return get_device_for_block_index(layer, cfg)
 
 
-def _mask_to_layer(block: nn.Module, args: tuple[Tensor], named: dict[str, Any]) -> tuple[Any, Any] | None:
+def _mask_to_layer(
+    block: nn.Module, args: tuple[Tensor], named: dict[str, Any]
+) -> tuple[object, dict[str, Any]] | None:
     """HookedTransformer would take every layer's attention scores, which are large, to the first device's mask."""
     mask = named.get("attention_mask")
     return None if mask is None else (args, {**named, "attention_mask": mask.to(args[0].device)})
 
 
-def _allocate(
-    cfg: HookedTransformerConfig, hf: dict[str, Any], tied: bool
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _allocate(cfg: HookedTransformerConfig, hf: LlamaConfig, tied: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Memory for all weights, seen twice: under HuggingFace's names and shapes, and under TransformerLens's."""
     theirs: dict[str, Tensor] = {}
     ours: dict[str, Tensor] = {}
@@ -193,7 +194,7 @@ def _check_stored(stored: Mapping[str, Stored], wanted: Mapping[str, Tensor], ti
             )
 
 
-def _check_unheld_biases(stored: Mapping[str, Stored], cfg: HookedTransformerConfig, hf: dict[str, Any]) -> None:
+def _check_unheld_biases(stored: Mapping[str, Stored], cfg: HookedTransformerConfig, hf: LlamaConfig) -> None:
     """The biases of gate and up projection have no place in a HookedTransformer: they must be zero."""
     if not hf.get("mlp_bias"):
         return
@@ -213,7 +214,8 @@ def _absent(model: HookedTransformer, cfg: HookedTransformerConfig) -> dict[str,
         for name, parameter in model.named_parameters()
         if ".b_" in name or "._b_" in name
     }
-    attention: Any = model.blocks[0].attn
+    attention = model.blocks[0].attn
+    assert cfg.rotary_dim is not None
     rows = len(attention.rotary_sin)  # the first part of the context; TransformerLens lengthens it as need be
     sin, cos = attention.calculate_sin_cos_rotary(cfg.rotary_dim, rows, base=cfg.rotary_base, dtype=cfg.dtype)
     blocks = [f"blocks.{layer}" for layer in range(cfg.n_layers)]

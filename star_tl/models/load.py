@@ -9,18 +9,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from star_tl.data.chat import chat_format, check_template, set_chat_format
+from star_tl.data.tokenizer import Tokenizer
 from star_tl.errors import StarError, check_name, check_whole, nearest, shown
 from star_tl.models.bridge import load_bridge
 from star_tl.models.bridge import weights as bridge_weights
-from star_tl.models.checkpoint import Checkpoint, Folder, InMemory, end_tokens_of
+from star_tl.models.checkpoint import Checkpoint, EndTokens, Folder, InMemory, end_tokens_of
 from star_tl.models.config import LLAMA, architecture
 from star_tl.models.gguf import GgufFile, is_gguf
 from star_tl.models.hooked import load_other
@@ -51,8 +52,8 @@ def load_model(
     device: str | torch.device | None = None,
     first_n_layers: int | None = None,
     backend: str | None = None,
-    tokenizer: Any = None,
-    template_args: Mapping[str, Any] | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    template_args: Mapping[str, object] | None = None,
 ) -> HookedTransformer | TransformerBridge:
     """A model with TransformerLens's hook points, parameters frozen, in evaluation mode, without processed weights.
 
@@ -125,19 +126,21 @@ def load_model(
     chosen = DTYPES[dtype] if dtype else default_dtype(size.parameters, device)
     check_memory(called, size, chosen, device, copies=1 if kind == LLAMA or backend == "bridge" else 2)
     read = load_bridge if backend == "bridge" else load_llama if kind == LLAMA else load_other
-    tokenizer = _completed(tokenizer or checkpoint.tokenizer(), checkpoint.end_tokens(), template_args)
+    completed = _completed(cast(Tokenizer, tokenizer or checkpoint.tokenizer()), checkpoint.end_tokens(), template_args)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         model = read(checkpoint, kind, chosen, device, first_n_layers)
     _check_numbers(model, called)
-    model.tokenizer = tokenizer
-    model.cfg.tokenizer_prepends_bos = len(tokenizer.encode("")) > 0
+    model.tokenizer = completed
+    model.cfg.tokenizer_prepends_bos = len(completed.encode("")) > 0
     model.cfg.model_name = called
     return model.requires_grad_(False).eval()
 
 
 def _taken(
-    model: HookedTransformer | TransformerBridge, tokenizer: Any, template_args: Mapping[str, Any] | None
+    model: HookedTransformer | TransformerBridge,
+    tokenizer: PreTrainedTokenizerBase | None,
+    template_args: Mapping[str, object] | None,
 ) -> HookedTransformer | TransformerBridge:
     """A model that somebody else has made, with all that star_tl wants of one."""
     tokenizer = tokenizer or model.tokenizer
@@ -146,7 +149,7 @@ def _taken(
     ends = chat_format(tokenizer).stop_ids
     if not ends and isinstance(model, TransformerBridge) and isinstance(model.original_model, PreTrainedModel):
         ends = end_tokens_of(model.original_model)
-    model.tokenizer = _completed(tokenizer, ends, template_args)
+    model.tokenizer = _completed(cast(Tokenizer, tokenizer), ends, template_args)
     model.cfg.tokenizer_prepends_bos = len(tokenizer.encode("")) > 0
     _check_numbers(model, model.cfg.model_name)
     if isinstance(model, HookedTransformer):
@@ -249,7 +252,9 @@ def _check_spread(device: str, size: Size) -> None:
         raise StarError(f"{device} are more devices than the model's {size.layers} layers: name {size.layers} at most.")
 
 
-def _completed(tokenizer: Any, end_tokens: Any, template_args: Mapping[str, Any] | None) -> Any:
+def _completed(
+    tokenizer: Tokenizer, end_tokens: EndTokens | tuple[int, ...], template_args: Mapping[str, object] | None
+) -> PreTrainedTokenizerBase:
     tokenizer = copy.copy(tokenizer)  # one may belong to several models, whose replies end with different tokens
     check_template(tokenizer)
     kept = chat_format(tokenizer).template_args
@@ -260,7 +265,7 @@ def _completed(tokenizer: Any, end_tokens: Any, template_args: Mapping[str, Any]
         warnings.warn(
             "This tokenizer has no chat template: prompts are written as plain 'User: … Assistant:' text.", stacklevel=3
         )
-    return tokenizer
+    return cast(PreTrainedTokenizerBase, tokenizer)
 
 
 def find_checkpoint(name: str | Path) -> Checkpoint:

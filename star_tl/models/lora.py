@@ -8,20 +8,37 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import Required
 
+from star_tl.data.tokenizer import Tokenizer
 from star_tl.errors import StarError
 from star_tl.models.checkpoint import Checkpoint, EndTokens, Folder
 from star_tl.models.size import Size
 from star_tl.models.weights import HeldTensor, Stored, read_json, safetensors_in
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 _KEY = re.compile(r"base_model\.model\.(.+)\.(lora_A|lora_B)\.weight")
+
+
+class AdapterConfig(TypedDict, total=False):
+    """What is read of peft's ``adapter_config.json``."""
+
+    base_model_name_or_path: Required[str]
+    peft_type: str
+    bias: str
+    lora_alpha: float
+    alpha_pattern: dict[str, float] | None
+    use_rslora: bool
+    fan_in_fan_out: bool
 
 
 @dataclass(frozen=True)
@@ -68,14 +85,14 @@ class Adapter:
     def title(self) -> str:
         return str(self.path)
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, object]:
         return self.base.config()
 
     def size(self) -> Size:
         return self.base.size()
 
     @cached_property
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> AdapterConfig:
         """``adapter_config.json``. Raises StarError where the adapter is no plain LoRA."""
         settings = adapter_settings(self.path)
         strange = [
@@ -137,7 +154,7 @@ class Adapter:
         return MergedTensor(base, down, up, scale, turned)
 
     @torch.no_grad()
-    def transformers(self, dtype: torch.dtype, first_n_layers: int | None) -> Any:
+    def transformers(self, dtype: torch.dtype, first_n_layers: int | None) -> PreTrainedModel:
         hf = self.base.transformers(dtype, first_n_layers)
         held = dict(hf.named_parameters())
         for module, (down, up, scale) in self.pairs.items():
@@ -149,7 +166,7 @@ class Adapter:
                 raise StarError(f"{self.path} changes {module}, which {self.base.title} lacks: name its own base.")
         return hf
 
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Tokenizer:
         own = (self.path / "tokenizer_config.json").is_file()
         return Folder(self.path).tokenizer() if own else self.base.tokenizer()
 
@@ -157,12 +174,12 @@ class Adapter:
         return self.base.end_tokens()
 
 
-def adapter_settings(folder: Path) -> dict[str, Any]:
+def adapter_settings(folder: Path) -> AdapterConfig:
     """``adapter_config.json`` of a folder. Raises StarError where it names no base."""
     settings = read_json(folder / CONFIG)
     if not isinstance(settings.get("base_model_name_or_path"), str):
         raise StarError(f"{folder / CONFIG} names no base model: add base_model_name_or_path.")
-    return settings
+    return cast(AdapterConfig, settings)
 
 
 def _matches(pattern: str, module: str) -> bool:

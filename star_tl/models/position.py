@@ -5,15 +5,15 @@ A function of the user's own promises none of this: it is called as it is, with 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from star_tl.locus import NamedHook
+from star_tl.locus import HookFunction, NamedHook
 
 
 @dataclass
@@ -47,11 +47,11 @@ class PositionedHook(Protocol):
     @property
     def reach(self) -> int | None: ...
 
-    def follow(self, position: Position) -> Callable[..., Any] | None:
+    def follow(self, position: Position) -> HookFunction | None:
         """The same function, reading off ``position`` where it stands; None where it only keeps count for others."""
         ...
 
-    def for_rows(self, rows: Int[Tensor, " kept"]) -> Callable[..., Any] | None:
+    def for_rows(self, rows: Int[Tensor, " kept"]) -> HookFunction | None:
         """The same for a batch of these rows, in this order; None where it acts on none of them."""
         ...
 

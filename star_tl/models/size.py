@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,11 @@ import psutil
 import torch
 
 from star_tl.errors import StarError
+from star_tl.models.config import LlamaConfig
 from star_tl.models.lens import HAS_HOOKED_TRANSFORMER
 
-_LLAMA3 = {"vocab_size": 128256, "num_key_value_heads": 8}
 # The shapes of the checkpoints that people ask for first, to plan with before a config is downloaded.
-SHAPES: dict[str, dict[str, Any]] = {
+SHAPES: dict[str, LlamaConfig] = {
     "smollm2": {
         "vocab_size": 49152,
         "hidden_size": 576,
@@ -27,7 +26,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
     "meta-llama/Llama-3.2-1B-Instruct": {
-        **_LLAMA3,
+        "vocab_size": 128256,
+        "num_key_value_heads": 8,
         "hidden_size": 2048,
         "intermediate_size": 8192,
         "num_hidden_layers": 16,
@@ -35,7 +35,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
     "meta-llama/Llama-3.2-3B-Instruct": {
-        **_LLAMA3,
+        "vocab_size": 128256,
+        "num_key_value_heads": 8,
         "hidden_size": 3072,
         "intermediate_size": 8192,
         "num_hidden_layers": 28,
@@ -43,14 +44,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
     "meta-llama/Llama-3.1-8B-Instruct": {
-        **_LLAMA3,
+        "vocab_size": 128256,
+        "num_key_value_heads": 8,
         "hidden_size": 4096,
         "intermediate_size": 14336,
         "num_hidden_layers": 32,
         "num_attention_heads": 32,
     },
     "meta-llama/Llama-3.3-70B-Instruct": {
-        **_LLAMA3,
+        "vocab_size": 128256,
+        "num_key_value_heads": 8,
         "hidden_size": 8192,
         "intermediate_size": 28672,
         "num_hidden_layers": 80,
@@ -116,7 +119,7 @@ class Size:
         return all(p.parameters * width <= free_memory(d) for p, d in zip(parts, devices, strict=True))
 
 
-def llama_size(config: Mapping[str, Any]) -> Size:
+def llama_size(config: LlamaConfig) -> Size:
     """The size that a Llama ``config.json`` describes."""
     d, heads = config["hidden_size"], config["num_attention_heads"]
     d_head = config.get("head_dim") or d // heads

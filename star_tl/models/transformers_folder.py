@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from star_tl.errors import StarError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _PROBED = 32  # tokens on which a model is compared with HuggingFace
 # Mean difference of log-probabilities, as a share of their spread, that another order of summation can make.
@@ -18,7 +21,7 @@ CLOSE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 0.1, torch.fl
 
 def read_transformers(
     folder: Path, dtype: torch.dtype, first_n_layers: int | None = None, gguf_file: str | None = None
-) -> Any:
+) -> PreTrainedModel:
     """The folder's model as transformers makes it, or that of a GGUF file in it, with attention that can be looked
     into, on the CPU.
 
@@ -55,7 +58,7 @@ def read_transformers(
 
 
 @torch.no_grad()
-def probe(hf: Any) -> tuple[Int[Tensor, "one position"], Float[Tensor, "one position vocab"]]:
+def probe(hf: PreTrainedModel) -> tuple[Int[Tensor, "one position"], Float[Tensor, "one position vocab"]]:
     """Tokens and the logits that transformers computes from them."""
     length = min(_PROBED, getattr(hf.config, "max_position_embeddings", _PROBED))
     tokens = torch.randint(hf.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))

@@ -95,7 +95,7 @@ class HeldTensor:
             target.copy_(self.tensor)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, object]:
     """The object that a JSON file holds. Raises StarError where it holds none."""
     value = parse_json(read_text(path, remedy=_AGAIN), str(path), _AGAIN)
     if not isinstance(value, dict):

@@ -24,7 +24,7 @@ from star_tl.errors import StarError
 from star_tl.generation.running import Asked
 from star_tl.generation.sampling import render_prompts
 from star_tl.generation.settings import Sampling
-from star_tl.models.backend import Model
+from star_tl.models.backend import Model, tokenizer_of
 from star_tl.models.load import fingerprint
 from star_tl.serve.engine import Engine, Full, Job, Limits
 from star_tl.serve.guard import Guard, refusal
@@ -85,14 +85,14 @@ class Reply:
         prompt, written = len(writing.prompt), len(writing.tokens)
         return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
 
-    def log_probs(self, start: int, stop: int) -> dict[str, Any] | None:
+    def log_probs(self, start: int, stop: int) -> dict[str, object] | None:
         """OpenAI's form of the log-probabilities of these tokens; None where they were not asked for."""
         if not self.request.logprobs:
             return None
         asked = self.job.asked
         tokens, values, others = asked.writing.tokens, asked.writing.log_probs, asked.alternatives
 
-        def entry(token: int, value: float) -> dict[str, Any]:
+        def entry(token: int, value: float) -> dict[str, object]:
             text = asked.writing.tokenizer.decode([token])
             return {"token": text, "logprob": value, "bytes": list(text.encode())}
 
@@ -103,7 +103,7 @@ class Reply:
         return {"content": content, "refusal": None}
 
 
-def _steered(request: ChatRequest, condition: Condition) -> dict[str, Any] | None:
+def _steered(request: ChatRequest, condition: Condition) -> dict[str, object] | None:
     if request.steering is None:
         return None
     positions = "locus" if condition.positions is None else condition.positions
@@ -193,7 +193,7 @@ def make_app(
             temperature=1.0 if request.temperature is None else request.temperature,
             top_p=1.0 if request.top_p is None else request.top_p,
         )
-        rows = condition.rows(model.tokenizer, prompt)
+        rows = condition.rows(tokenizer_of(model), prompt)
         return Job(Asked(model, ids, rows, condition.seed, sampling, request.top_logprobs or 0)), condition
 
     @app.exception_handler(RequestValidationError)
@@ -313,7 +313,7 @@ def make_app(
             end(reply, watch)
 
     @app.get("/v1/models", response_model=ModelList, responses={401: _REFUSALS[401]})
-    async def models() -> Any:
+    async def models() -> dict[str, object]:
         cards = [
             {
                 "id": v.name,
@@ -328,7 +328,7 @@ def make_app(
         return {"data": [card | {"vectors": cards}]}
 
     @app.get("/health", response_model=Health)
-    async def health() -> Any:
+    async def health() -> dict[str, object]:
         return {"running": state["engine"].running, "waiting": state["engine"].waiting}
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, 401: _REFUSALS[401]})
@@ -352,5 +352,5 @@ async def _gone(request: Request, reply: Reply, engine: Engine) -> None:
     reply.finished.set()
 
 
-def _event(data: dict[str, Any]) -> str:
+def _event(data: Mapping[str, object]) -> str:
     return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 import re
-from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -84,7 +83,7 @@ class Guard:
                 return bytes(body)
 
 
-def _replayed(body: bytes, receive: Receive) -> Any:
+def _replayed(body: bytes, receive: Receive) -> Receive:
     given = False
 
     async def replay() -> Message:

@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, Protocol
+from typing import Protocol
 
 from jaxtyping import Float
 from torch import Tensor
 
 from star_tl.data.chat import SPANS, Message, Prompt, resolve_span, with_instruction
+from star_tl.data.tokenizer import Tokenizer
 from star_tl.errors import StarError, check_kind
 from star_tl.locus import Locus, NamedHook
 from star_tl.steering.hooks import injection_hooks, row_hooks
@@ -88,7 +89,7 @@ class Condition:
         """The prompts as they are put to the model: under the instruction, where there is one."""
         return [with_instruction(prompt, self.instruction) for prompt in prompts]
 
-    def rows(self, tokenizer: Any, prompt: Prompt) -> list[Row]:
+    def rows(self, tokenizer: Tokenizer, prompt: Prompt) -> list[Row]:
         """What is added in a row of a batch that holds this prompt, as :func:`star_tl.steering.hooks.row_hooks` takes.
 
         Raises:
@@ -99,7 +100,9 @@ class Condition:
         at = resolve_span(tokenizer, with_instruction(prompt, self.instruction), self.positions)
         return [(vector.scaled(self.strength), vector.locus, at) for vector in self.vectors]
 
-    def hooks(self, tokenizer: Any, prompts: Sequence[Prompt], prompt_length: int | None = None) -> list[NamedHook]:
+    def hooks(
+        self, tokenizer: Tokenizer, prompts: Sequence[Prompt], prompt_length: int | None = None
+    ) -> list[NamedHook]:
         """``[(name, fn)]`` for a batch of these prompts; see :func:`star_tl.steering.hooks.injection_hooks`."""
         if self.positions in SPANS:
             return batch_hooks([self.rows(tokenizer, prompt) for prompt in prompts], prompt_length)

@@ -9,7 +9,7 @@ from star_tl.data.chat import render, template_hash
 from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError, check_kind, check_name, check_whole
 from star_tl.locus import Locus
-from star_tl.models.backend import MODELS, Model
+from star_tl.models.backend import MODELS, Model, tokenizer_of
 from star_tl.vectors.activations import in_prompts, in_replies
 from star_tl.vectors.algebra import combine, project_off
 from star_tl.vectors.methods import METHODS, VectorMethod
@@ -38,7 +38,7 @@ def check_extraction(model: Model, pairs: Pairs, loci: Sequence[Locus], method: 
     first = min((min(locus.positions) for locus in loci), default=-1)
     if METHODS[method].reads == "prompt" and first < -1:
         sides = (side(pair) for pair in pairs.extraction for side in (pairs.clean_prompt, pairs.corrupted_prompt))
-        if min(len(render(model.tokenizer, prompt)) for prompt in sides) < -first:
+        if min(len(render(tokenizer_of(model), prompt)) for prompt in sides) < -first:
             raise StarError(f"A prompt is shorter than the locus's position {first}: use positions nearer to its end.")
 
 
@@ -85,7 +85,7 @@ def extract_vectors(
             n_pairs=len(pairs),
             model=str(model.cfg.model_name),
             fingerprint=fingerprint(model),
-            template=template_hash(model.tokenizer),
+            template=template_hash(tokenizer_of(model)),
         )
         for locus, found in zip(loci, activations, strict=True)
     ]

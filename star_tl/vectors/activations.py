@@ -13,7 +13,7 @@ from torch import Tensor
 from star_tl.data.chat import Prompt, render, reply_ids
 from star_tl.data.pairs import ContrastivePair, Pairs
 from star_tl.locus import Locus, NamedHook
-from star_tl.models.backend import Model, attached, residual_stream
+from star_tl.models.backend import Model, attached, residual_stream, tokenizer_of
 from star_tl.models.batch import TokenBatch, make_batch
 from star_tl.models.memory import TOO_LONG, fitting_batches
 
@@ -33,7 +33,7 @@ def in_prompts(model: Model, pairs: Pairs, loci: Sequence[Locus], batch_size: in
     """At each locus's positions, counted from the prompt's end, of the clean and of the corrupted prompt."""
 
     def run(prompts: Sequence[Prompt]) -> list[Float[Tensor, "pair position d"]]:
-        rendered = [render(model.tokenizer, p).ids for p in prompts]
+        rendered = [render(tokenizer_of(model), p).ids for p in prompts]
         batch = make_batch(model, rendered)
         return _at(model, batch, loci, [[batch.prompt_end + p for p in locus.positions] for locus in loci])
 
@@ -49,9 +49,10 @@ def in_replies(model: Model, pairs: Pairs, loci: Sequence[Locus], batch_size: in
     """The mean over each reply's own tokens after the context without an instruction, positive and negative."""
 
     def work(chunk: Sequence[ContrastivePair]) -> list[tuple[Float[Tensor, "run pair 1 d"], Float[Tensor, " pair"]]]:
-        prompts = [render(model.tokenizer, p.context).ids for p in chunk] * 2
+        prompts = [render(tokenizer_of(model), p.context).ids for p in chunk] * 2
         replies = [
-            reply_ids(model.tokenizer, text) for text in (*(p.positive for p in chunk), *(p.negative for p in chunk))
+            reply_ids(tokenizer_of(model), text)
+            for text in (*(p.positive for p in chunk), *(p.negative for p in chunk))
         ]
         batch = make_batch(model, prompts, replies)
         weights = batch.reply_mask.double().cpu()

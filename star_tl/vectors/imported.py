@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from star_tl.data.chat import template_hash
 from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError
 from star_tl.locus import Locus, hook_name
-from star_tl.models.backend import Model
+from star_tl.models.backend import Model, tokenizer_of
 from star_tl.models.load import fingerprint
 from star_tl.vectors.activations import in_prompts
 from star_tl.vectors.export.steering_vectors import LAYER_TYPES, read_layers
 from star_tl.vectors.vector import SteeringVector
 
 
-def from_steering_vectors(source: Any, model: Model, pairs: Pairs, layer: int | None = None) -> SteeringVector:
+def from_steering_vectors(source: object, model: Model, pairs: Pairs, layer: int | None = None) -> SteeringVector:
     """A vector of the package steering-vectors, which is not needed for it; meant for ``positions="all"``.
 
     Args:
@@ -47,5 +45,5 @@ def from_steering_vectors(source: Any, model: Model, pairs: Pairs, layer: int | 
         n_pairs=len(pairs.extraction),
         model=str(model.cfg.model_name),
         fingerprint=fingerprint(model),
-        template=template_hash(model.tokenizer),
+        template=template_hash(tokenizer_of(model)),
     )

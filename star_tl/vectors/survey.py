@@ -13,7 +13,7 @@ from star_tl.data.chat import Prompt, render, template_hash
 from star_tl.data.pairs import ContrastivePair, Pairs
 from star_tl.errors import StarError
 from star_tl.locus import POINTS, Locus, hook_name
-from star_tl.models.backend import Model, attached, residual_stream
+from star_tl.models.backend import Model, attached, residual_stream, tokenizer_of
 from star_tl.models.batch import make_batch
 from star_tl.models.memory import TOO_LONG, fitting_batches
 from star_tl.vectors.vector import SteeringVector
@@ -108,13 +108,13 @@ def survey(
         len(pairs),
         str(model.cfg.model_name),
         fingerprint(model),
-        template_hash(model.tokenizer),
+        template_hash(tokenizer_of(model)),
     )
 
 
 @torch.no_grad()
 def _at_the_end(model: Model, prompts: Sequence[Prompt], names: Sequence[str], window: int) -> dict[str, Tensor]:
-    rendered = [render(model.tokenizer, p).ids for p in prompts]
+    rendered = [render(tokenizer_of(model), p).ids for p in prompts]
     if min(map(len, rendered)) < window:
         raise StarError(f"A prompt is shorter than the {window} tokens that are looked at: use a smaller window.")
     batch, found = make_batch(model, rendered), {}

@@ -18,7 +18,7 @@ from star_tl.data.chat import check_text, template_hash
 from star_tl.errors import StarError, check_whole, shown
 from star_tl.files import load_tensors, reading, save_tensors
 from star_tl.locus import Locus, NamedHook
-from star_tl.models.backend import Model
+from star_tl.models.backend import Model, tokenizer_of
 from star_tl.steering.hooks import injection_hooks
 
 FORMAT = "star_tl vector 1"
@@ -112,7 +112,7 @@ class SteeringVector:
         """``[(name, fn)]`` for TransformerLens; see :func:`star_tl.steering.hooks.injection_hooks`."""
         return injection_hooks(self.scaled(strength), self.locus, positions, prompt_length)
 
-    def to_hf_hook(self, strength: float = 1.0) -> Callable[..., Any]:
+    def to_hf_hook(self, strength: float = 1.0) -> Callable[..., object]:
         """A forward hook for the HuggingFace model that these weights came from; it adds at every token.
 
             layer = hf_model.model.layers[vector.locus.layer]  # of a Llama; GPT-2 has transformer.h
@@ -132,7 +132,7 @@ class SteeringVector:
             )
         added = self.scaled(strength).mean(0)
 
-        def hook(module: object, args: object, output: Any) -> Any:
+        def hook(module: object, args: object, output: Any) -> object:
             hidden = output[0] if isinstance(output, tuple) else output
             hidden = hidden + added.to(hidden.device, hidden.dtype)
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
@@ -174,7 +174,7 @@ class SteeringVector:
                 f"This vector is of width {self.vector.shape[1]} at {locus}, and the model has {cfg.n_layers} layers "
                 f"of {cfg.n_heads} heads and width {width} there: extract it again."
             )
-        if model.tokenizer is not None and template_hash(model.tokenizer) != self.template:
+        if model.tokenizer is not None and template_hash(tokenizer_of(model)) != self.template:
             raise StarError(
                 "This vector was extracted under another chat template, where positions mean other tokens: "
                 "extract it again."

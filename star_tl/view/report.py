@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import regex
 
-from star_tl.data.chat import as_messages
+from star_tl.data.chat import Message, as_messages
 from star_tl.data.markers import at_edges
 from star_tl.evaluation.strength import DRIFT_LIMIT
 from star_tl.files import replacing
@@ -310,7 +310,7 @@ def _replies(result: RunResult) -> str:
     return f'<p class="soft">{intro}</p>\n{shown}'
 
 
-def _prompt(name: str, prompt: Any, samples: pandas.DataFrame, arms: Sequence[str]) -> str:
+def _prompt(name: str, prompt: Sequence[Message], samples: pandas.DataFrame, arms: Sequence[str]) -> str:
     turns = "".join(
         f'<p class="text" dir="auto"><span class="soft">{m["role"]}:</span> {html.escape(m["content"])}</p>'
         for m in as_messages(prompt)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -34,7 +33,7 @@ from star_tl.data.chat import Prompt, as_prompts, template_hash
 from star_tl.errors import StarError, nearest
 from star_tl.generation.sampling import Reply, render_prompts
 from star_tl.generation.settings import Sampling
-from star_tl.models.backend import Model
+from star_tl.models.backend import Model, tokenizer_of
 from star_tl.models.load import fingerprint
 from star_tl.models.size import free_memory
 from star_tl.steering.condition import Condition
@@ -116,7 +115,7 @@ def attribute_outcome(
             reward=getattr(reward, "__name__", repr(reward)[:60]),
             model=str(model.cfg.model_name),
             fingerprint=fingerprint(model),
-            template=template_hash(model.tokenizer),
+            template=template_hash(tokenizer_of(model)),
             sampling=sampling,
             seed=seed,
             budget=n,
@@ -146,7 +145,7 @@ def _points(model: Model, asked: Sequence[str] | None) -> tuple[str, ...]:
 
 def _empty(model: Model, points: Sequence[str], window: int, n: int) -> Collector:
     """Room for the gradients of all replies. Raises StarError where there is none."""
-    cfg: Any = model.cfg
+    cfg = model.cfg
     dtype = torch.float64 if cfg.dtype == torch.float64 else torch.bfloat16
     widths = {point: (cfg.n_heads, cfg.d_head) if point == "z" else (cfg.d_model,) for point in points}
     distinct = set(stored(model, points).values())

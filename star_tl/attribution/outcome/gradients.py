@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,11 +23,12 @@ from star_tl.data.chat import stop_ids
 from star_tl.generation.sampling import Reply, bounded
 from star_tl.generation.settings import Sampling
 from star_tl.locus import NamedHook, hook_name
-from star_tl.models.backend import Model, attached, empty_cache, residual_stream, taken, unembed
+from star_tl.models.backend import Model, attached, empty_cache, residual_stream, taken, tokenizer_of, unembed
 from star_tl.models.batch import pad_id
 from star_tl.models.fast.backward import LlamaGradient
 from star_tl.models.fast.decode import CachedLayers
 from star_tl.models.fast.forward import LlamaForward, llama_forward
+from star_tl.models.lens import HookedTransformer
 from star_tl.models.size import free_memory
 
 END = -1  # as a target: any token that ends the turn
@@ -101,9 +101,9 @@ def micro_batches(
     model: Model, ids: Sequence[tuple[int, ...]], prompt: Sequence[int], replies: Sequence[Reply], window: int
 ) -> Iterator[list[int]]:
     """Rows that go through the model together: of the same prompts, as many as memory allows."""
-    cfg: Any = model.cfg
+    cfg = model.cfg
     heads = cfg.n_heads + 2 * (cfg.n_key_value_heads or cfg.n_heads)
-    per_column = cfg.n_layers * (4 * cfg.d_model + 3 * heads * cfg.d_head + 2 * cfg.d_mlp) * cfg.dtype.itemsize
+    per_column = cfg.n_layers * (4 * cfg.d_model + 3 * heads * cfg.d_head + 2 * (cfg.d_mlp or 0)) * cfg.dtype.itemsize
     free = GRAPH_SHARE * free_memory(str(cfg.device))
     columns = (free if "cuda" in str(cfg.device) else min(GRAPH_BYTES, free)) / per_column
     order = sorted(range(len(replies)), key=lambda k: (len(ids[prompt[k]]), prompt[k], len(replies[k].tokens)))
@@ -130,9 +130,10 @@ def reply_gradients(model: Model, rows: Rows, points: Sequence[str], options: Sa
 
 
 def _by_hand(
-    model: Any, llama: LlamaForward, rows: Rows, points: Sequence[str], options: Sampling, see: See, read_: See
+    model: Model, llama: LlamaForward, rows: Rows, points: Sequence[str], options: Sampling, see: See, read_: See
 ) -> Tensor:
-    cfg: Any = model.cfg
+    assert isinstance(model, HookedTransformer)  # which alone has a written-out forward
+    cfg = model.cfg
     (n, columns), (prompts, past) = rows.tokens.shape, rows.prefix.shape
     pads = (~rows.prefix_mask).sum(1)
     cache = torch.zeros(cfg.n_layers, 2, prompts, llama.kv_heads, past, cfg.d_head, dtype=cfg.dtype, device=pads.device)
@@ -203,7 +204,7 @@ def log_probs(
     """
     at = rows.wanted.nonzero(as_tuple=True)
     targets, device = rows.targets[at], residual.device
-    stops = torch.tensor(stop_ids(model.tokenizer), device=device)
+    stops = torch.tensor(stop_ids(tokenizer_of(model)), device=device)
     value = torch.zeros(len(residual), dtype=torch.float64, device=device)
     pull = torch.zeros_like(residual)
     for piece in torch.arange(len(targets), device=device).split(AT_ONCE):

@@ -344,7 +344,7 @@ class OutcomeMap:
         prompt = f"gains most at layer {locus.layer} @ {locus.positions[0]} ({cells[0]})"
         return f"{known}, {replies}, {why}; {prompt}, generated: layer {layer} ({cells[1]}))"
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None, **kwargs: Any) -> dict[str, Any]:
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None, **kwargs: Any) -> Mapping[str, object]:
         drawn = self.plot()._repr_mimebundle_(include, exclude, **kwargs) if "resid_post" in self.gradients else {}
         return drawn | {"text/plain": repr(self)}
 

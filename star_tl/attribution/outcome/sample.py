@@ -15,6 +15,7 @@ from torch import Tensor
 
 from star_tl.data.chat import Message, Prompt
 from star_tl.errors import StarError
+from star_tl.files import JsonObject
 from star_tl.generation.samples_file import number_below, reply_of, reply_row, samples_file
 from star_tl.generation.sampling import Reply, in_batches
 from star_tl.generation.settings import Sampling
@@ -58,11 +59,11 @@ def write_replies(
         StarError: ``out`` holds the samples of another call or cannot be written to, or the model broke.
     """
     keys = [(k // len(ids), int(i)) for k, i in enumerate(prompt)]
-    call: dict[str, Any] = {"model": fingerprint(model), "prompts": [list(x) for x in ids], "seed": seed}
+    call: dict[str, object] = {"model": fingerprint(model), "prompts": [list(x) for x in ids], "seed": seed}
     call |= {k: v for k, v in asdict(options).items() if k not in ("batch_size", "log_probs")}
     done: dict[tuple[int, int], Reply] = {}
 
-    def take(row: dict[str, Any]) -> None:
+    def take(row: JsonObject) -> None:
         done[number_below(row["reply"], MOST), number_below(row["prompt"], len(ids))] = reply_of(row)
 
     with samples_file(out, call) as file:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +59,7 @@ class LlamaPass:
         pads: Int[Tensor, " row"],
         room: int,
     ) -> None:
-        cfg: Any = model.cfg
+        cfg = model.cfg
         self.model, self.hooks, self.position = model, list(hooks), position
         shape = (cfg.n_layers, 2, len(pads), forward.kv_heads, room, cfg.d_head)
         cache = torch.empty(shape, dtype=cfg.dtype, device=pads.device)

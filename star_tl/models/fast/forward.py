@@ -15,9 +15,9 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from star_tl.locus import HOOK_POINTS, NamedHook
+from star_tl.locus import HOOK_POINTS, HookFunction, NamedHook
 from star_tl.models.layout import fused
 from star_tl.models.lens import HookedTransformer
 
@@ -32,8 +32,8 @@ _BLOCK = {
 }
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-Listeners = dict[tuple[int, str], list[tuple[Any, Any]]]
-_MADE: WeakKeyDictionary[HookedTransformer, tuple[Any, LlamaForward | None]] = WeakKeyDictionary()
+Listeners = dict[tuple[int, str], list[tuple[object, HookFunction]]]
+_MADE: WeakKeyDictionary[HookedTransformer, tuple[list[tuple[object, ...]], LlamaForward | None]] = WeakKeyDictionary()
 
 
 @torch.inference_mode(False)  # what is made here is used with a gradient, too
@@ -62,7 +62,7 @@ def llama_forward(model: object) -> LlamaForward | None:
 
 
 def _computes_llama(model: HookedTransformer) -> bool:
-    cfg: Any = model.cfg
+    cfg = model.cfg
     return (
         cfg.positional_embedding_type == "rotary"
         and cfg.rotary_dim == cfg.d_head
@@ -81,9 +81,9 @@ def _computes_llama(model: HookedTransformer) -> bool:
     )
 
 
-def _weights_seen(model: HookedTransformer) -> list[tuple[Any, ...]]:
+def _weights_seen(model: HookedTransformer) -> list[tuple[object, ...]]:
     """What tells weights and modules that were replaced from those that were there before; no number is read."""
-    found: list[tuple[Any, ...]] = [(model.cfg.eps,)]
+    found: list[tuple[object, ...]] = [(model.cfg.eps,)]
     for owner, kinds in ((model, _ENDS), *((block, _BLOCK) for block in model.blocks)):
         for part in (owner, *(getattr(owner, name, None) for name in kinds)):
             found.append((id(part),))
@@ -110,7 +110,7 @@ def _layers(model: HookedTransformer) -> list[_Layer] | None:
     return layers
 
 
-def _plain(owner: Any, kinds: dict[str, tuple[str, ...]]) -> bool:
+def _plain(owner: nn.Module, kinds: dict[str, tuple[str, ...]]) -> bool:
     """Whether the parts are of these classes, and do what their class does."""
     return all(_is(getattr(owner, name, None), names) for name, names in kinds.items())
 
@@ -121,9 +121,9 @@ def _is(module: Any, names: tuple[str, ...]) -> bool:
     return named and not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
-def resolve(model: HookedTransformer, hooks: Sequence[NamedHook]) -> dict[str, list[Any]]:
+def resolve(model: HookedTransformer, hooks: Sequence[NamedHook]) -> dict[str, list[HookFunction]]:
     """Functions by hook point; names that are filters become the names that pass."""
-    found: dict[str, list[Any]] = {}
+    found: dict[str, list[HookFunction]] = {}
     for name, function in hooks:
         names = [name] if isinstance(name, str) else [n for n in model.hook_dict if name(n)]
         for one in names:
@@ -131,7 +131,7 @@ def resolve(model: HookedTransformer, hooks: Sequence[NamedHook]) -> dict[str, l
     return found
 
 
-def listeners_of(model: HookedTransformer, hooks: dict[str, list[Any]]) -> Listeners | None:
+def listeners_of(model: HookedTransformer, hooks: dict[str, list[HookFunction]]) -> Listeners | None:
     """What a call of the forward takes, from functions by hook point; None where it does not fire one of these."""
     listeners: Listeners = {}
     for name, functions in hooks.items():
@@ -169,13 +169,13 @@ class LlamaForward:
     """
 
     def __init__(self, model: HookedTransformer, layers: list[_Layer]) -> None:
-        cfg: Any = model.cfg
+        cfg = model.cfg
         self.eps: float = cfg.eps
         self.heads: int = cfg.n_heads
         self.kv_heads: int = cfg.n_key_value_heads or cfg.n_heads
         self.d_head: int = cfg.d_head
         self.layers = layers
-        self.rotary: Any = model.blocks[0].attn
+        self.rotary = model.blocks[0].attn
         self.recordable = True
         self._used: list[list[bool]] = []
 

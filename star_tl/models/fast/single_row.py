@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from star_tl.models.fast.forward import Listeners, LlamaForward
 from star_tl.models.lens import HookedTransformer
 
+Array = NDArray[np.floating]
 DTYPES = (torch.float32, torch.float64)  # numpy has no bfloat16, and half precision only in software
 
 
@@ -38,7 +40,7 @@ class SingleRowStep:
         ]
         self.cache = cache[:, :, 0].numpy()
         self.cos, self.sin = (angle.view(len(angle), 2, -1).numpy() for angle in rotation)
-        unembed: Any = model.unembed
+        unembed = model.unembed
         self.embedding, self.norm = _array(model.embed.W_E.data), _array(model.ln_final.w.data)  # type: ignore[operator]
         self.unembedding, self.bias = _array(unembed.W_U.data.T), _array(unembed.b_U.data)
 
@@ -49,7 +51,7 @@ class SingleRowStep:
         turning = forward.heads + kv_heads
         cos, sin = self.cos[column - pads], self.sin[column - pads]
 
-        def fire(layer: int, point: str, activation: Any) -> Any:
+        def fire(layer: int, point: str, activation: Array) -> Array:
             found = listeners.get((layer, point))
             if not found:
                 return activation
@@ -60,7 +62,7 @@ class SingleRowStep:
                 tensor = tensor if changed is None else changed
             return tensor.reshape(-1).numpy()
 
-        def norm(x: Any, weight: Any) -> Any:
+        def norm(x: Array, weight: Array) -> Array:
             return x * (weight * (1 / math.sqrt(float(x @ x) / len(x) + forward.eps)))
 
         with np.errstate(all="ignore"):  # a broken row is found by its logits
@@ -92,5 +94,5 @@ def _array(weight: Tensor | None) -> Any:
     return None if weight is None else weight.numpy()
 
 
-def _sum(x: Any, bias: Any) -> Any:
+def _sum(x: Array, bias: Array | None) -> Array:
     return x if bias is None else x + bias

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from star_tl.files import replacing
 from star_tl.vectors.export.request import Format, Request
@@ -19,11 +19,11 @@ def write_card(request: Request, format: Format, path: Path) -> tuple[Path, Path
     with replacing(data) as partial:
         partial.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     with replacing(text) as partial:
-        partial.write_text(_markdown(card, format.usage(request, path)), encoding="utf-8")
+        partial.write_text(_markdown(card, request.measured, format.usage(request, path)), encoding="utf-8")
     return data, text
 
 
-def recipe(request: Request, format: Format) -> dict[str, Any]:
+def recipe(request: Request, format: Format) -> dict[str, object]:
     """What was exported, for whoever uses it; a licence is left for the user to choose."""
     vector, norm = request.vector, float(request.rows.norm(dim=-1).mean())
     return {
@@ -44,9 +44,9 @@ def recipe(request: Request, format: Format) -> dict[str, Any]:
     }
 
 
-def _markdown(card: dict[str, Any], usage: str) -> str:
+def _markdown(card: Mapping[str, object], measured: Mapping[str, object], usage: str) -> str:
     lines = [
-        f"# Steering vector: {card['trait'].replace('_', ' ')}",
+        f"# Steering vector: {str(card['trait']).replace('_', ' ')}",
         "",
         "| | |",
         "|---|---|",
@@ -55,8 +55,8 @@ def _markdown(card: dict[str, Any], usage: str) -> str:
             for key, value in card.items()
             if key not in ("measured", "licence")
         ),
-        *(f"| {name} | {_shown(value)} |" for name, value in card["measured"].items()),
-        *([] if card["measured"] else ["| drift and effect | not measured |"]),
+        *(f"| {name} | {_shown(value)} |" for name, value in measured.items()),
+        *([] if measured else ["| drift and effect | not measured |"]),
         "| licence | yours to choose; the model's own goes with it |",
         "",
         "Strength 1 is the natural difference; the norm is of what is added, in the units of the residual stream. "
@@ -70,5 +70,5 @@ def _markdown(card: dict[str, Any], usage: str) -> str:
     return "\n".join(lines)
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)

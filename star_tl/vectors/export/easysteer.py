@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -26,7 +26,7 @@ def _write(request: Request, path: Path) -> None:
         partial.write_text(json.dumps({"vectors": vectors, "conflict": "sequential"}, indent=1) + "\n")
 
 
-def _clauses(request: Request) -> list[tuple[Float[Tensor, " d"], dict[str, Any]]]:
+def _clauses(request: Request) -> list[tuple[Float[Tensor, " d"], Mapping[str, object]]]:
     """Rows, each with what selects its tokens."""
     when, rows = request.schedule, request.rows
     if when.weight is not None:
@@ -41,7 +41,7 @@ def _clauses(request: Request) -> list[tuple[Float[Tensor, " d"], dict[str, Any]
     return [(rows[0], _at(list(range(when.low, 0))) | {"generation": "all"})]
 
 
-def _at(positions: list[int]) -> dict[str, Any]:
+def _at(positions: list[int]) -> dict[str, list[int]]:
     chosen = {
         "prompt_positions": [p for p in positions if p < 0],
         "generation_positions": [p for p in positions if p >= 0],
@@ -49,7 +49,7 @@ def _at(positions: list[int]) -> dict[str, Any]:
     return {key: found for key, found in chosen.items() if found}
 
 
-def _direction(layer: int, row: Float[Tensor, " d"]) -> dict[str, Any]:
+def _direction(layer: int, row: Float[Tensor, " d"]) -> dict[str, object]:
     """A ``DirectionVector`` of version 1 on the wire: its digest is over kind, name, shape and bytes."""
     name, data = f"layer.{layer}", row.numpy().astype("<f4").tobytes()
     digest = hashlib.sha256(b"direction:1" + name.encode() + str(tuple(row.shape)).encode() + data).hexdigest()

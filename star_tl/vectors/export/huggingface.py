@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from star_tl.errors import StarError
 from star_tl.files import output_folder, replacing, save_tensors, unwritable
 from star_tl.models.checkpoint import LLAMA, architecture
+from star_tl.models.config import LlamaConfig
 from star_tl.models.hub import cached
 from star_tl.models.load import find_checkpoint
 from star_tl.models.weights import Stored
@@ -33,7 +34,7 @@ def _write(request: Request, path: Path) -> None:
         raise StarError(f"{path} holds files already: name a new folder.")
     stored = checkpoint.tensors()
     flag = "attention_bias" if module == "self_attn.o_proj" else "mlp_bias"
-    biases = {name: torch.zeros(size) for name, size in _biases(config, flag) if name not in stored}
+    biases = {name: torch.zeros(size) for name, size in _biases(cast(LlamaConfig, config), flag) if name not in stored}
     target = f"model.layers.{layer}.{module}.bias"
     biases[target] = (_read(stored[target]).float() if target in stored else biases[target]) + row
     try:
@@ -56,21 +57,22 @@ def _place(request: Request) -> tuple[str, int]:
     return "mlp.down_proj", request.layer("A folded bias")
 
 
-def _check(config: Mapping[str, Any], layer: int, row: Tensor) -> None:
+def _check(config: Mapping[str, object], layer: int, row: Tensor) -> None:
     if architecture(config) != LLAMA:
         raise StarError(
             f"Only a Llama has a place for a folded vector, not {architecture(config)}: export 'snippet' or 'gguf'."
         )
     if config.get("quantization_config"):
         raise StarError("A quantized checkpoint cannot be written anew: name the unquantized one.")
-    if len(row) != config["hidden_size"] or layer >= config["num_hidden_layers"]:
+    llama = cast(LlamaConfig, config)
+    if len(row) != llama["hidden_size"] or layer >= llama["num_hidden_layers"]:
         raise StarError(
-            f"A vector of width {len(row)} at layer {layer} does not fit this model of width {config['hidden_size']} "
-            f"with {config['num_hidden_layers']} layers: name the model that it was extracted from."
+            f"A vector of width {len(row)} at layer {layer} does not fit this model of width {llama['hidden_size']} "
+            f"with {llama['num_hidden_layers']} layers: name the model that it was extracted from."
         )
 
 
-def _biases(config: Mapping[str, Any], flag: str) -> Iterator[tuple[str, int]]:
+def _biases(config: LlamaConfig, flag: str) -> Iterator[tuple[str, int]]:
     """Every bias that a Llama has under this flag of its config, with its size."""
     width, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
     d_head = config.get("head_dim") or width // heads

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -17,7 +16,7 @@ from star_tl.vectors.export.request import Format, Request
 LAYER_TYPES = {"decoder_block": "resid_post", "self_attn": "attn_out", "mlp": "mlp_out"}  # theirs, and our points
 
 
-def read_layers(source: Any) -> tuple[dict[int, Float[Tensor, " d"]], str]:
+def read_layers(source: object) -> tuple[dict[int, Float[Tensor, " d"]], str]:
     """Vectors by layer and the layer type of what steering-vectors made, or of a file that was written here.
 
     Args:

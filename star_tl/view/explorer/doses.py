@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +10,7 @@ import pandas as pd
 from star_tl.evaluation.reach import DriftReach
 from star_tl.evaluation.scores import mark_coherent
 from star_tl.evaluation.strength import DRIFT_LIMIT, best_dose, dose_table
+from star_tl.files import JsonObject
 from star_tl.locus import Locus
 from star_tl.vectors import SteeringVector
 
@@ -44,9 +44,9 @@ class Chosen:
         """The strength in natural differences, short enough to be read in code."""
         return natural(self.vector, self.strength) if self.vector and self.strength is not None else 0.0
 
-    def shown(self, doses: pd.DataFrame | None) -> dict[str, Any]:
+    def shown(self, doses: pd.DataFrame | None) -> JsonObject:
         """For the page."""
-        found: dict[str, Any] = {
+        found: JsonObject = {
             **as_dict(self.locus),
             "colour": self.colour,
             "at": self.positions,
@@ -87,7 +87,7 @@ def curve(unsteered: pd.DataFrame, steered: pd.DataFrame) -> pd.DataFrame:
     return dose_table(mark_coherent(pd.concat([unsteered, steered], ignore_index=True)))
 
 
-def as_dict(locus: Locus) -> dict[str, Any]:
+def as_dict(locus: Locus) -> JsonObject:
     return {
         "name": str(locus),
         "hook_point": locus.hook_point,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict
 
 from torch import Tensor
 
 from star_tl.attribution import AttributionMap
 from star_tl.data.chat import Span
+from star_tl.files import JsonObject
 from star_tl.locus import COMPONENTS, WRITES
 from star_tl.stats import mean_interval
 from star_tl.view.plots import components_of, shared_spans
@@ -16,7 +17,36 @@ IDLE, FEWEST_TOKENS = 0.03, 6
 STREAM, OWN = "residual stream (adds up)", "writes (this layer's own)"
 
 
-def view(attr: AttributionMap, form: str, pair: int | None, component: str | None) -> dict[str, Any]:
+class Column(TypedDict, total=False):
+    """A column of a map: what it is called, and what a click on it selects."""
+
+    label: str | None
+    hook: str
+    head: int
+    position: int
+    gain: bool
+
+
+class Group(TypedDict):
+    """Columns from ``start`` to before ``end`` that share a colour scale, which ends at ``limit``."""
+
+    label: str
+    start: int
+    end: int
+    limit: float
+
+
+class Panel(TypedDict):
+    """A map: means and the ends of their intervals, a row a layer."""
+
+    z: list[list[float]]
+    low: list[list[float | None]] | None
+    high: list[list[float | None]] | None
+    columns: list[Column]
+    groups: list[Group]
+
+
+def view(attr: AttributionMap, form: str, pair: int | None, component: str | None) -> JsonObject:
     """The three maps of the page: layer × component, layer × head, layer × token.
 
     Args:
@@ -72,14 +102,14 @@ def view(attr: AttributionMap, form: str, pair: int | None, component: str | Non
     }
 
 
-def _with_gain(attr: AttributionMap, panel: dict[str, Any]) -> dict[str, Any]:
+def _with_gain(attr: AttributionMap, panel: Panel) -> Panel:
     """The panel with the gain before it: the column that a layer is chosen by."""
     if not attr.prices_layers:
         return panel
     choice = attr.choose_layer()
     gain, low, high = (t.tolist() for t in (choice.gain, choice.low, choice.high))
     limit = max(map(abs, gain)) or 1.0
-    if panel["low"] is not None:
+    if panel["low"] is not None and panel["high"] is not None:
         known = choice.bootstrapped
         panel["low"] = [[x if known else None, *row] for x, row in zip(low, panel["low"], strict=True)]
         panel["high"] = [[x if known else None, *row] for x, row in zip(high, panel["high"], strict=True)]
@@ -91,7 +121,7 @@ def _with_gain(attr: AttributionMap, panel: dict[str, Any]) -> dict[str, Any]:
     return panel
 
 
-def _panel(scores: Tensor, columns: list[dict[str, Any]], groups: list[tuple[str, int, int]]) -> dict[str, Any]:
+def _panel(scores: Tensor, columns: list[Column], groups: list[tuple[str, int, int]]) -> Panel:
     """Mean over the first axis with 95 % bootstrap intervals; ``groups`` of columns have a colour scale each."""
     z = scores.mean(0)
     low = high = None
@@ -109,15 +139,13 @@ def _panel(scores: Tensor, columns: list[dict[str, Any]], groups: list[tuple[str
     }
 
 
-def _token_columns(
-    attr: AttributionMap, pair: int | None, first: int, last: int
-) -> tuple[list[dict[str, Any]], list[Span]]:
+def _token_columns(attr: AttributionMap, pair: int | None, first: int, last: int) -> tuple[list[Column], list[Span]]:
     if pair is None:
         same = [{row[i] for row in attr.tokens} for i in range(first, last)]
         names, spans = [t.pop() if len(t) == 1 else None for t in same], shared_spans(attr, first)
     else:
         names, spans = list(attr.tokens[pair][first:last]), [s for s in attr.spans[pair] if s.end <= last]
-    columns = [{"label": name, "position": i - attr.prompt_end} for i, name in enumerate(names, first)]
+    columns: list[Column] = [{"label": name, "position": i - attr.prompt_end} for i, name in enumerate(names, first)]
     return columns, spans
 
 

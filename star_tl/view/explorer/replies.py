@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 
 from star_tl.data.chat import Prompt, render
 from star_tl.data.pairs import Trait
+from star_tl.data.tokenizer import Tokenizer
 from star_tl.generation.likelihood import kl_per_token, reply_logits, reply_logprobs
 from star_tl.generation.sampling import Reply
 from star_tl.locus import NamedHook
-from star_tl.models.backend import Model
+from star_tl.models.backend import Model, tokenizer_of
 from star_tl.models.batch import make_batch
 
 Piece = tuple[str, float | None, str]  # text, drift in nats, what the unsteered model would have written
 LIKELY = 3  # tokens that are named as what the unsteered model would have written
 
 
-def segments(trait: Trait, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
+class Segment(TypedDict):
+    """A part of a reply's text that lies within one token and is all marker or none."""
+
+    text: str
+    marked: bool
+    drift: float | None
+    why: str
+
+
+def segments(trait: Trait, pieces: Sequence[Piece]) -> list[Segment]:
     """The text cut where a token or a trait marker begins or ends, each part with its token's drift."""
     text = "".join(piece for piece, _, _ in pieces)
     marks = trait.find(text)
@@ -36,7 +46,7 @@ def segments(trait: Trait, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
     ]
 
 
-def token_pieces(tokenizer: Any, reply: Reply, drift: Sequence[float], why: Sequence[str] = ()) -> list[Piece]:
+def token_pieces(tokenizer: Tokenizer, reply: Reply, drift: Sequence[float], why: Sequence[str] = ()) -> list[Piece]:
     """The reply's text token by token with each token's drift; tokens that are part of a character stay together."""
     pieces: list[Piece] = []
     done, waiting = "", (0.0, "")
@@ -57,14 +67,14 @@ def measured(
 
     ``hooks`` are those that it was written with, made for a prompt of this length.
     """
-    batch = make_batch(model, [render(model.tokenizer, prompt).ids], [reply.tokens or (0,)])
+    batch = make_batch(model, [render(tokenizer_of(model), prompt).ids], [reply.tokens or (0,)])
     base = reply_logits(model, batch)
     kl = kl_per_token(reply_logits(model, batch, hooks), base)[0].cpu() if hooks else torch.zeros(base.shape[1])
-    pieces = token_pieces(model.tokenizer, reply, kl.tolist(), _likely(model.tokenizer, base[0]))
+    pieces = token_pieces(tokenizer_of(model), reply, kl.tolist(), _likely(tokenizer_of(model), base[0]))
     return pieces, float(kl.mean()), float(reply_logprobs(base, batch).mean())
 
 
-def _likely(tokenizer: Any, logits: Tensor) -> list[str]:
+def _likely(tokenizer: Tokenizer, logits: Tensor) -> list[str]:
     """Per token of the reply the likeliest ones of the unsteered model, with their probability."""
     p, ids = logits.softmax(-1).topk(LIKELY, dim=-1)
     return [

@@ -5,16 +5,39 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import pandas as pd
+from typing_extensions import Required
 
 from star_tl.attribution import AttributionMap
 from star_tl.errors import StarError
 from star_tl.evaluation.strength import DRIFT_LIMIT
 from star_tl.files import replacing
+from star_tl.view.explorer.replies import Segment
 from star_tl.view.page import figure, page, scroll
 from star_tl.view.plots import plot_dose, plot_heads, plot_layers, plot_tokens
+
+
+class Run(TypedDict, total=False):
+    """A reply on a card; ``drift`` and ``logprob``, nats a token, once they are measured."""
+
+    seed: Required[int]
+    segments: Required[list[Segment]]
+    markers: Required[int]
+    writing: Required[bool]
+    drift: float
+    logprob: float
+
+
+class Card(TypedDict):
+    """A way to steer, and its replies."""
+
+    key: str
+    name: str
+    title: str
+    strength: float | None
+    runs: list[Run]
 
 
 def write_snapshot(
@@ -22,7 +45,7 @@ def write_snapshot(
     title: str,
     attr: AttributionMap,
     prompt: Sequence[Mapping[str, str]],
-    replies: Sequence[Mapping[str, Any]],
+    replies: Sequence[Card],
     curves: Mapping[str, pd.DataFrame],
     code: str,
 ) -> list[Path]:
@@ -91,16 +114,16 @@ def write_snapshot(
     return [path, table]
 
 
-def _text(run: Mapping[str, Any]) -> str:
+def _text(run: Run) -> str:
     return "".join(part["text"] for part in run["segments"])
 
 
-def _card(card: Mapping[str, Any]) -> str:
+def _card(card: Card) -> str:
     runs = ""
     for run in card["runs"]:
         words = "".join(
             f"<mark>{html.escape(p['text'])}</mark>" if p["marked"] else html.escape(p["text"]) for p in run["segments"]
         )
-        drift = f", drift {run['drift']:.2f}" if run.get("drift") is not None else ""
+        drift = f", drift {value:.2f}" if (value := run.get("drift")) is not None else ""
         runs += f'<p class="text" dir="auto">{words}</p><p class="soft">seed {run["seed"]}{drift}</p>'
     return f"<div><h4>{html.escape(card['title'])}</h4>{runs}</div>"

@@ -5,13 +5,20 @@ from __future__ import annotations
 import functools
 import threading
 import weakref
-from typing import Any
+from collections.abc import Callable
+from typing import Protocol
 
 from torch.overrides import TorchFunctionMode
 
 
 class Stopped(Exception):
     """The work was told to end."""
+
+
+class Widget(Protocol):
+    """What works and can be told to end."""
+
+    def stop(self) -> None: ...
 
 
 class Stoppable(TorchFunctionMode):
@@ -21,14 +28,20 @@ class Stoppable(TorchFunctionMode):
         super().__init__()
         self.stop = stop
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        function: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         if self.stop.is_set():
             raise Stopped
         return function(*args, **(kwargs or {}))
 
 
 TURN = threading.RLock()  # one at a time uses the model: a widget's thread, or a cell
-OPEN: weakref.WeakSet[Any] = weakref.WeakSet()  # the widgets
+OPEN: weakref.WeakSet[Widget] = weakref.WeakSet()  # the widgets
 
 
 @functools.cache

@@ -19,16 +19,17 @@ import pandas as pd
 import torch
 
 from star_tl.attribution import ESTIMATORS, AttributionMap, attribute
-from star_tl.data.chat import as_messages, render, resolve_span
+from star_tl.data.chat import Message, as_messages, render, resolve_span
 from star_tl.data.pairs import ContrastivePair, Pairs, load_pairs
 from star_tl.errors import StarError
 from star_tl.evaluation.reach import drift_reach
 from star_tl.evaluation.scores import score
 from star_tl.evaluation.strength import DRIFT_LIMIT
+from star_tl.files import JsonObject
 from star_tl.generation.sampling import Reply, generate, stream
 from star_tl.generation.settings import Sampling
 from star_tl.locus import Locus
-from star_tl.models.backend import Model, attached, residual_stream
+from star_tl.models.backend import Model, attached, residual_stream, tokenizer_of
 from star_tl.models.batch import make_batch
 from star_tl.steering.condition import Condition, batch_hooks
 from star_tl.steering.hooks import row_hooks
@@ -37,8 +38,8 @@ from star_tl.vectors import SteeringVector, extract_vector
 from star_tl.vectors.survey import Survey, survey
 from star_tl.view.explorer.doses import DOSES, FURTHER, PROBE, Chosen, as_dict, curve, natural
 from star_tl.view.explorer.maps import view
-from star_tl.view.explorer.replies import measured, segments
-from star_tl.view.explorer.snapshot import write_snapshot
+from star_tl.view.explorer.replies import Piece, measured, segments
+from star_tl.view.explorer.snapshot import Card, Run, write_snapshot
 from star_tl.view.explorer.turns import OPEN, TURN, Stoppable, Stopped, give_way_to_cells
 from star_tl.view.explorer.ways import Way, free_path, hooks_of, place_words, positions_in_code
 from star_tl.view.plots import DIVERGING, DIVERGING_DARK, GREY, LOCUS_COLOURS, ORANGE
@@ -110,7 +111,7 @@ class Explorer(anywidget.AnyWidget):
         super().__init__()
         self._model, self._pairs = model, pairs
         self._maps: dict[str, AttributionMap] = {attr.method: attr}
-        self._suggested: dict[str, dict[str, Any]] = {}
+        self._suggested: dict[str, JsonObject] = {}
         self._chosen: list[Chosen] = []
         self._survey: Survey | None = None
         self._window = attr.window
@@ -135,7 +136,7 @@ class Explorer(anywidget.AnyWidget):
             "place": list(self._place),
         }
         shown = view(attr, "classical", None, None)
-        settings: dict[str, Any] = {
+        settings: JsonObject = {
             "estimator": attr.method,
             "form": "classical",
             "pair": -1,
@@ -195,13 +196,15 @@ class Explorer(anywidget.AnyWidget):
         )
         title = f"{self.about['title'].capitalize()} in {self.about['model']}"
         attr = self._maps[self.settings["estimator"]]
-        return write_snapshot(chosen, title, attr, self._chat(self.settings), self.replies, curves, code)
+        return write_snapshot(
+            chosen, title, attr, self._chat(self.settings), cast(list[Card], self.replies), curves, code
+        )
 
     def __repr__(self) -> str:
         loci = "; ".join(str(c.locus) for c in self._chosen) or "no locus selected"
         return f"Explorer({self._pairs.trait.name} in {self._model.cfg.model_name}: {loci})"
 
-    def _hear(self, _: object, message: dict[str, Any], buffers: object) -> None:
+    def _hear(self, _: object, message: JsonObject, buffers: object) -> None:
         """What the page asks for."""
         self._refused = ""
         try:
@@ -247,7 +250,7 @@ class Explorer(anywidget.AnyWidget):
     def _named(self, name: str) -> Chosen:
         return next(c for c in self._chosen if str(c.locus) == name)
 
-    def _set(self, what: dict[str, Any]) -> None:
+    def _set(self, what: JsonObject) -> None:
         """Take over what is to be written; on an error all stays as the replies that are shown have it."""
         wanted = self.settings | what
         chat = self._chat(wanted)
@@ -256,7 +259,7 @@ class Explorer(anywidget.AnyWidget):
         _sampling(wanted)
         self.settings = wanted
 
-    def _adjust(self, what: dict[str, Any]) -> None:
+    def _adjust(self, what: JsonObject) -> None:
         """Another strength or other positions of a locus."""
         self._set(what.get("settings", {}))
         chosen = self._named(what["name"])
@@ -351,7 +354,7 @@ class Explorer(anywidget.AnyWidget):
                 progress=lambda share: self._say("Reading the pairs, once for all places …", share, busy=True),
             )
 
-    def _attribute(self, what: dict[str, Any]) -> None:
+    def _attribute(self, what: JsonObject) -> None:
         method = what["estimator"]
         own = what["pair"] == OWN
         name = CHOOSER.get(method, method)
@@ -374,9 +377,9 @@ class Explorer(anywidget.AnyWidget):
         pair = ContrastivePair("this prompt", as_messages(self._chat(self.settings)), texts[1], texts[0])
         return Pairs(self._pairs.trait, (pair,))
 
-    def _draw_map(self, what: dict[str, Any]) -> None:
+    def _draw_map(self, what: JsonObject) -> None:
         """The settings say which map is shown, so they change with it."""
-        s: dict[str, Any] = self.settings | what
+        s: JsonObject = self.settings | what
         self.settings = s
         attr = self._maps[s["estimator"]]
         shown = view(attr, s["form"], None if s["pair"] < 0 else s["pair"], s["component"])
@@ -412,7 +415,7 @@ class Explorer(anywidget.AnyWidget):
             chosen.vector = self._vector(chosen.locus)
         return chosen.vector
 
-    def _ways(self, ladder: Chosen | None, chat: Any) -> list[Way]:
+    def _ways(self, ladder: Chosen | None, chat: Sequence[Message]) -> list[Way]:
         ways = [Way("", "", "Unsteered")]
         if ladder is not None:
             at = self._resolved(ladder.positions, chat)
@@ -438,13 +441,13 @@ class Explorer(anywidget.AnyWidget):
 
     def _write(self, ladder: Chosen | None = None) -> None:
         """Stream the replies side by side, then measure them, then the dose–response of new loci."""
-        s: dict[str, Any] = self.settings
+        s: JsonObject = self.settings
         chosen = [ladder] if ladder is not None else list(self._chosen)
         for one in chosen:
             self._ready(one)
         chat = self._chat(s)
         ways = self._ways(ladder, chat)
-        runs: list[list[dict[str, Any]]] = [[] for _ in ways]
+        runs: list[list[Run]] = [[] for _ in ways]
         written: list[tuple[int, list[Reply]]] = []
         for seed in range(s["seed"], s["seed"] + s["count"]):
             shown, replies = 0.0, []
@@ -461,7 +464,7 @@ class Explorer(anywidget.AnyWidget):
             written.append((seed, replies))
             for row, reply in zip(runs, replies, strict=True):
                 row.append(self._run_of(reply, seed))
-        end = len(render(self._model.tokenizer, chat).ids)
+        end = len(render(tokenizer_of(self._model), chat).ids)
         for k, (seed, replies) in enumerate(written):
             for row, way, reply in zip(runs, ways, replies, strict=True):
                 found = measured(self._model, chat, reply, hooks_of([way], end))
@@ -471,14 +474,14 @@ class Explorer(anywidget.AnyWidget):
             self._measure(one)
         self._show_doses()
 
-    def _chat(self, s: dict[str, Any]) -> list[dict[str, str]]:
+    def _chat(self, s: JsonObject) -> list[dict[str, str]]:
         system = [{"role": "system", "content": s["system"]}] if s["system"].strip() else []
         as_messages(s["prompt"])  # raises where it is empty
         return [*system, *self.talk, {"role": "user", "content": s["prompt"]}]
 
-    def _resolved(self, typed: str, chat: Any) -> str | tuple[int, ...]:
+    def _resolved(self, typed: str, chat: Sequence[Message]) -> str | tuple[int, ...]:
         """Where a locus is added in this chat. Raises StarError where there is no such place."""
-        positions = resolve_span(self._model.tokenizer, chat, read_positions(typed))
+        positions = resolve_span(tokenizer_of(self._model), chat, read_positions(typed))
         if positions != "locus":
             schedule(positions)  # raises where there is none
         return positions
@@ -494,17 +497,15 @@ class Explorer(anywidget.AnyWidget):
         self.replies = []
 
     def _run_of(
-        self, reply: Reply, seed: int, found: tuple[Any, float, float] | None = None, writing: bool = False
-    ) -> dict[str, Any]:
+        self, reply: Reply, seed: int, found: tuple[list[Piece], float, float] | None = None, writing: bool = False
+    ) -> Run:
         pieces, drift, logprob = found if found is not None else ([(reply.text, None, "")], None, None)
         going = writing and not reply.stopped
         parts, markers = segments(self._pairs.trait, pieces), len(self._pairs.trait.find(reply.text))
         known = {"drift": drift, "logprob": logprob} if found is not None else {}
-        return {"seed": seed, "segments": parts, "markers": markers, "writing": going, **known}
+        return cast(Run, {"seed": seed, "segments": parts, "markers": markers, "writing": going, **known})
 
-    def _show_replies(
-        self, ways: Sequence[Way], runs: Sequence[Sequence[dict[str, Any]]], now: Sequence[dict[str, Any]] = ()
-    ) -> None:
+    def _show_replies(self, ways: Sequence[Way], runs: Sequence[Sequence[Run]], now: Sequence[Run] = ()) -> None:
         self.replies = [
             {
                 "key": way.key,
@@ -543,7 +544,7 @@ class Explorer(anywidget.AnyWidget):
             for share in shares
         ]
         prompts = [p for _ in ways for p in self._practice]
-        rows = [way.rows(self._model.tokenizer, p) for way in ways for p in self._practice]
+        rows = [way.rows(tokenizer_of(self._model), p) for way in ways for p in self._practice]
         what = f"layer {chosen.locus.layer}" if chosen is not None else "the unsteered model"
         replies: list[Reply] = []
         for step, replies in enumerate(stream(self._model, prompts, batch_hooks(rows), sampling=SAMPLING), 1):  # noqa: B007
@@ -574,7 +575,7 @@ class Explorer(anywidget.AnyWidget):
     def _attend(self, layer: int, head: int) -> None:
         """What a head looks at in the chat: its attention pattern, query × key."""
         self._say(f"Reading layer {layer}, head {head} …", busy=True)
-        ids = render(self._model.tokenizer, self._chat(self.settings)).ids
+        ids = render(tokenizer_of(self._model), self._chat(self.settings)).ids
         batch, found = make_batch(self._model, [ids]), []
 
         def keep(pattern: torch.Tensor, hook: object) -> None:
@@ -582,7 +583,7 @@ class Explorer(anywidget.AnyWidget):
 
         with torch.no_grad(), attached(self._model, [(f"blocks.{layer}.attn.hook_pattern", keep)]):
             residual_stream(self._model, batch.tokens, batch.mask, layers=layer + 1)
-        tokenizer: Any = self._model.tokenizer
+        tokenizer = tokenizer_of(self._model)
         tokens = [tokenizer.decode([i]) for i in ids]
         weights = [[round(w, 3) for w in row] for row in found[0].tolist()]
         self.pattern = {"layer": layer, "head": head, "tokens": tokens, "weights": weights}
@@ -620,7 +621,7 @@ class Explorer(anywidget.AnyWidget):
         ]
 
 
-def _sampling(s: dict[str, Any]) -> Sampling:
+def _sampling(s: JsonObject) -> Sampling:
     if not 1 <= s["count"] <= MOST_SEEDS:
         raise StarError(f"Replies a card is {s['count']}: use 1 to {MOST_SEEDS}.")
     return replace(SAMPLING, temperature=s["temperature"], max_new_tokens=s["length"])

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from numpy.typing import ArrayLike
 
 from star_tl.errors import StarError
 
@@ -188,24 +189,24 @@ def plot_height(n_layers: int) -> int:
     return min(max(MIN_PLOT, CELL * n_layers), max(MOST_PLOT, 7 * n_layers))
 
 
-def colorbar(**place: Any) -> dict[str, Any]:
+def colorbar(**place: object) -> dict[str, Any]:
     title = {"text": SCORE, "side": "top", "font": {"size": 13}}
     return {"title": title, "thickness": 12, "outlinewidth": 0, "nticks": 5, **place}
 
 
-def coloraxis(z: np.ndarray, bar: dict[str, Any] | None = None) -> dict[str, Any]:
+def coloraxis(z: np.ndarray, bar: dict[str, object] | None = None) -> dict[str, object]:
     """Blue above zero, vermilion below, white at zero; both sides reach equally far."""
     limit = float(np.nanmax(np.abs(z), initial=0.0)) or 1.0
     return {"colorscale": DIVERGING, "cmin": -limit, "cmax": limit, "colorbar": bar or colorbar()}
 
 
-def whiskers(value: Any, low: Any, high: Any) -> dict[str, Any]:
+def whiskers(value: ArrayLike, low: ArrayLike, high: ArrayLike) -> dict[str, object]:
     value, low, high = (np.asarray(v, dtype=float) for v in (value, low, high))
     ends = {"array": high - value, "arrayminus": value - low, "symmetric": False}
     return {**ends, "thickness": 1.5, "width": 4, "color": INK}
 
 
-def note(fig: go.Figure, text: str, x: Any, y: Any, **place: Any) -> None:
+def note(fig: go.Figure, text: str, x: object, y: object, **place: object) -> None:
     fig.add_annotation(text=text, x=x, y=y, **{"showarrow": False, "xanchor": "center", **place})
 
 

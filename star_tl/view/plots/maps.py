@@ -317,7 +317,7 @@ def plot_outcome_heads(outcome: OutcomeMap, positions: str | int = "generated") 
     return finish(fig, title, subtitle, max(620, CELL * len(heads) + 190), plot_height(outcome.n_layers) + 150)
 
 
-def _gain_map(outcome: OutcomeMap, gains: Tensor, errors: Tensor, x: Sequence[Any], hover: str) -> go.Figure:
+def _gain_map(outcome: OutcomeMap, gains: Tensor, errors: Tensor, x: Sequence[object], hover: str) -> go.Figure:
     hover += "<br>gain %{z:+.3f} ± %{customdata:.3f}<extra></extra>"
     cells = {"z": gains.numpy(), "customdata": errors.numpy(), "x": x, "y": list(range(outcome.n_layers))}
     fig = go.Figure(go.Heatmap(**cells, hovertemplate=hover, coloraxis="coloraxis", xgap=1, ygap=1))
@@ -375,7 +375,7 @@ def _mean(attr: AttributionMap) -> str:
 
 
 def _heatmap(
-    scores: Float[Tensor, "pair row column"], x: Sequence[Any], hover: str, y: Sequence[int], **options: Any
+    scores: Float[Tensor, "pair row column"], x: Sequence[object], hover: str, y: Sequence[int], **options: Any
 ) -> go.Heatmap:
     """The mean over pairs; where there are several, its interval is in the hover."""
     options = {"coloraxis": "coloraxis", "xgap": 1, "ygap": 1, **options}
