@@ -1,4 +1,4 @@
-"""From notebook to production: what README says in twenty lines runs, and each way gives the same reply."""
+"""From notebook to production: what notebooks/elsewhere.md says runs, and each way gives the same reply."""
 
 from __future__ import annotations
 
@@ -36,6 +36,12 @@ star-tl export snippet --vector support.safetensors --strength 1.5 --out steer.p
 star-tl export gguf --vector support.safetensors --every-token --out support.gguf
 star-tl sweep --ray local --workers 2 --trait emotional_support
 """
+
+
+def test_the_page_says_just_this() -> None:
+    page = (Path(__file__).parents[1] / "notebooks" / "elsewhere.md").read_text(encoding="utf-8")
+    for block in (NOTEBOOK, SERVER, CLIENT, EXPORTS):
+        assert block.strip() in page
 
 
 def star_tl(line: str) -> list[str]:

@@ -148,10 +148,8 @@ def gradients_of(
     kept = gradients.stored(model, points)
     collector = gradients.Collector({p: made[p] for p in set(kept.values())}, norms, window)
     log_probs = torch.zeros(n, dtype=torch.float64)
-    for batch in gradients.micro_batches(model, ids, of, replies, window):
-        rows = gradients.make_rows(model, ids, [of[k] for k in batch], [replies[k] for k in batch], window)
-        see = collector.batch(rows, torch.tensor(batch))
-        log_probs[batch] = gradients.reply_gradients(model, rows, points, options, *see)
+    for at, found in gradients.collect(model, ids, of, replies, points, options, collector):
+        log_probs[at] = found
     return star.OutcomeMap(
         reward="r",
         model="",
@@ -656,3 +654,27 @@ def test_a_direction_is_refused_where_there_is_none(sampled: star.OutcomeMap) ->
         flat.direction(locus)
     with pytest.raises(StarError, match="Nothing at"):
         sampled.direction(Locus("blocks.1.hook_resid_post", (-2,)))  # the last layer's, which nothing reads
+
+
+def test_where_memory_runs_out_half_the_batch_gives_the_same(
+    six_words: HookedTransformer, sampled: star.OutcomeMap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the norms, which are added up while a batch that then fails is read."""
+    through, sizes = gradients.reply_gradients, []
+
+    def short_of_memory(model: Any, rows: gradients.Rows, *others: Any) -> Tensor:
+        value = through(model, rows, *others)
+        sizes.append(len(rows.tokens))
+        if len(rows.tokens) > 7:
+            raise torch.OutOfMemoryError
+        return value
+
+    monkeypatch.setattr(gradients, "reply_gradients", short_of_memory)
+    with pytest.warns(UserWarning, match="Memory ran out at"):
+        halved = star.attribute_outcome(six_words, PROMPTS, count_c, 96, OPTIONS["plain"], least=96, progress=False)
+    assert max(sizes) > 7
+    assert sizes[-1] <= 7
+    for point, gradient in sampled.gradients.items():
+        torch.testing.assert_close(halved.gradients[point], gradient)
+        torch.testing.assert_close(halved.norms[point], sampled.norms[point])
+    torch.testing.assert_close(halved.log_probs, sampled.log_probs)

@@ -20,10 +20,8 @@ from tqdm.auto import tqdm
 from star_tl.attribution.outcome.estimate import MANY_PROMPTS, Estimate
 from star_tl.attribution.outcome.gradients import (
     Collector,
-    make_rows,
-    micro_batches,
+    collect,
     points_there,
-    reply_gradients,
     stored,
     targets_of,
 )
@@ -102,14 +100,12 @@ def attribute_outcome(
             model, ids, prompt[:upto], sampling, seed, replies, Path(out) if out else None, progress
         )
         of = prompt[done:upto].tolist()
-        found = rewards_of(reward, [chats[i] for i in of], [reply.text for reply in replies[done:]])
-        rewards = torch.cat([rewards, found])
+        paid = rewards_of(reward, [chats[i] for i in of], [reply.text for reply in replies[done:]])
+        rewards = torch.cat([rewards, paid])
         with tqdm(total=upto - done, desc="gradients", unit="reply", disable=not progress, delay=2) as bar:
-            for batch in micro_batches(model, ids, of, replies[done:], collector.window):
-                rows = make_rows(model, ids, [of[k] for k in batch], [replies[done + k] for k in batch], window)
-                at = torch.tensor(batch) + done
-                log_probs[at] = reply_gradients(model, rows, points, sampling, *collector.batch(rows, at)).cpu()
-                bar.update(len(batch))
+            for at, found in collect(model, ids, of, replies[done:], points, sampling, collector, done):
+                log_probs[at] = found
+                bar.update(len(at))
         kept = {point: gradient[:, :, :upto] for point, gradient in collector.gradients.items()}
         outcome = OutcomeMap(
             reward=getattr(reward, "__name__", repr(reward)[:60]),

@@ -29,6 +29,7 @@ from star_tl.models.fast.backward import LlamaGradient
 from star_tl.models.fast.decode import CachedLayers
 from star_tl.models.fast.forward import LlamaForward, llama_forward
 from star_tl.models.lens import HookedTransformer
+from star_tl.models.memory import fitting_batches
 from star_tl.models.size import free_memory
 
 END = -1  # as a target: any token that ends the turn
@@ -97,25 +98,52 @@ def stored(model: Model, points: Sequence[str]) -> dict[str, str]:
     return {point: same.get(point, point) if same.get(point) in points else point for point in points}
 
 
-def micro_batches(
-    model: Model, ids: Sequence[tuple[int, ...]], prompt: Sequence[int], replies: Sequence[Reply], window: int
-) -> Iterator[list[int]]:
-    """Rows that go through the model together: of the same prompts, as many as memory allows."""
-    cfg = model.cfg
+def collect(
+    model: Model,
+    ids: Sequence[tuple[int, ...]],
+    prompt: Sequence[int],
+    replies: Sequence[Reply],
+    points: Sequence[str],
+    options: Sampling,
+    collector: Collector,
+    first: int = 0,
+) -> Iterator[tuple[Int[Tensor, " row"], Float[Tensor, " row"]]]:
+    """The gradients of all replies into ``collector``, where they are numbered from ``first`` on, in micro-batches.
+
+    Yields the numbers of a batch's replies, and their log-probabilities in nats. Rows of the same prompt go through the
+    model together, as many as memory allows, and half as many where it ran out.
+
+    Raises:
+        StarError: memory is too small for a single reply.
+    """
+    cfg, window = model.cfg, collector.window
     heads = cfg.n_heads + 2 * (cfg.n_key_value_heads or cfg.n_heads)
     per_column = cfg.n_layers * (4 * cfg.d_model + 3 * heads * cfg.d_head + 2 * (cfg.d_mlp or 0)) * cfg.dtype.itemsize
     free = GRAPH_SHARE * free_memory(str(cfg.device))
     columns = (free if "cuda" in str(cfg.device) else min(GRAPH_BYTES, free)) / per_column
     order = sorted(range(len(replies)), key=lambda k: (len(ids[prompt[k]]), prompt[k], len(replies[k].tokens)))
-    batch: list[int] = []
-    longest = 0
-    for k in order:
-        longest = max(longest, window + len(replies[k].tokens))
-        if batch and (len(batch) + 1) * longest > columns:
-            yield batch
-            batch, longest = [], window + len(replies[k].tokens)
-        batch.append(k)
-    yield batch
+
+    def take(left: Sequence[int]) -> int:
+        longest = 0
+        for count, k in enumerate(left):
+            longest = max(longest, window + len(replies[k].tokens))
+            if count and (count + 1) * longest > columns:
+                return count
+        return len(left)
+
+    def work(batch: Sequence[int]) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"]]:
+        rows = make_rows(model, ids, [prompt[k] for k in batch], [replies[k] for k in batch], window)
+        at = torch.tensor(batch) + first
+        see, read, commit = collector.batch(rows, at)
+        found = reply_gradients(model, rows, points, options, see, read).cpu()
+        commit()
+        return at, found
+
+    def alone(k: int) -> str:
+        return f"Memory is too small for the gradients of reply {first + k} alone: use a lower max_new_tokens."
+
+    for _, found in fitting_batches(order, take, work, alone, "replies"):
+        yield found
 
 
 def reply_gradients(model: Model, rows: Rows, points: Sequence[str], options: Sampling, see: See, read_: See) -> Tensor:
@@ -245,9 +273,13 @@ class Collector:
     norms: Mapping[str, Tensor]
     window: int
 
-    def batch(self, rows: Rows, at: Int[Tensor, " row"]) -> tuple[See, See]:
-        """What takes the gradients, and what the activations, of a batch whose rows have these indices."""
+    def batch(self, rows: Rows, at: Int[Tensor, " row"]) -> tuple[See, See, Callable[[], None]]:
+        """What takes the gradients, and what the activations, of a batch whose rows have these indices.
+
+        The third adds the norms up once all has gone well: a batch that ran out of memory is tried again.
+        """
         generated = rows.wanted.sum(1)
+        seen: list[tuple[str, int, Tensor]] = []
 
         def gradient(point: str, layer: int, found: Tensor) -> None:
             if point not in self.gradients:  # that of another point
@@ -264,6 +296,10 @@ class Collector:
                 norm[:, : self.window - 1] = 0
             over = rows.wanted.view(*rows.wanted.shape, *[1] * (late.ndim - 2))
             mean = (late * over).sum(1) / generated.view(-1, *[1] * (late.ndim - 2))
-            self.norms[point][layer] += torch.cat([norm[:, : self.window].sum(0), mean.sum(0)[None]]).double().cpu()
+            seen.append((point, layer, torch.cat([norm[:, : self.window].sum(0), mean.sum(0)[None]])))
 
-        return gradient, activation
+        def commit() -> None:
+            for point, layer, added in seen:
+                self.norms[point][layer] += added.double().cpu()
+
+        return gradient, activation, commit
