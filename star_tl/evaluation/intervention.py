@@ -111,8 +111,8 @@ class InterventionChoice:
         """What was chosen, and what it brought, in a few plain words."""
         best = self.table.iloc[0]
         words = (
-            f"{best.source}, layer {best.layer} @ {best['where']}, strength {best.strength:.3g}: {self.reward} "
-            f"{self.unsteered.reward:.2f} → {best.reward:.2f} at {best.drift:.2f} nat a token "
+            f"{best.source}, layer {best.layer} @ {best['where']}, strength {best.strength:.3g}: "
+            f"reward ({self.reward}) {self.unsteered.reward:.2f} → {best.reward:.2f} at {best.drift:.2f} nat a token "
             f"(ranked {best['rank']:.0f} of {len(self.candidates)})"
         )
         for name, row in self.unseen.items():

@@ -262,4 +262,7 @@ def plot_interventions(choice: InterventionChoice) -> go.Figure:
     fig.update_xaxes(title_text=f"predicted gain at {GAIN_DRIFT:g} nat a token")
     fig.update_yaxes(title_text=f"{choice.reward} of real replies")
     bought = f"What {choice.target:.2f} nat of drift a token bought"
-    return finish(fig, bought, "filled: went on to the last round", 680, MIN_PLOT + 120)
+    legend = {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0}
+    return finish(
+        fig, bought, "filled: went on to the last round", 680, MIN_PLOT + 150, b=100, showlegend=True, legend=legend
+    )
