@@ -26,7 +26,11 @@ from openai import OpenAI
 
 client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
 reply = client.chat.completions.create(
-    model="demo", messages=[{"role": "user", "content": prompt}], seed=7, temperature=0.8, max_tokens=60,
+    model="demo",
+    messages=[{"role": "user", "content": prompt}],
+    seed=7,
+    temperature=0.8,
+    max_tokens=60,
     extra_body={"steering": {"vector": "support", "strength": 1.5}},
 )
 assert reply.choices[0].message.content == offline[0]

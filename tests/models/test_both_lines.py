@@ -7,6 +7,7 @@ may replace attention functions of transformers for the rest of a process (Trans
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import pkgutil
 import subprocess
@@ -78,6 +79,8 @@ def alone(
 
 def test_every_module_can_be_imported() -> None:
     names = [module.name for module in pkgutil.walk_packages(star.__path__, "star_tl.")]
+    if importlib.util.find_spec("fastapi") is None:  # the extra "serve", which is not part of this environment
+        names = [name for name in names if not name.startswith("star_tl.serve.")]
     assert len(names) > 30
     for name in names:
         importlib.import_module(name)
