@@ -8,6 +8,7 @@ nothing is steered: it is no reason to stop the others.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -21,6 +22,7 @@ from star_tl.generation.settings import Sampling
 from star_tl.locus import NamedHook
 from star_tl.models.backend import Model, tokenizer_of
 from star_tl.models.fast.decode import LlamaPass
+from star_tl.models.fast.forward import llama_forward
 from star_tl.models.fast.rows import LlamaRows
 from star_tl.models.position import steady
 from star_tl.steering.condition import Row, batch_hooks
@@ -41,6 +43,7 @@ class Asked:
         self.writing = Writing(tokenizer_of(model), prompt, seed, options, frozenset(stop_ids(tokenizer_of(model))))
         self.rows, self.hooks, self.top = rows, batch_hooks([rows]), top
         self.alternatives: list[list[tuple[int, float]]] = []
+        self.way = replace(options, max_new_tokens=1, stop=(), batch_size=None, log_probs=False)  # to choose a token
 
     @property
     def columns(self) -> int:
@@ -59,6 +62,10 @@ class RunningBatch:
         self._next: list[int] = []  # of every row the token that was chosen last
         self._steady: list[NamedHook] | None = None  # the hooks of a step, where the next step's are the same
 
+    def clear(self) -> None:
+        """Let all rows go."""
+        self.asked, self._rows, self._next, self._steady = [], None, [], None
+
     def room_for(self, more: Sequence[Asked]) -> bool:
         """Whether the cache of all rows together may take memory for these too."""
         rows = [*self.asked, *more]
@@ -67,11 +74,12 @@ class RunningBatch:
     @torch.no_grad()
     def join(self, more: Sequence[Asked]) -> None:
         """Read prompts and write the first token of each reply."""
-        prompts = [asked.writing.prompt for asked in more]
-        passed, logits = read_prompts(self.model, prompts, batch_hooks([asked.rows for asked in more]), 1)
-        if not isinstance(passed, LlamaPass):
+        if llama_forward(self.model) is None:
             self._join_alone(more)
             return
+        prompts = [asked.writing.prompt for asked in more]
+        passed, logits = read_prompts(self.model, prompts, batch_hooks([asked.rows for asked in more]), 1)
+        assert isinstance(passed, LlamaPass)  # hooks at the places of loci are what it knows
         chosen = _take(more, logits)
         if self._rows is None:
             self._rows = LlamaRows(passed)
@@ -164,9 +172,7 @@ def _take(rows: Sequence[Asked], logits: Float[Tensor, "row vocab"]) -> list[int
     finite, usable = whole(logits)
     alike: dict[Sampling, list[int]] = {}
     for i, asked in enumerate(rows):
-        options = asked.writing.options
-        key = Sampling(1, options.temperature, options.top_p, options.min_p, options.repetition_penalty)
-        alike.setdefault(key, []).append(i)
+        alike.setdefault(asked.way, []).append(i)
     chosen = [0] * len(rows)
     for options, mine in alike.items():
         writings = [rows[i].writing for i in mine]

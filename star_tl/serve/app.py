@@ -233,6 +233,10 @@ def make_app(
             reply.head["system_fingerprint"] = identity
             state["waiting"][job] = reply
             engine.submit(job)
+        except StarError:
+            state["waiting"].pop(job, None)
+            metrics.replies.labels("refused").inc()
+            raise
         except Full:
             state["waiting"].pop(job, None)
             metrics.replies.labels("full").inc()

@@ -14,7 +14,7 @@ from star_tl.models.backend import Model
 from star_tl.models.memory import out_of_memory
 
 _LOG = logging.getLogger("star_tl")
-_READ_AT_ONCE = 1024  # prompt tokens that are read before the others' next token
+_READ_AT_ONCE = 1024  # prompt tokens, padding among them, that are read before the others' next token
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,8 @@ class Engine:
                     self._changed.wait()
                 if self._closing:
                     break
+                self._leave()
                 joining = self._joining()
-            self._leave()
             if joining:
                 self._running += joining
                 self._try(lambda: self._batch.join([job.asked for job in joining]), joining)  # noqa: B023
@@ -145,11 +145,11 @@ class Engine:
         for job in [job for job in self._waiting if job.cancelled]:
             self._waiting.remove(job)
         joining: list[Job] = []
-        read = 0
+        longest = 0
         while self._waiting and len(self._running) + len(joining) < self.limits.rows:
             asked = self._waiting[0].asked
-            read += len(asked.writing.prompt)
-            if joining and read > _READ_AT_ONCE:
+            longest = max(longest, len(asked.writing.prompt))
+            if joining and (len(joining) + 1) * longest > _READ_AT_ONCE:
                 break
             if not self._batch.room_for([*(job.asked for job in joining), asked]):
                 break
@@ -172,7 +172,7 @@ class Engine:
             why = (
                 "Memory ran out: ask for fewer tokens, or again later." if memory else "The server failed: see its log."
             )
-            self._batch = RunningBatch(self.model)
+            self._batch.clear()  # the same batch: what it may hold was measured before anything lay in memory
             self._end(self._running, why)
         self.steps += 1
         self.tokens += sum(len(job.asked.writing.tokens) for job in touched) - before

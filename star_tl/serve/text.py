@@ -17,6 +17,8 @@ def settled(writing: Writing) -> str:
     text = writing.text
     if ended is not None:
         return text.strip()
+    # Between a token and the end that it brings, a whole stop string stands there.
+    text = text[: min((text.find(s) for s in writing.options.stop if s in text), default=len(text))]
     held = min((len(text) - n for s in writing.options.stop for n in _begun(text, s)), default=len(text))
     text = text[:held].rstrip(_HALF)
     if getattr(writing.tokenizer, "clean_up_tokenization_spaces", False):

@@ -117,6 +117,16 @@ def test_rows_of_a_llama_share_one_pass(tiny: Any, monkeypatch: pytest.MonkeyPat
     assert len(read) <= 5
 
 
+def test_the_prompt_of_another_family_is_read_once(tokenizer, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from star_tl.generation import running
+
+    model, read, own = star.load_model(write_random("gpt2", tmp_path / "model", tokenizer)), [], running.read_prompts
+    monkeypatch.setattr(running, "read_prompts", lambda m, p, *others: read.extend(p) or own(m, p, *others))
+    prompts = [(5, 6, 7), (8, 9)]
+    RunningBatch(model).join([Asked(model, p, [], 0, Sampling(max_new_tokens=3)) for p in prompts])
+    assert read == prompts
+
+
 @pytest.mark.parametrize("family", ["gpt2", "qwen-3"])
 def test_other_families_are_written_row_by_row_to_the_same_texts(family, tokenizer, tmp_path) -> None:
     model = star.load_model(write_random(family, tmp_path / "model", tokenizer))

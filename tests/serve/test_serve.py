@@ -379,6 +379,33 @@ def test_a_full_queue_is_429_and_an_engine_that_failed_goes_on(demo, vectors, mo
         assert post(address, {"model": "demo", "messages": MESSAGE, "max_tokens": 3})[0] == 200
 
 
+def test_after_a_step_that_failed_the_next_jobs_find_the_memory_that_was_there(tiny: Any, monkeypatch) -> None:
+    """Measured while the failed batch still lies in memory there would be too little, for ever."""
+    engine = Engine(tiny, Limits(), lambda jobs: None)
+    with monkeypatch.context() as broken:
+        broken.setattr(RunningBatch, "step", lambda self: 1 / 0)
+        broken.setattr("star_tl.generation.running.cache_columns", lambda model: 1)
+        first = Job(ask(tiny, 4))
+        engine.submit(first)
+        until(lambda: first.done, "the first is given up")
+    second = Job(ask(tiny, 4))
+    engine.submit(second)
+    until(lambda: second.done, "the second is written")
+    engine.close()
+    assert first.error
+    assert second.error is None
+
+
+def test_what_memory_can_never_hold_is_400_and_counted(demo, vectors, monkeypatch) -> None:
+    monkeypatch.setattr("star_tl.generation.running.cache_columns", lambda model: 40)
+    with served(demo, vectors, Limits()) as address:
+        before = measured(address).get("star_tl_replies_totalrefused", 0)
+        status, body = post(address, {"model": "demo", "messages": MESSAGE, "max_tokens": 900})
+        assert status == 400
+        assert "Memory is too small" in body["error"]["message"]
+        assert measured(address)["star_tl_replies_totalrefused"] == before + 1
+
+
 def test_a_key_is_asked_for(demo: Any, vectors: dict[str, Served]) -> None:
     key = "0123456789abcdef"
     with served(demo, vectors, Limits(), key) as address:
@@ -468,6 +495,16 @@ def test_a_stream_never_takes_back_what_it_has_sent(text: str, stop: tuple[str, 
         sent = now
     assert writing.ended is not None
     assert sent == writing.reply.text
+
+
+def test_a_stop_string_is_not_sent_between_its_last_token_and_the_end_it_brings() -> None:
+    """The engine's thread appends a token, and looks for the stop string only then."""
+    from star_tl.generation.sampling import Writing
+
+    writing = Writing(Letters(), (1,), 0, Sampling(max_new_tokens=9, stop=("END",)), frozenset())
+    writing.tokens.extend(b"so END")
+    assert writing.ended is None
+    assert settled(writing) == "so"
 
 
 @contextmanager
