@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -123,6 +123,25 @@ def check_writable(path: str | Path) -> None:
             probe.write(bytes(4096))  # an empty file can be made on a full disk
     except OSError as error:
         raise unwritable(path, error) from None
+
+
+class Saved(Protocol):
+    """What can be written to a file that its class reads."""
+
+    def save(self, path: Path) -> None: ...
+
+
+SavedT = TypeVar("SavedT", bound=Saved)
+
+
+def kept(path: Path | None, load: Callable[[Path], SavedT], make: Callable[[], SavedT]) -> SavedT:
+    """What the file holds, or what is made and saved there now; only made where there is no path."""
+    if path is not None and path.exists():
+        return load(path)
+    made = make()
+    if path is not None:
+        made.save(path)
+    return made
 
 
 @contextmanager

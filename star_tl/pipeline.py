@@ -23,7 +23,7 @@ from star_tl.evaluation.result import RunResult
 from star_tl.evaluation.roads import by_attribution, by_choice
 from star_tl.evaluation.samples import describe, sample_conditions
 from star_tl.evaluation.scores import mark_coherent, summarise
-from star_tl.files import JsonObject, check_writable, locked, output_folder, replacing, unwritable
+from star_tl.files import JsonObject, check_writable, kept, locked, output_folder, replacing, unwritable
 from star_tl.generation.sampling import render_prompts
 from star_tl.generation.settings import Sampling, SamplingOptions, settled
 from star_tl.models.backend import Model, tokenizer_of
@@ -42,7 +42,7 @@ REPLIES = "replies"  # the folder of the samples as they come, from which a run 
 def held_by(folder: Path) -> list[Path]:
     """What an earlier run left in the folder."""
     named = [folder / name for name in (CALL, *FILES) if (folder / name).exists()]
-    return named + sorted((folder / REPLIES).glob("*/*.jsonl")) + sorted((folder / REPLIES).glob("*.jsonl"))
+    return named + sorted(p for p in (folder / REPLIES).rglob("*") if p.suffix in (".jsonl", ".safetensors"))
 
 
 def check_folder(out: str | Path, overwrite: bool = False) -> Path:
@@ -165,13 +165,11 @@ def _walk(
     progress: bool,
 ) -> RunResult:
     others = [load_pairs(name) for name in TRAITS if name != pairs.trait.name]
-    file = folder and folder / "attribution.safetensors"
-    if file is not None and file.exists():
-        attr = AttributionMap.load(file)
-    else:
-        attr = attribute(model, pairs, call["estimator"], controls=others, progress=progress)
-        if file is not None:
-            attr.save(file)
+    attr = kept(
+        folder and folder / "attribution.safetensors",
+        AttributionMap.load,
+        lambda: attribute(model, pairs, call["estimator"], controls=others, progress=progress),
+    )
     written = folder and folder / REPLIES
     if "drift" in call:
         road = by_choice(model, pairs, attr, given, sampling, call["drift"], call["replies"], written, progress)

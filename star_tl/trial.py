@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -23,9 +24,10 @@ from star_tl.data.scenarios import Scenario, load_scenarios
 from star_tl.data.tasks import Task, load_task
 from star_tl.errors import StarError
 from star_tl.evaluation.conditions import BOTH, CAA, LOCATED, PRIMED, vector_conditions, worded_conditions
-from star_tl.evaluation.drift import at_drift
+from star_tl.evaluation.drift import PRACTICE, PRACTICE_POINTS, PRACTICE_SEED, at_drift
 from star_tl.evaluation.effects import effects, pool_random
 from star_tl.evaluation.evaluated import Evaluation
+from star_tl.evaluation.judges import load_judge
 from star_tl.evaluation.llm_judge import LLMJudge
 from star_tl.evaluation.negotiation import outcomes
 from star_tl.evaluation.played import Talk, by_turn, play, talks_of, texts_of
@@ -34,7 +36,7 @@ from star_tl.evaluation.samples import describe, sample_conditions
 from star_tl.evaluation.scores import mark_coherent
 from star_tl.evaluation.side_effects import damage, trait_matrix
 from star_tl.evaluation.task_measures import agreement, main_measures, with_measures
-from star_tl.files import check_writable, locked, output_folder, replacing, unwritable
+from star_tl.files import check_writable, kept, locked, output_folder, replacing, unwritable
 from star_tl.generation.sampling import render_prompts
 from star_tl.generation.settings import Sampling, SamplingOptions, settled
 from star_tl.models.backend import Model
@@ -44,9 +46,6 @@ from star_tl.version import __version__
 from star_tl.view.evaluation_report import write_evaluation_report
 
 CALL = "evaluation.json"
-PRACTICE = 16  # extraction contexts on which drift is measured
-POINTS = 4  # strengths at which it is
-SEED = 7919  # of the replies that it is measured on, other than those of any result
 SHOWN = (UNSTEERED, "chosen", LOCATED, CAA, "all layers", PRIMED)
 
 
@@ -98,7 +97,13 @@ def evaluate(
         raise StarError(f"seeds is {seeds!r}: give at least one, each once.")
     if turns < 0:
         raise StarError(f"turns is {turns}: use 0 for none, or how many.")
+    if drift is not None and not (math.isfinite(drift) and drift > 0):
+        raise StarError(f"drift is {drift!r}: give what steering may cost in nats a token, above 0.")
     task = load_task(task) if isinstance(task, str) else task
+    for trait in task.judges:
+        load_judge(trait, "ngrams")  # raises where there is none
+    if not (task.judges or llm or "markers" in task.measures):
+        raise StarError(f"Task {task.name!r} measures nothing of its trait: give it markers or a judge.")
     pairs = load_pairs(task.trait)
     asked = as_prompts(prompts if prompts is not None else pairs.heldout.prompts)
     ids = render_prompts(model, asked, settings.max_new_tokens)
@@ -116,22 +121,21 @@ def evaluate(
     }
 
     def walk(folder: Path | None) -> Evaluation:
-        attr = _attribution(model, pairs, folder, progress)
+        file = folder and folder / "attribution.safetensors"
+        attr = kept(file, AttributionMap.load, lambda: attribute(model, pairs, progress=progress))
         conditions, found = _at_equal_drift(model, pairs, attr, given, drift, settings, folder, progress)
         samples = _samples(model, pairs, asked, conditions, seeds, settings, folder, progress)
         samples, measures = with_measures(samples, task, asked, llm)
+        some = [c for c in conditions if c.name in SHOWN]
         matrix = harm = None
         if side_effects:
             located = next(c for c in conditions if c.name == LOCATED)
-            matrix = _matrix(model, pairs, asked, located, found["drift"], samples, settings, folder, progress)
-            some = [c for c in conditions if c.name in SHOWN]
+            matrix = _matrix(model, pairs, asked, located, found, samples, settings, folder, progress)
             harm = damage(model, some, settings, folder and folder / "replies" / "refusals.jsonl", progress)
         talked = ended = None
         if turns:
-            some = [c for c in conditions if c.name in SHOWN]
             talks = talks_of(task, asked, items)
             talked, ended = _talks(model, pairs, talks, items, some, turns, settings, folder, progress)
-        told = {k: f"{v:.3f} nats per token, that of priming" if drift is None else f"{v:g}" for k, v in found.items()}
         return Evaluation(
             task=task,
             model=str(model.cfg.model_name),
@@ -147,7 +151,7 @@ def evaluate(
             outcomes=ended,
             prompts=tuple(asked),
             settings={
-                **told,
+                "drift": f"{found:.3f} nats per token, that of priming" if drift is None else f"{found:g}",
                 "located": str(next(c for c in conditions if c.name == LOCATED).vector),
                 "layer": attr.choose_layer().describe(),
                 "prompts": f"{len(asked)}, seeds {', '.join(map(str, seeds))}",
@@ -170,21 +174,14 @@ def evaluate(
         text = json.dumps(call, indent=1, ensure_ascii=False) + "\n"
         if (folder / CALL).exists() and (folder / CALL).read_text(encoding="utf-8", errors="replace") != text:
             raise StarError(f"{folder} holds another evaluation: name another folder.")
+        others = [name for name in ("attribution.safetensors", "replies", "report.html") if (folder / name).exists()]
+        if others and not (folder / CALL).exists():
+            raise StarError(f"{folder} holds another run: name another folder.")
         with replacing(folder / CALL) as partial:
             partial.write_text(text, encoding="utf-8")
         result = walk(folder)
         _write(folder, result)
         return result
-
-
-def _attribution(model: Model, pairs: Pairs, folder: Path | None, progress: bool) -> AttributionMap:
-    path = folder and folder / "attribution.safetensors"
-    if path is not None and path.exists():
-        return AttributionMap.load(path)
-    attr = attribute(model, pairs, progress=progress)
-    if path is not None:
-        attr.save(path)
-    return attr
 
 
 def _at_equal_drift(
@@ -196,24 +193,24 @@ def _at_equal_drift(
     sampling: Sampling,
     folder: Path | None,
     progress: bool,
-) -> tuple[list[Condition], dict[str, float]]:
+) -> tuple[list[Condition], float]:
     """All conditions, and the drift that those with a vector were brought to."""
     practice, words = pairs.extraction.prompts[:PRACTICE], worded_conditions(pairs)
     file = folder and folder / "replies" / "priming.jsonl"
     if drift is None:
-        primed = [replace(words[0], seed=SEED)]
+        primed = [replace(words[0], seed=PRACTICE_SEED)]
         frame = sample_conditions(model, pairs.trait, practice, primed, sampling, file, progress)
         drift = float(frame.drift.mean())
     steered = [c for c in given if c.dose] + vector_conditions(model, pairs, attr)
     kept = folder and folder / "replies"
-    steered = at_drift(model, pairs.trait, _seeded(steered), drift, practice, sampling, POINTS, kept, progress)
+    steered = at_drift(model, pairs.trait, _seeded(steered), drift, practice, sampling, PRACTICE_POINTS, kept, progress)
     located = next(c for c in steered if c.name == LOCATED)
     both = replace(located, name=BOTH, instruction=words[0].instruction)
-    return [replace(c, seed=0) for c in (Condition(), *steered, *words, both)], {"drift": drift}
+    return [replace(c, seed=0) for c in (Condition(), *steered, *words, both)], drift
 
 
 def _seeded(conditions: Sequence[Condition]) -> list[Condition]:
-    return [replace(c, seed=SEED) for c in conditions]
+    return [replace(c, seed=PRACTICE_SEED) for c in conditions]
 
 
 def _samples(
@@ -254,7 +251,7 @@ def _matrix(
     ]
     kept = folder and folder / "replies" / "traits"
     practice = pairs.extraction.prompts[:PRACTICE]
-    ways = at_drift(model, pairs.trait, _seeded(ways), drift, practice, sampling, POINTS, kept, progress)
+    ways = at_drift(model, pairs.trait, _seeded(ways), drift, practice, sampling, PRACTICE_POINTS, kept, progress)
     ways, file = [replace(way, seed=0) for way in ways], kept and kept / "arms.jsonl"
     frame = sample_conditions(model, pairs.trait, prompts, ways, sampling, file, progress)
     texts = {name: frame[frame.arm == name].text.tolist() for name in others}

@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 
 import star_tl as star
 from star_tl.cli import _print_frame, app
-from star_tl.evaluation.roads import QUICK_ARMS as ARMS
 from star_tl.pipeline import FILES
 
+ARMS = ("unsteered", "steered", "random", "last_ranked_layer", "reply_mean_everywhere", "primed")
 runner = CliRunner()
 
 

@@ -19,9 +19,8 @@ import star_tl as star
 from star_tl import cli, pipeline
 from star_tl.errors import StarError
 from star_tl.evaluation import samples
-from star_tl.evaluation.roads import ARMS
 from star_tl.files import locked
-from star_tl.pipeline import CALL, FILES, check_folder
+from star_tl.pipeline import CALL, FILES, check_folder, held_by
 
 PROMPTS = ["I lost my job.", "My dog is ill and I cannot sleep at all."]
 
@@ -225,7 +224,8 @@ def chosen(demo: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Pa
 
 def test_by_default_real_replies_choose_what_steers(chosen: tuple[Any, Path]) -> None:
     result, folder = chosen
-    assert tuple(result.summary.arm) == ARMS
+    steering = ("steered", "located", "random", "last_ranked_layer", "reply_mean")
+    assert tuple(result.summary.arm) == ("unsteered", *steering, "primed", "primed_steered")
     assert {*FILES, CALL} <= set(contents(folder / "run"))
     arms = result.summary.set_index("arm")
     best = result.intervention.condition
@@ -251,3 +251,9 @@ def test_a_default_run_goes_on_where_it_was(chosen: tuple[Any, Path], demo: Any)
     again = star.run(demo, star.load_pairs("gratitude"), prompts, folder / "run", **options)
     assert again.summary.equals(result.summary)
     assert contents(folder / "run") == before
+
+
+def test_overwriting_leaves_nothing_of_the_choice_behind(chosen: tuple[Any, Path]) -> None:
+    held = set(held_by(chosen[1] / "run"))
+    assert held == {p for p in (chosen[1] / "run").rglob("*") if p.is_file()}
+    assert chosen[1] / "run" / "replies" / "choice" / "outcome.safetensors" in held

@@ -17,7 +17,7 @@ from star_tl.models.backend import Model
 from star_tl.steering.condition import UNSTEERED, Condition
 from star_tl.vectors import SteeringVector, extract_vector, extract_vectors
 
-RANDOM = 10
+RANDOM = 10  # random vectors, a reply to each prompt: one alone may happen to lie well
 SHUFFLES = 4
 SHOTS = 3
 TOP_HEADS = 0.1  # of all heads: ITI's sweet spot lies near it (arXiv 2306.03341, 48 of 1024 in LLaMA-7B)

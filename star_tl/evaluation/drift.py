@@ -23,6 +23,8 @@ from star_tl.steering.condition import Condition
 
 POINTS = 2  # strengths at which drift is measured
 FARTHEST = 4.0  # times the last strength, or its inverse: the most that one step is trusted for
+# Where many ways are compared for a report: extraction contexts, strengths, and a seed that is no result's.
+PRACTICE, PRACTICE_POINTS, PRACTICE_SEED = 16, 4, 7919
 NEAR = 0.05  # of the logarithm of drift
 LEAST = 1e-5  # nats a token: below it a drift is rounding
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from star_tl.attribution import AttributionMap, attribute
 from star_tl.attribution.choose import GAIN_DRIFT
 from star_tl.attribution.outcome import Direction, Estimate, OutcomeMap, Reward, attribute_outcome
-from star_tl.attribution.outcome.sample import rewards_of
+from star_tl.attribution.outcome.sample import name_of, rewards_of
 from star_tl.data.chat import Prompt, as_prompts
 from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError
@@ -29,6 +29,7 @@ from star_tl.evaluation.drift import at_drift
 from star_tl.evaluation.measures import Measure, commonest_opening, measured, reward_of, unseen_by
 from star_tl.evaluation.samples import sample_conditions
 from star_tl.evaluation.scores import mark_coherent
+from star_tl.files import kept
 from star_tl.generation.settings import Sampling
 from star_tl.locus import Locus, hook_name
 from star_tl.models.backend import Model
@@ -36,7 +37,7 @@ from star_tl.models.load import fingerprint
 from star_tl.stats import compare_paired
 from star_tl.steering.condition import UNSTEERED, Condition
 from star_tl.vectors import SteeringVector, extract_vectors
-from star_tl.vectors.outcome import extract_outcome_vector
+from star_tl.vectors.outcome import vector_along
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -62,9 +63,7 @@ class Candidate:
 
     @property
     def vector(self) -> SteeringVector:
-        vector = self.condition.vector
-        assert isinstance(vector, SteeringVector)
-        return vector
+        return _vector_of(self.condition)
 
     @property
     def where(self) -> str:
@@ -98,9 +97,7 @@ class InterventionChoice:
 
     @property
     def vector(self) -> SteeringVector:
-        vector = self.condition.vector
-        assert isinstance(vector, SteeringVector)
-        return vector
+        return _vector_of(self.condition)
 
     @property
     def confirmed(self) -> bool | None:
@@ -181,7 +178,7 @@ def choose_intervention(
     started = [replace(c.condition, strength=first_strength(c, outcome, drift)) for c in chosen]
     practice = contexts[:CALIBRATED_ON]
     ready = at_drift(model, pairs.trait, started, drift, practice, sampling, out=folder, progress=progress)
-    alive = {i: replace(c, name=f"{i}", seed=seed) for i, c in enumerate(ready)}
+    alive = {i: replace(c, name=f"{i}") for i, c in enumerate(ready)}
     parts: list[pd.DataFrame] = []
     rounds = dict.fromkeys(alive, 0)
     first: dict[int, float] = {}
@@ -256,19 +253,18 @@ def _outcome(
         StarError: the folder holds another call's map.
     """
     file = folder / "outcome.safetensors" if folder else None
-    if file is not None and file.exists():
-        kept = OutcomeMap.load(file)
-        asked = (fingerprint(model), sampling, seed, n, tuple(as_prompts(contexts)))
-        if (kept.fingerprint, kept.sampling, kept.seed, kept.budget, kept.prompts) != asked:
-            raise StarError(f"{file} is the map of another call: name another folder.")
-        return kept
     replies, points = folder / "outcome.jsonl" if folder else None, ["resid_post"]
-    made = attribute_outcome(
-        model, contexts, reward, n, sampling, seed, hook_points=points, out=replies, progress=progress
-    )
-    if file is not None:
-        made.save(file)
-    return made
+
+    def make() -> OutcomeMap:
+        return attribute_outcome(
+            model, contexts, reward, n, sampling, seed, hook_points=points, out=replies, progress=progress
+        )
+
+    found = kept(file, OutcomeMap.load, make)
+    asked = (fingerprint(model), sampling, seed, n, tuple(as_prompts(contexts)), name_of(reward))
+    if (found.fingerprint, found.sampling, found.seed, found.budget, found.prompts, found.reward) != asked:
+        raise StarError(f"{file} is the map of another call: name another folder.")
+    return found
 
 
 def propose(
@@ -315,12 +311,10 @@ def propose(
         for layer, direction in plain.items():
             if direction is None:
                 continue
-            vector = extract_outcome_vector(outcome, direction.locus, positions)
-            add("outcome", vector, positions, direction.gain)
+            add("outcome", vector_along(direction), positions, direction.gain)
             if layer in natural or (not natural and direction is best):
-                vector = extract_outcome_vector(outcome, direction.locus, positions, "natural")
-                gain = outcome.direction(direction.locus, positions, "natural").gain
-                add("natural outcome", vector, positions, gain)
+                steeper = outcome.direction(direction.locus, positions, "natural")
+                add("natural outcome", vector_along(steeper), positions, steeper.gain)
     return found
 
 
@@ -363,6 +357,13 @@ def _direction(outcome: OutcomeMap, gains: Tensor, layer: int, positions: str | 
         if float(direction.vector.norm()) <= LARGEST * direction.residual_norm:
             return direction
     return None
+
+
+def _vector_of(condition: Condition) -> SteeringVector:
+    """A candidate's vector, which is never only something that steers."""
+    vector = condition.vector
+    assert isinstance(vector, SteeringVector)
+    return vector
 
 
 def _within(vector: SteeringVector, positions: str | None, outcome: OutcomeMap) -> bool:

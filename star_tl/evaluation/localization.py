@@ -20,7 +20,7 @@ from star_tl.attribution import attribute
 from star_tl.data.chat import Prompt
 from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError
-from star_tl.evaluation.drift import at_drift
+from star_tl.evaluation.drift import PRACTICE, PRACTICE_POINTS, PRACTICE_SEED, at_drift
 from star_tl.evaluation.judges import LABELS, load_judge
 from star_tl.evaluation.preflight import layers, preflight
 from star_tl.evaluation.samples import sample_conditions
@@ -30,8 +30,6 @@ from star_tl.models.backend import Model
 from star_tl.steering.condition import UNSTEERED, Condition
 from star_tl.vectors import extract_vectors
 
-PRACTICE, POINTS = 16, 4  # extraction contexts on which drift is measured, at so many strengths
-SEED = 7919  # of these replies
 RESAMPLES = 1000
 
 
@@ -85,9 +83,9 @@ def localize(
     folder = Path(out) if out is not None else None
     table = rankings_of(model, pairs, estimators, progress)
     vectors = extract_vectors(model, pairs, layers(model))
-    ways = [Condition(str(v.locus.layer), v, seed=SEED) for v in vectors]
+    ways = [Condition(str(v.locus.layer), v, seed=PRACTICE_SEED) for v in vectors]
     practice = pairs.extraction.prompts[:PRACTICE]
-    ways = at_drift(model, pairs.trait, ways, drift, practice, sampling, POINTS, folder, progress)
+    ways = at_drift(model, pairs.trait, ways, drift, practice, sampling, PRACTICE_POINTS, folder, progress)
     each = [replace(way, seed=seed) for way in (Condition(), *ways) for seed in seeds]
     file = folder and folder / "layers.jsonl"
     samples = mark_coherent(sample_conditions(model, pairs.trait, prompts, each, sampling, file, progress))

@@ -10,27 +10,16 @@ import pandas as pd
 
 from star_tl.attribution import AttributionMap
 from star_tl.data.pairs import Pairs
+from star_tl.evaluation.conditions import RANDOM
 from star_tl.evaluation.drift import at_drift
 from star_tl.evaluation.intervention import CALIBRATED_ON, GENERATED, InterventionChoice, choose_intervention
 from star_tl.evaluation.strength import DRIFT_LIMIT, STRENGTHS, StrengthChoice, choose_strength
 from star_tl.generation.settings import Sampling
 from star_tl.locus import Locus, hook_name
 from star_tl.models.backend import Model
-from star_tl.steering.condition import UNSTEERED, Condition
+from star_tl.steering.condition import Condition
 from star_tl.vectors import SteeringVector, extract_vector
 
-ARMS = (
-    UNSTEERED,
-    "steered",
-    "located",
-    "random",
-    "last_ranked_layer",
-    "reply_mean",
-    "primed",
-    "primed_steered",
-)
-QUICK_ARMS = (UNSTEERED, "steered", "random", "last_ranked_layer", "reply_mean_everywhere", "primed")
-RANDOM = 10  # random vectors, a reply to each prompt: one alone may happen to lie well
 EVERYWHERE = tuple(x / 4 for x in STRENGTHS)  # added at every token, a vector does more, and more harm
 DRIFTS = (0.02, 0.05, 0.1, 0.2, 0.4)  # nats a token: the strengths of the dose–response, as the square law says
 DOSED_ON = 24  # contexts

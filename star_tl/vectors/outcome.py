@@ -8,7 +8,7 @@ reinforcement (arXiv 2509.06608) take hundreds of such steps where this takes on
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from jaxtyping import Float
 from torch import Tensor
@@ -20,16 +20,26 @@ from star_tl.vectors.vector import SteeringVector
 class Direction(Protocol):
     """What an outcome map's ``direction`` returns; see :class:`star_tl.attribution.outcome.Direction`."""
 
-    vector: Float[Tensor, "position d"]
-    locus: Locus
-    positions: str | None
-    method: str
-    residual_norm: float
-    n_prompts: int
-    reward: str
-    model: str
-    fingerprint: str
-    template: str
+    @property
+    def vector(self) -> Float[Tensor, "position d"]: ...
+    @property
+    def locus(self) -> Locus: ...
+    @property
+    def positions(self) -> str | None: ...
+    @property
+    def method(self) -> str: ...
+    @property
+    def residual_norm(self) -> float: ...
+    @property
+    def n_prompts(self) -> int: ...
+    @property
+    def reward(self) -> str: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def template(self) -> str: ...
 
 
 class Outcome(Protocol):
@@ -37,7 +47,7 @@ class Outcome(Protocol):
 
     def top_locus(self, positions: str | None = None) -> Locus: ...
 
-    def direction(self, locus: Locus, positions: str | None = None, method: str = "plain") -> Any: ...
+    def direction(self, locus: Locus, positions: str | None = None, method: str = "plain") -> Direction: ...
 
 
 def extract_outcome_vector(
@@ -55,7 +65,11 @@ def extract_outcome_vector(
     Raises:
         StarError: as the map's ``direction``.
     """
-    found: Direction = outcome.direction(locus or outcome.top_locus(positions), positions, method)
+    return vector_along(outcome.direction(locus or outcome.top_locus(positions), positions, method))
+
+
+def vector_along(found: Direction) -> SteeringVector:
+    """A direction that is at hand, as :func:`extract_outcome_vector` returns it."""
     return SteeringVector(
         vector=found.vector.float(),
         locus=found.locus,

@@ -173,6 +173,17 @@ def test_the_choice_does_more_than_nothing_and_resumes_to_the_same(
     pd.testing.assert_frame_equal(choose(tmp_path).table, choice.table)
 
 
+def test_a_map_of_another_reward_is_not_taken_over(
+    demo: HookedTransformer, maps: tuple[star.AttributionMap, star.OutcomeMap], tmp_path: Path
+) -> None:
+    attr, outcome = maps
+    outcome.save(tmp_path / "outcome.safetensors")
+    with pytest.raises(star.StarError, match="another call"):
+        choose_intervention(
+            demo, PAIRS, sighs, attribution=attr, n=160, sampling=SAMPLING, out=tmp_path, progress=False
+        )
+
+
 def test_a_gain_that_only_the_reward_saw_is_called_that(
     maps: tuple[star.AttributionMap, star.OutcomeMap], demo: HookedTransformer
 ) -> None:

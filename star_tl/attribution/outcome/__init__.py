@@ -26,7 +26,7 @@ from star_tl.attribution.outcome.gradients import (
     targets_of,
 )
 from star_tl.attribution.outcome.map import Direction, OutcomeMap
-from star_tl.attribution.outcome.sample import Reward, check_sampling, rewards_of, spread, write_replies
+from star_tl.attribution.outcome.sample import Reward, check_sampling, name_of, rewards_of, spread, write_replies
 from star_tl.data.chat import Prompt, as_prompts, template_hash
 from star_tl.errors import StarError, nearest
 from star_tl.generation.sampling import Reply, render_prompts
@@ -108,7 +108,7 @@ def attribute_outcome(
                 bar.update(len(at))
         kept = {point: gradient[:, :, :upto] for point, gradient in collector.gradients.items()}
         outcome = OutcomeMap(
-            reward=getattr(reward, "__name__", repr(reward)[:60]),
+            reward=name_of(reward),
             model=str(model.cfg.model_name),
             fingerprint=fingerprint(model),
             template=template_hash(tokenizer_of(model)),

@@ -82,6 +82,11 @@ def write_replies(
     return replies
 
 
+def name_of(reward: Reward) -> str:
+    """What a map calls the reward."""
+    return getattr(reward, "__name__", repr(reward)[:60])
+
+
 def rewards_of(
     reward: Reward, prompts: Sequence[tuple[Message, ...] | Prompt], texts: Sequence[str]
 ) -> Float[Tensor, " reply"]:
