@@ -42,7 +42,7 @@ from star_tl.models.size import Size, check_memory, default_dtype
 DEMO = Path(__file__).parent / "demo"
 BACKENDS = ("hooked", "bridge")
 _LOOKED_AT = 2048  # numbers of each weight that a fingerprint sees
-_AT_ONCE = 2**22  # numbers of a weight that are looked through at once
+_AT_ONCE = 2**20  # numbers of a weight that are looked through at once
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 

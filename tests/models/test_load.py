@@ -401,8 +401,8 @@ def test_loading_holds_the_weights_once(write_llama: Write, dtype: str) -> None:
     ).stdout.split()
     weights, peak = map(int, found)
     assert weights > 1.4e8
-    # Pieces that threads convert on their way are the only other memory; a second copy would be 160 MB.
-    assert peak < 1.15 * weights + (90e6 if dtype == "bfloat16" else 0)
+    # A piece that is converted on its way is the only other memory, and some tens of megabytes.
+    assert peak < 1.15 * weights + (70e6 if dtype == "bfloat16" else 0)
 
 
 @pytest.mark.parametrize("name", STOCK)
