@@ -37,12 +37,11 @@ def blinded(result: Evaluation, limit: int = MOST_ITEMS, seed: int = 0) -> pd.Da
     The intervention (``chosen``, else the located vector) stands beside one of OTHERS, all of them equally often; sides
     and order are random. Equal replies are left out, for there is nothing to tell.
     """
-    first = result.samples.loc[result.samples.seed == result.samples.seed.iloc[0]]
-    texts = first.drop_duplicates(["arm", "prompt_id"]).set_index(["arm", "prompt_id"]).text
-    mine = "chosen" if "chosen" in set(first.arm) else LOCATED
+    texts = _first(result).text
+    mine = "chosen" if "chosen" in set(result.samples.arm) else LOCATED
     draw = random.Random(seed)
     rows = []
-    for number, prompt in enumerate(dict.fromkeys(first.prompt_id)):
+    for number, prompt in enumerate(dict.fromkeys(result.samples.prompt_id)):
         for other in OTHERS[number % 2 :: 2]:
             sides = [mine, other]
             draw.shuffle(sides)
@@ -52,6 +51,11 @@ def blinded(result: Evaluation, limit: int = MOST_ITEMS, seed: int = 0) -> pd.Da
     draw.shuffle(rows)
     table = pd.DataFrame(rows[:limit], columns=["prompt_id", "a", "b", "arm_a", "arm_b"])
     return table.assign(item=range(1, len(table) + 1))
+
+
+def _first(result: Evaluation) -> pd.DataFrame:
+    """The first reply of every arm to every prompt: random vectors have seeds of their own."""
+    return result.samples.drop_duplicates(["arm", "prompt_id"]).set_index(["arm", "prompt_id"])
 
 
 def form_id(items: pd.DataFrame) -> str:
@@ -80,10 +84,10 @@ def read_ratings(paths: Sequence[str | Path], items: pd.DataFrame) -> pd.DataFra
             raise StarError(f"{path}: rater {sorted(names & raters)[0]!r} stands in another file too: rename one.")
         raters |= names
         for number, record in enumerate(records, start=2):
-            known = record["item"].isdigit() and 1 <= int(record["item"]) <= len(items)
+            known = (record["item"] or "").isdecimal() and 1 <= int(record["item"]) <= len(items)
             if not known or any(record[q] not in (*ANSWERS, "") for q in QUESTIONS):
                 raise StarError(f"{path}, line {number}: items are numbers, answers {', '.join(ANSWERS)} or empty.")
-            rows.append({**record, "item": int(record["item"])})
+            rows.append({**record, "rater": record["rater"].strip(), "item": int(record["item"])})
     return pd.DataFrame(rows, columns=list(COLUMNS)).drop(columns="form")
 
 
@@ -135,10 +139,9 @@ def agreement_with_judges(ratings: pd.DataFrame, items: pd.DataFrame, result: Ev
     Over items on which most people named a side and the judge's scores differ.
     """
     votes = ratings.assign(vote=ratings.trait.map({"A": 1, "B": -1, "same": 0})).groupby("item").vote.sum()
-    first = result.samples.loc[result.samples.seed == result.samples.seed.iloc[0]]
-    rows = []
+    first, rows = _first(result), []
     for measure in main_measures(result.measures):
-        scores = first.drop_duplicates(["arm", "prompt_id"]).set_index(["arm", "prompt_id"])[measure]
+        scores = first[measure]
         gap = np.array([scores[r.arm_a, r.prompt_id] - scores[r.arm_b, r.prompt_id] for r in items.itertuples()])
         people = items.item.map(votes).fillna(0).to_numpy(dtype=float)
         both = (people != 0) & (gap != 0) & ~np.isnan(gap)

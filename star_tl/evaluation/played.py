@@ -119,7 +119,7 @@ def texts_of(frame: pd.DataFrame) -> list[list[str]]:
     """Each talk's messages in turn."""
     return [
         [text for row in group.sort_values("turn").itertuples() for text in (str(row.user), str(row.text))]
-        for _, group in frame.groupby("prompt_id")
+        for _, group in frame.groupby("prompt_id", sort=False)
     ]
 
 

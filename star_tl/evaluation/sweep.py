@@ -27,7 +27,7 @@ from star_tl.generation.settings import Sampling, SamplingOptions, settled
 from star_tl.locus import Locus, hook_name
 from star_tl.models.backend import Model, tokenizer_of
 from star_tl.steering.condition import UNSTEERED, Condition
-from star_tl.vectors import check_extraction, extract_vector
+from star_tl.vectors import check_extraction, extract_vectors
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -144,7 +144,7 @@ def compare(
         for schedule in positions:
             resolve_span(tokenizer_of(model), chat, schedule)
     check_extraction(model, pairs, places, method)
-    vectors = [extract_vector(model, pairs, locus, method=method) for locus in places]
+    vectors = extract_vectors(model, pairs, places, method)
     conditions = [Condition(seed=seed) for seed in seeds]
     conditions += [replace(way, vector=vector) for vector in vectors for way in ways]
     samples = sample_conditions(model, pairs.trait, chosen, conditions, settings, out, progress, workers)

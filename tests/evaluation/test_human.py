@@ -49,7 +49,14 @@ def test_items_are_blinded_balanced_and_the_same_each_time() -> None:
     for row in items.itertuples():
         assert row.a == texts[row.arm_a, row.prompt_id]
         assert row.b == texts[row.arm_b, row.prompt_id]
-    assert not any(str(arm) in items.columns for arm in ("located", "unsteered"))
+
+
+def test_random_vectors_stand_in_the_form_whatever_their_seeds() -> None:
+    """Each has but one of an evaluation's seeds, and it need not be the first."""
+    result = evaluated(prompts=40)
+    result.samples.loc[result.samples.arm == "random 0", "seed"] = 7
+    items = blinded(result)
+    assert (items[["arm_a", "arm_b"]] == "random 0").any(axis=1).sum() == 20
 
 
 def test_equal_replies_are_left_out() -> None:

@@ -121,7 +121,7 @@ def test_the_summary_and_the_best_way_follow_from_the_samples(tiny, pairs) -> No
 def test_a_bad_grid_is_refused_before_vectors_are_extracted_or_anything_is_written(
     tiny, pairs, options, message, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr(sweep, "extract_vector", lambda *args, **more: pytest.fail("work began"))
+    monkeypatch.setattr(sweep, "extract_vectors", lambda *args, **more: pytest.fail("work began"))
     with pytest.raises(StarError, match=message):
         grid(tiny, pairs, out=tmp_path / "samples.jsonl", **options)
     assert not list(tmp_path.iterdir())
@@ -233,7 +233,7 @@ def test_a_place_that_takes_no_file_is_refused_before_vectors_are_extracted(
     tiny, pairs, tmp_path: Path, monkeypatch, name: str
 ) -> None:
     (tmp_path / "a file").write_text("kept")
-    monkeypatch.setattr(sweep, "extract_vector", lambda *args, **more: pytest.fail("work began"))
+    monkeypatch.setattr(sweep, "extract_vectors", lambda *args, **more: pytest.fail("work began"))
     with pytest.raises(StarError, match=r"^[^\n]+(cannot be written to|is not a plain file)[^\n]+$"):
         grid(tiny, pairs, out=tmp_path / name)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a file", "kept")]
