@@ -3,11 +3,11 @@
     python scripts/measure_outcome.py [--model smollm2] [--traits ...] [--n 768] [--out FOLDER] [--data FOLDER]
 
 For every trait, on its extraction contexts: replies of the unsteered model are attributed to the reward (judge ×
-relevance; markers where there is no judge); then every source × layer × stretch of tokens is brought to the drift that
-priming costs and writes real replies. Printed are the rank correlation of predicted and realized reward over all these
-cells, and over those that outcome attribution did not make itself; beside it what the pairs' own metric predicts, where
-it predicts. "chosen" is the best of the few that `star.choose_intervention` would let write replies, "sweep" the best
-of all cells.
+relevance, bounded unless --unbounded is given; markers where there is no judge); then every source × layer × stretch
+of tokens is brought to the drift that priming costs and writes real replies. Printed are the rank correlation of
+predicted and realized reward over all these cells, and over those that outcome attribution did not make itself; beside
+it what the pairs' own metric predicts, where it predicts. "chosen" is the best of the few that
+`star.choose_intervention` would let write replies, "sweep" the best of all cells.
 
 Then, on held-out prompts (and with --data on real ones): unsteered, primed, chosen, chosen under priming, sweep, the
 located vector at attribution's own place and at its last-ranked layer, the mean reply difference at the middle layer
@@ -34,7 +34,17 @@ from star_tl.attribution.choose import costs_of, effects_of, gains
 from star_tl.data.chat import Prompt
 from star_tl.evaluation.drift import at_drift
 from star_tl.evaluation.intervention import GENERATED, LARGEST, Candidate, first_strength, propose, shortlist
-from star_tl.evaluation.measures import commonest_opening, measured, measures_of, reward_of, unseen_by
+from star_tl.evaluation.judges import LABELS
+from star_tl.evaluation.measures import (
+    Measure,
+    commonest_opening,
+    judge,
+    measured,
+    measures_of,
+    relevance,
+    reward_of,
+    unseen_by,
+)
 from star_tl.evaluation.samples import sample_conditions
 from star_tl.evaluation.scores import mark_coherent
 from star_tl.generation.settings import Sampling
@@ -59,10 +69,17 @@ def replies(
 ) -> pd.DataFrame:
     """Scored replies, with every measure and ``paid``: the reward, 0 for a reply that is not coherent."""
     frame = mark_coherent(sample_conditions(model, pairs.trait, prompts, ways, args.sampling, progress=args.progress))
-    reward = reward_of(pairs.trait)
+    reward = paid_by(pairs, args)
     measures = {m.name: m for m in (*measures_of(pairs.trait), reward)}
     frame = measured(frame, list(prompts), list(measures.values()))
     return frame.assign(paid=frame[reward.name] * frame.coherent)
+
+
+def paid_by(pairs: star.Pairs, args: Options) -> Measure:
+    """The default reward, or judge × relevance without its bound."""
+    if not args.unbounded or pairs.trait.name not in LABELS:
+        return reward_of(pairs.trait)
+    return judge(pairs.trait.name) * relevance()
 
 
 def classical_gain(attr: star.AttributionMap, candidate: Candidate) -> float:
@@ -88,7 +105,7 @@ def in_chunks(ways: list[Condition], size: int = 40) -> list[list[Condition]]:
 
 def measure(model: Model, trait: str, args: Options) -> None:
     pairs = star.load_pairs(trait)
-    reward, contexts = reward_of(pairs.trait), pairs.extraction.prompts
+    reward, contexts = paid_by(pairs, args), pairs.extraction.prompts
     began = time.perf_counter()
 
     def note(what: str) -> None:
@@ -230,6 +247,7 @@ class Options(argparse.Namespace):
     seeds: int
     real: int
     sampling: Sampling
+    unbounded: bool
     progress: bool
     data: Path | None
     out: Path
@@ -246,6 +264,7 @@ def main() -> None:
     ap.add_argument("--cell-seeds", type=int, default=2, help="replies of a cell to each extraction context")
     ap.add_argument("--seeds", type=int, default=4, help="replies to each held-out prompt")
     ap.add_argument("--real", type=int, default=100, help="most prompts of a data set")
+    ap.add_argument("--unbounded", action="store_true", help="pay for all relevance")
     ap.add_argument("--tokens", type=int, default=40)
     ap.add_argument("--temperature", type=float, default=1.0)
     ap.add_argument("--batch", type=int, default=64)
