@@ -575,7 +575,7 @@ def test_an_error_in_one_of_several_readers_is_the_one_that_is_seen(
 def test_several_readers_read_what_one_reads_also_in_inference_mode(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "_PIECE", 100)
+    monkeypatch.setitem(reading._PIECE, "cpu", 100)
     found = []
     for readers in (1, 3):
         monkeypatch.setitem(reading._READERS, "cpu", readers)
