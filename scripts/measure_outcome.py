@@ -239,6 +239,7 @@ def summary(samples: pd.DataFrame, unseen: Sequence[str]) -> pd.DataFrame:
 
 class Options(argparse.Namespace):
     model: str
+    dtype: str | None
     traits: list[str]
     n: int
     every: int
@@ -257,6 +258,7 @@ def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--model", default="smollm2")
     ap.add_argument("--device")
+    ap.add_argument("--dtype", help="bfloat16 is about twice as fast on a processor that has it")
     ap.add_argument("--traits", nargs="+", default=list(TRAITS))
     ap.add_argument("--n", type=int, default=768, help="unsteered replies that are attributed")
     ap.add_argument("--every", type=int, default=2, help="look at every so many-th layer")
@@ -281,7 +283,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     args.sampling = Sampling(max_new_tokens=args.tokens, temperature=args.temperature, batch_size=args.batch)
     args.out.mkdir(parents=True, exist_ok=True)
-    model = star.load_model(args.model, device=args.device)
+    model = star.load_model(args.model, dtype=args.dtype, device=args.device)
     for trait in args.traits:
         if not (args.out / f"{trait}.json").exists():  # what an earlier call finished is kept
             measure(model, trait, args)
