@@ -12,8 +12,9 @@ it what the pairs' own metric predicts, where it predicts. "chosen" is the best 
 Then, on held-out prompts (and with --data on real ones): unsteered, primed, chosen, chosen under priming, sweep, the
 located vector at attribution's own place and at its last-ranked layer, the mean reply difference at the middle layer
 on generated tokens, ten random vectors at the chosen place, all at priming's drift; and the peers' plain recipe, the
-mean reply difference at the middle layer on every token at strength 1. By the reward, and by measures that it did not
-see. Intervals are 95 % bootstrap over prompts.
+mean reply difference at the middle layer on every token at strength 1. With --second also a second step: the chosen
+vector at half the drift, as many replies under it, and the outcome's direction there added. By the reward, and by
+measures that it did not see. Intervals are 95 % bootstrap over prompts.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import torch
 from scipy import stats
 
 import star_tl as star
-from star_tl.attribution.choose import costs_of, effects_of, gains
+from star_tl.attribution.choose import GAIN_DRIFT, costs_of, effects_of, gains
 from star_tl.data.chat import Prompt
 from star_tl.evaluation.drift import at_drift
 from star_tl.evaluation.intervention import GENERATED, LARGEST, Candidate, first_strength, propose, shortlist
@@ -92,6 +93,23 @@ def classical_gain(attr: star.AttributionMap, candidate: Candidate) -> float:
     effect = effects_of(attr.gradients, directions).mean(0)
     cost = costs_of(attr.drift_gradients, directions).mean((0, 1))
     return float(gains(effect, cost)[vector.locus.layer])
+
+
+def second_step(
+    model: Model, pairs: star.Pairs, first: Condition, target: float, practice: Sequence[Prompt], args: Options
+) -> Condition:
+    """The chosen vector at half the drift, and what outcome attribution adds to it from replies written there."""
+    (half,) = at_drift(model, pairs.trait, [first], target / 2, practice, args.sampling, progress=args.progress)
+    again = star.attribute_outcome(
+        model, pairs.extraction.prompts, paid_by(pairs, args), args.n, args.sampling, 1, args.n, ["resid_post"],
+        progress=args.progress, under=half,
+    )  # fmt: skip
+    vector = first.vector
+    assert isinstance(vector, star.SteeringVector)
+    added = star.extract_outcome_vector(again, vector.locus, "generated" if first.positions == GENERATED else None)
+    both = star.combine([vector, added], [half.strength, (target / 2 / GAIN_DRIFT) ** 0.5])
+    way = replace(first, name="second step", vector=both, strength=1.0)
+    return at_drift(model, pairs.trait, [way], target, practice, args.sampling, progress=args.progress)[0]
 
 
 def spearman(table: pd.DataFrame, column: str) -> tuple[float, int]:
@@ -184,6 +202,9 @@ def measure(model: Model, trait: str, args: Options) -> None:
         replace(ready[-2], name="reply mean, middle"),
         Condition("peers' recipe", middle, 1.0, "all"),
     ]
+    if args.second:
+        arms.append(second_step(model, pairs, best, target, practice_on, args))
+        note("second step")
     vector = cells[chosen].vector
     noise = [Condition("random", vector.random_like(k), best.strength, best.positions) for k in range(RANDOM)]
     noise = at_drift(model, pairs.trait, noise, target, practice_on, args.sampling, progress=args.progress)
@@ -249,6 +270,7 @@ class Options(argparse.Namespace):
     real: int
     sampling: Sampling
     unbounded: bool
+    second: bool
     progress: bool
     data: Path | None
     out: Path
@@ -267,6 +289,7 @@ def main() -> None:
     ap.add_argument("--seeds", type=int, default=4, help="replies to each held-out prompt")
     ap.add_argument("--real", type=int, default=100, help="most prompts of a data set")
     ap.add_argument("--unbounded", action="store_true", help="pay for all relevance")
+    ap.add_argument("--second", action="store_true", help="take a second step from the chosen vector")
     ap.add_argument("--tokens", type=int, default=40)
     ap.add_argument("--temperature", type=float, default=1.0)
     ap.add_argument("--batch", type=int, default=64)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +18,7 @@ from star_tl.data.pairs import Trait
 from star_tl.evaluation.ray_workers import RayWorkers
 from star_tl.evaluation.scores import score
 from star_tl.files import JsonObject
-from star_tl.generation.samples_file import SamplesFile, number_below, reply_of, reply_row, samples_file
+from star_tl.generation.samples_file import SamplesFile, how_computed, number_below, reply_of, reply_row, samples_file
 from star_tl.generation.sampling import Reply, batch_order, in_batches, render_prompts
 from star_tl.generation.settings import Sampling
 from star_tl.locus import NamedHook
@@ -124,27 +123,13 @@ def describe(
     sampling: Sampling,
 ) -> dict[str, object]:
     """What tells a call from others whose samples would be different: as JSON."""
-    cfg = model.cfg
-    settings = {k: v for k, v in asdict(sampling).items() if k != "batch_size"}
-    if cfg.dtype.itemsize < 4:  # rounding lets a text depend on what shares its batch
-        settings["batch_size"] = sampling.batch_size
     tokens = hashlib.sha256(repr([[list(p) for p in rows] for rows in prompts]).encode()).hexdigest()[:16]
     return {
         "model": fingerprint(model),
-        "computed": [str(cfg.dtype), type(model).__name__, str(cfg.device).split(":")[0]],
         "prompts": tokens,
-        "conditions": [_identity(condition) for condition in conditions],
-        "sampling": settings | {"stop": list(sampling.stop)},
+        "conditions": [condition.identity for condition in conditions],
+        **how_computed(model, sampling),
     }
-
-
-def _identity(condition: Condition) -> list[object]:
-    added = where = None
-    if condition.vectors:
-        given = [v.scaled(condition.strength).float().cpu().contiguous().numpy().tobytes() for v in condition.vectors]
-        added = hashlib.sha256(b"".join(given)).hexdigest()[:16]
-        where = "; ".join(str(v.locus) for v in condition.vectors)
-    return [condition.name, where, added, str(condition.positions), condition.instruction, condition.seed]
 
 
 def _labelled(condition: Condition, scores: pd.DataFrame) -> pd.DataFrame:

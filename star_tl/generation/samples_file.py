@@ -10,14 +10,29 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from star_tl.errors import StarError
 from star_tl.files import JsonObject, locked, output_path, replacing, unwritable
 from star_tl.generation.sampling import Reply
+from star_tl.generation.settings import Sampling
+from star_tl.models.backend import Model
 
 BYTES_PER_TOKEN = 24  # about: an id and its text
 Row = Mapping[str, object]
+
+
+def how_computed(model: Model, sampling: Sampling) -> dict[str, object]:
+    """What of a model and the settings decides which text a seed gives, beside the weights: as JSON."""
+    cfg = model.cfg
+    settings = {k: v for k, v in asdict(sampling).items() if k != "batch_size"}
+    if cfg.dtype.itemsize < 4:  # rounding lets a text depend on what shares its batch
+        settings["batch_size"] = sampling.batch_size
+    return {
+        "computed": [str(cfg.dtype), type(model).__name__, str(cfg.device).split(":")[0]],
+        "sampling": settings | {"stop": list(sampling.stop)},
+    }
 
 
 class SamplesFile:

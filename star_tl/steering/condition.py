@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -84,6 +85,16 @@ class Condition:
     def dose(self) -> float:
         """The strength, and 0 where there is no vector."""
         return float(self.strength) if self.vector is not None else 0.0
+
+    @property
+    def identity(self) -> list[object]:
+        """What tells it from other conditions, as JSON: the vectors as a hash of what is added."""
+        added = where = None
+        if self.vectors:
+            given = [v.scaled(self.strength).float().cpu().contiguous().numpy().tobytes() for v in self.vectors]
+            added = hashlib.sha256(b"".join(given)).hexdigest()[:16]
+            where = "; ".join(str(v.locus) for v in self.vectors)
+        return [self.name, where, added, str(self.positions), self.instruction, self.seed]
 
     def prompted(self, prompts: Sequence[Prompt]) -> list[tuple[Message, ...]]:
         """The prompts as they are put to the model: under the instruction, where there is one."""

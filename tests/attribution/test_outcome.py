@@ -26,6 +26,7 @@ from star_tl.errors import StarError
 from star_tl.generation.sampling import Reply
 from star_tl.generation.settings import Sampling
 from star_tl.locus import Locus
+from star_tl.steering.condition import Condition
 
 BEGIN, END, WORDS, LONGEST = 0, 1, "abcd", 3
 PROMPTS = ("b c d a b", "d d a c a b a", "c a a b d b")
@@ -129,16 +130,43 @@ def random_vector(model: HookedTransformer, place: Any, seed: int = 0) -> Any:
     return SimpleNamespace(vector=rows, locus=Locus(name, positions, head))
 
 
-def enumerated(model: HookedTransformer, prompt: str, options: Sampling) -> tuple[star.OutcomeMap, Tensor]:
+def first_step(found: Any, size: float = 3) -> star.SteeringVector:
+    return star.SteeringVector(
+        vector=size * found.vector.float(),
+        locus=found.locus,
+        trait="any",
+        method="random",
+        residual_norm=1.0,
+        n_pairs=1,
+        model="",
+        fingerprint="",
+        template="",
+    )
+
+
+def enumerated(
+    model: HookedTransformer,
+    prompt: str,
+    options: Sampling,
+    place: Any = None,
+    under: Condition = gradients.UNTOUCHED,
+) -> tuple[star.OutcomeMap, Tensor]:
     """A map of every reply that can be drawn, rewards yet to be filled in, and the replies' probabilities."""
     replies = [as_reply(model, tokens) for tokens in all_replies()]
-    p = probabilities(model, prompt, options)
+    p = probabilities(model, prompt, options, place, None if place is None else under.vector.vector.double())
     possible = [k for k in range(len(replies)) if p[k] > 0]
-    return gradients_of(model, [prompt], [replies[k] for k in possible], [0] * len(possible), options), p[possible]
+    written = [replies[k] for k in possible]
+    return gradients_of(model, [prompt], written, [0] * len(possible), options, under=under), p[possible]
 
 
 def gradients_of(
-    model: Any, prompts: Any, replies: list[Reply], of: list[int], options: Sampling, window: int = 3
+    model: Any,
+    prompts: Any,
+    replies: list[Reply],
+    of: list[int],
+    options: Sampling,
+    window: int = 3,
+    under: Condition = gradients.UNTOUCHED,
 ) -> star.OutcomeMap:
     ids = [render(model.tokenizer, prompt).ids for prompt in prompts]
     points, cfg, n = gradients.points_there(model), model.cfg, len(replies)
@@ -148,7 +176,7 @@ def gradients_of(
     kept = gradients.stored(model, points)
     collector = gradients.Collector({p: made[p] for p in set(kept.values())}, norms, window)
     log_probs = torch.zeros(n, dtype=torch.float64)
-    for at, found in gradients.collect(model, ids, of, replies, points, options, collector):
+    for at, found in gradients.collect(model, ids, of, replies, points, options, collector, 0, under):
         log_probs[at] = found
     return star.OutcomeMap(
         reward="r",
@@ -202,6 +230,50 @@ def test_gradients_of_all_replies_give_the_derivative_and_the_drift_exactly(
         divergence = sum(float(p @ (p / moved(s)).log()) for s in (step, -step)) / 2 / step**2
         assert float(p @ along.square()) / 2 == pytest.approx(divergence, rel=1e-4)
     assert largest > 0.05, "the truth must not be trivial"
+
+
+@pytest.mark.parametrize("place", [PLACES[0], PLACES[1], PLACES[3], PLACES[6]], ids=str)
+def test_a_second_step_is_the_derivative_where_the_first_one_led(six_words: HookedTransformer, place: Any) -> None:
+    prompt, options = PROMPTS[0], OPTIONS["cool top-p"]
+    first = first_step(random_vector(six_words, place, seed=9))
+    outcome, p = enumerated(six_words, prompt, options, place, Condition("first", first, 1.0, place[3]))
+    torch.testing.assert_close(outcome.log_probs, p.log(), rtol=0, atol=1e-10)
+    every = probabilities(six_words, prompt, options, place, first.vector.double())
+    assert float((every - probabilities(six_words, prompt, options)).abs().sum()) > 0.05, "the first step moves it"
+    v = random_vector(six_words, place)
+
+    def moved(strength: float) -> Tensor:
+        return probabilities(six_words, prompt, options, place, first.vector.double() + strength * v.vector)[every > 0]
+
+    along = outcome._along(v, place[3])
+    rewards = torch.tensor([REWARDS["continuous"](prompt, text) for text in outcome.replies], dtype=torch.float64)
+    exact = float(slope(moved, 1e-5) @ rewards)
+    assert abs(exact) > 1e-3
+    assert float(p @ (rewards * along)) == pytest.approx(exact, rel=1e-6, abs=1e-8)
+    step = 1e-3
+    divergence = sum(float(p @ (p / moved(s)).log()) for s in (step, -step)) / 2 / step**2
+    assert float(p @ along.square()) / 2 == pytest.approx(divergence, rel=1e-4)
+
+
+def test_replies_of_a_second_step_are_written_under_the_first(six_words: HookedTransformer, tmp_path: Path) -> None:
+    prompt, sampling, place = PROMPTS[1], dataclasses.replace(OPTIONS["plain"], batch_size=400), PLACES[1]
+    first = first_step(random_vector(six_words, place, seed=9), 12)
+    under, out = Condition("first", first, 1.0, place[3]), tmp_path / "replies.jsonl"
+
+    def attribute(under: Condition) -> star.OutcomeMap:
+        return star.attribute_outcome(
+            six_words, [prompt], count_c, 800, sampling, least=800, out=out, progress=False, under=under
+        )
+
+    outcome = attribute(under)
+    texts = [as_reply(six_words, tokens).text for tokens in all_replies()]
+    rewards = torch.tensor([count_c(prompt, text) for text in texts], dtype=torch.float64)
+    steered = probabilities(six_words, prompt, sampling, place, first.vector.double())
+    mean, plain = float(steered @ rewards), float(probabilities(six_words, prompt, sampling) @ rewards)
+    assert abs(mean - plain) > 8 * outcome.mean_reward.error, "the two must be told apart"
+    assert outcome.mean_reward.value == pytest.approx(mean, abs=4 * outcome.mean_reward.error)
+    with pytest.raises(StarError, match="another call"):
+        attribute(Condition("first", first, 0.9, place[3]))
 
 
 @pytest.mark.parametrize("reward", REWARDS)
@@ -430,6 +502,21 @@ def test_a_direction_costs_what_it_says_and_becomes_a_vector(
     assert z.vector.shape == (1, 4)
 
 
+@pytest.mark.parametrize("positions", [None, "generated"])
+def test_one_reward_is_raised_without_another_and_two_together(sampled: star.OutcomeMap, positions: str | None) -> None:
+    other = torch.tensor([REWARDS["continuous"]("", text) for text in sampled.replies], dtype=torch.float64)
+    b = dataclasses.replace(sampled, rewards=other, reward="continuous")
+    locus = Locus("blocks.0.hook_resid_post", (-1,))
+    v, w = (star.extract_outcome_vector(outcome, locus, positions) for outcome in (sampled, b))
+    alone = star.project_off(v, w)
+    assert abs(b.effect(v, positions).value) > 100 * abs(b.effect(alone, positions).value), "along v it would move"
+    assert sampled.effect(alone, positions).value > 0
+    both = star.combine([alone, w], [1.0, 2.0])
+    assert b.effect(both, positions).value == pytest.approx(2 * b.effect(w, positions).value, rel=1e-3)
+    raised = sampled.effect(alone, positions).value + 2 * sampled.effect(w, positions).value
+    assert sampled.effect(both, positions).value == pytest.approx(raised, rel=1e-3)
+
+
 def test_a_vector_at_other_positions_is_added_as_its_hooks_do(sampled: star.OutcomeMap) -> None:
     rows = torch.randn(2, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     v = SimpleNamespace(vector=rows, locus=Locus("blocks.0.hook_resid_post", (-3, -1)))
@@ -603,6 +690,7 @@ def test_a_batched_reward_of_another_length_is_refused() -> None:
         ({"hook_points": ["resid"]}, "Did you mean 'resid_post'"),
         ({"hook_points": []}, "There are no hook points"),
         ({"prompts": []}, "no prompts"),
+        ({"under": Condition(instruction="Be brief.")}, "no instruction and no span"),
         ({"reward": lambda prompt, text: math.inf}, "finite number"),
     ],
 )

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from star_tl.attribution.outcome.estimate import MANY_PROMPTS, Estimate
 from star_tl.attribution.outcome.gradients import (
+    UNTOUCHED,
     Collector,
     collect,
     points_there,
@@ -27,7 +28,7 @@ from star_tl.attribution.outcome.gradients import (
 )
 from star_tl.attribution.outcome.map import Direction, OutcomeMap
 from star_tl.attribution.outcome.sample import Reward, check_sampling, name_of, rewards_of, spread, write_replies
-from star_tl.data.chat import Prompt, as_prompts, template_hash
+from star_tl.data.chat import SPANS, Prompt, as_prompts, template_hash
 from star_tl.errors import StarError, nearest
 from star_tl.generation.sampling import Reply, render_prompts
 from star_tl.generation.settings import Sampling
@@ -54,8 +55,9 @@ def attribute_outcome(
     hook_points: Sequence[str] | None = None,
     out: str | Path | None = None,
     progress: bool = True,
+    under: Condition = UNTOUCHED,
 ) -> OutcomeMap:
-    """Sample replies of the unsteered model and take the gradient of each one's log-probability at every layer.
+    """Sample replies of the model and take the gradient of each one's log-probability at every layer.
 
     Replies are written in rounds; after each the cells are compared, and where the best layers stand apart
     (:attr:`OutcomeMap.apart`) no more are written.
@@ -72,12 +74,17 @@ def attribute_outcome(
         hook_points: some of ``resid_post``, ``attn_out``, ``mlp_out``, ``z``; default all that the model has.
         out: a JSONL file of the replies; one that an equal call began is completed.
         progress: show progress bars.
+        under: a second step, with a vector that is injected while replies are written and gradients are taken. The
+            map's directions then say what to add to it (:func:`star_tl.combine`, at the same place), and its drift is
+            that beyond the first step. It goes through autograd, which takes longer.
 
     Raises:
         StarError: bad arguments, a reward that gives no finite number for a reply, ``out`` is another call's or cannot
             be written to, or gradients of so many replies do not fit into memory.
     """
     Condition(seed=seed)  # raises where it is none
+    if under.instruction is not None or under.positions in SPANS:
+        raise StarError("attribute_outcome takes a vector and its positions in under, no instruction and no span.")
     chats = tuple(as_prompts(prompts))
     check_sampling(sampling)
     needed = len(chats) * (2 if len(chats) >= MANY_PROMPTS else 4)
@@ -97,13 +104,13 @@ def attribute_outcome(
     while True:
         done, upto = len(replies), min(n, len(replies) + (-(-n // ROUNDS) if replies else first))
         replies = write_replies(
-            model, ids, prompt[:upto], sampling, seed, replies, Path(out) if out else None, progress
+            model, ids, prompt[:upto], sampling, seed, under, replies, Path(out) if out else None, progress
         )
         of = prompt[done:upto].tolist()
         paid = rewards_of(reward, [chats[i] for i in of], [reply.text for reply in replies[done:]])
         rewards = torch.cat([rewards, paid])
         with tqdm(total=upto - done, desc="gradients", unit="reply", disable=not progress, delay=2) as bar:
-            for at, found in collect(model, ids, of, replies[done:], points, sampling, collector, done):
+            for at, found in collect(model, ids, of, replies[done:], points, sampling, collector, done, under):
                 log_probs[at] = found
                 bar.update(len(at))
         kept = {point: gradient[:, :, :upto] for point, gradient in collector.gradients.items()}

@@ -31,7 +31,9 @@ from star_tl.models.fast.forward import LlamaForward, llama_forward
 from star_tl.models.lens import HookedTransformer
 from star_tl.models.memory import fitting_batches
 from star_tl.models.size import free_memory
+from star_tl.steering.condition import Condition
 
+UNTOUCHED = Condition()
 END = -1  # as a target: any token that ends the turn
 AT_ONCE = 256  # tokens whose logits over the vocabulary are held at once
 GRAPH_SHARE, GRAPH_BYTES = 0.2, 6e8  # of the free memory, and on a CPU at most: what a micro-batch may keep
@@ -107,11 +109,14 @@ def collect(
     options: Sampling,
     collector: Collector,
     first: int = 0,
+    under: Condition = UNTOUCHED,
 ) -> Iterator[tuple[Int[Tensor, " row"], Float[Tensor, " row"]]]:
     """The gradients of all replies into ``collector``, where they are numbered from ``first`` on, in micro-batches.
 
     Yields the numbers of a batch's replies, and their log-probabilities in nats. Rows of the same prompt go through the
     model together, as many as memory allows, and half as many where it ran out.
+
+    ``under`` is what the replies were written under, see :func:`reply_gradients`.
 
     Raises:
         StarError: memory is too small for a single reply.
@@ -135,7 +140,7 @@ def collect(
         rows = make_rows(model, ids, [prompt[k] for k in batch], [replies[k] for k in batch], window)
         at = torch.tensor(batch) + first
         see, read, commit = collector.batch(rows, at)
-        found = reply_gradients(model, rows, points, options, see, read).cpu()
+        found = reply_gradients(model, rows, points, options, see, read, under).cpu()
         commit()
         return at, found
 
@@ -146,15 +151,26 @@ def collect(
         yield found
 
 
-def reply_gradients(model: Model, rows: Rows, points: Sequence[str], options: Sampling, see: See, read_: See) -> Tensor:
+def reply_gradients(
+    model: Model,
+    rows: Rows,
+    points: Sequence[str],
+    options: Sampling,
+    see: See,
+    read_: See,
+    under: Condition = UNTOUCHED,
+) -> Tensor:
     """Log-probability of every reply (nats); ``see`` gets each hook point's gradient, ``read_`` its activation.
 
-    What these functions get has a column for each of ``rows.tokens``.
+    What these functions get has a column for each of ``rows.tokens``. With a vector in ``under`` all is that of the
+    model as it is steered by it.
     """
     llama = llama_forward(model)
-    if llama is not None:
+    if llama is not None and under.vector is None:
         return _by_hand(model, llama, rows, points, options, see, read_)
-    return _through_hooks(model, rows, points, options, see, read_)
+    end = rows.prefix.shape[1] + rows.window  # of every row's prompt: its past is padded on the left
+    steering = under.hooks(tokenizer_of(model), (), end)
+    return _through_hooks(model, rows, points, options, see, read_, steering)
 
 
 def _by_hand(
@@ -193,8 +209,16 @@ def _by_hand(
     return value
 
 
-def _through_hooks(model: Model, rows: Rows, points: Sequence[str], options: Sampling, see: See, read_: See) -> Tensor:
-    """The same for every other model, with autograd."""
+def _through_hooks(
+    model: Model,
+    rows: Rows,
+    points: Sequence[str],
+    options: Sampling,
+    see: See,
+    read_: See,
+    steering: Sequence[NamedHook],
+) -> Tensor:
+    """The same for every other model, and for one that is steered, with autograd."""
     acts: dict[tuple[str, int], Tensor] = {}
 
     def keep(point: str, layer: int) -> NamedHook:
@@ -206,11 +230,12 @@ def _through_hooks(model: Model, rows: Rows, points: Sequence[str], options: Sam
         return hook_name(point, layer), hook
 
     cache = empty_cache(model, len(rows.prefix))
-    with torch.no_grad():
+    with torch.no_grad(), attached(model, steering):
         residual_stream(model, rows.prefix, rows.prefix_mask, cache)
     hooks: list[NamedHook] = [
         (hook_name("resid_pre", 0), lambda activation, hook: activation.detach().requires_grad_())
     ]
+    hooks += steering  # before what reads: an activation is seen with what was added to it
     hooks += [keep(point, layer) for layer in range(model.cfg.n_layers) for point in points]
     with torch.enable_grad():
         with attached(model, hooks):

@@ -1,10 +1,10 @@
-"""Replies of the unsteered model, and what a reward says of them."""
+"""Replies of the model, as it is or as it is steered already, and what a reward says of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from torch import Tensor
 from star_tl.data.chat import Message, Prompt
 from star_tl.errors import StarError
 from star_tl.files import JsonObject
-from star_tl.generation.samples_file import number_below, reply_of, reply_row, samples_file
+from star_tl.generation.samples_file import how_computed, number_below, reply_of, reply_row, samples_file
 from star_tl.generation.sampling import Reply, in_batches
 from star_tl.generation.settings import Sampling
-from star_tl.models.backend import Model
+from star_tl.locus import NamedHook
+from star_tl.models.backend import Model, tokenizer_of
 from star_tl.models.load import fingerprint
+from star_tl.steering.condition import Condition
 
 # From a prompt's messages and a reply's text to a number; with an attribute ``batched`` that is true, from lists of
 # both to as many numbers.
@@ -49,6 +51,7 @@ def write_replies(
     prompt: Int[Tensor, " reply"],
     options: Sampling,
     seed: int,
+    under: Condition,
     known: Sequence[Reply],
     out: Path | None,
     progress: bool,
@@ -60,8 +63,12 @@ def write_replies(
     """
     keys = [(k // len(ids), int(i)) for k, i in enumerate(prompt)]
     call: dict[str, object] = {"model": fingerprint(model), "prompts": [list(x) for x in ids], "seed": seed}
-    call |= {k: v for k, v in asdict(options).items() if k not in ("batch_size", "log_probs")}
+    call |= {"under": under.identity} if under.vector is not None else {}
+    call |= how_computed(model, replace(options, log_probs=False))
     done: dict[tuple[int, int], Reply] = {}
+
+    def hooks_of(rows: Sequence[int]) -> list[NamedHook]:
+        return under.hooks(tokenizer_of(model), ())
 
     def take(row: JsonObject) -> None:
         done[number_below(row["reply"], MOST), number_below(row["prompt"], len(ids))] = reply_of(row)
@@ -72,13 +79,14 @@ def write_replies(
         todo = [key for key in keys if key not in done]
         # Seeds that nobody types, other ones for every seed: replies must be independent, also of a later evaluation.
         seeds = [((k + 1) << 64) + seed for k, _ in todo]
-        for batch, replies in in_batches(model, [ids[i] for _, i in todo], seeds, lambda _: (), options, progress):
+        for batch, replies in in_batches(model, [ids[i] for _, i in todo], seeds, hooks_of, options, progress):
             found = {todo[row]: reply for row, reply in zip(batch, replies, strict=True)}
             file.append([{"reply": k, "prompt": i, **reply_row(reply)} for (k, i), reply in found.items()])
             done |= found
     replies = [done[key] for key in keys]
     if any(reply.broken for reply in replies):
-        raise StarError("The model's logits became NaN or infinite without any steering: load it in another dtype.")
+        how = "without any steering: load it in another dtype" if under.vector is None else "under the steering"
+        raise StarError(f"The model's logits became NaN or infinite {how}.")
     return replies
 
 
