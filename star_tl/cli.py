@@ -473,6 +473,8 @@ def evaluate(
     import_human: Annotated[
         list[Path] | None, typer.Option("--import-human", help="CSV that the form saved, once for each rater.")
     ] = None,
+    ray: RayOption = None,
+    workers: WorkersOption = None,
     max_new_tokens: TokensOption = Sampling.max_new_tokens,
     temperature: TemperatureOption = Sampling.temperature,
     top_p: TopPOption = Sampling.top_p,
@@ -516,26 +518,28 @@ def evaluate(
     folder = out or Path("runs") / f"evaluate-{chosen.name}"
     loaded = _load(model, dtype, device, backend, first_n_layers)
     own: Condition | None = None
-    if vector is not None:
-        own = replace(way, vector=SteeringVector.load(vector, loaded))
-    elif choose:
-        from star_tl.evaluation.intervention import choose_intervention
+    with _workers(loaded, ray, workers) as replicas:
+        if vector is not None:
+            own = replace(way, vector=SteeringVector.load(vector, loaded))
+        elif choose:
+            from star_tl.evaluation.intervention import choose_intervention
 
-        own = choose_intervention(loaded, pairs, out=folder / "choice").condition
-    result = walk(
-        loaded,
-        chosen,
-        questions,
-        folder,
-        chosen=own,
-        drift=drift,
-        seeds=range(seeds),
-        turns=turns,
-        scenarios=load_scenarios(items, len(questions)) if items is not None else None,
-        llm=LLMJudge(pairs.trait, llm_url, llm_model) if llm_url and llm_model else None,
-        side_effects=side_effects,
-        sampling=sampling,
-    )
+            own = choose_intervention(loaded, pairs, out=folder / "choice", workers=replicas).condition
+        result = walk(
+            loaded,
+            chosen,
+            questions,
+            folder,
+            chosen=own,
+            drift=drift,
+            seeds=range(seeds),
+            turns=turns,
+            scenarios=load_scenarios(items, len(questions)) if items is not None else None,
+            llm=LLMJudge(pairs.trait, llm_url, llm_model) if llm_url and llm_model else None,
+            side_effects=side_effects,
+            workers=replicas,
+            sampling=sampling,
+        )
     for name, table in result.tables().items():
         _print_frame(table, name)
     typer.echo(f"Wrote {folder}/: report.html, tables.md, tables.tex, effects.csv, against.csv, samples.csv.")
