@@ -34,7 +34,7 @@ from star_tl.models.gguf import GgufFile
 from star_tl.models.load import DEMO
 from star_tl.steering.condition import Condition
 from star_tl.vectors import SteeringVector
-from star_tl.vectors.export import FORMATS, Request, export
+from star_tl.vectors.export import FORMATS, Request, UnheldPositions, export
 
 PAIRS = unequal_pairs()
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -390,7 +390,7 @@ def test_positions_that_a_format_cannot_hold_are_refused(
     if positions not in unheld:
         assert all(p.exists() for p in export(request, format, path))
         return
-    with pytest.raises(StarError, match="cannot hold the positions") as error:
+    with pytest.raises(UnheldPositions, match="cannot hold the positions") as error:
         export(request, format, path)
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
@@ -401,7 +401,7 @@ def test_places_that_a_format_cannot_hold_are_refused(tiny_folder: Path, tmp_pat
     refused = [steering_vector("blocks.1.attn.hook_z", head=1)]
     if format != "huggingface":
         refused += [steering_vector("blocks.1.hook_attn_out"), steering_vector("blocks.1.hook_resid_mid")]
-    if format == "gguf":
+    if format in ("gguf", "repeng"):
         refused += [steering_vector("blocks.0.hook_resid_post"), steering_vector("blocks.1.hook_resid_pre")]
     for vector in refused:
         with pytest.raises(StarError, match="extract the vector"):
@@ -438,7 +438,8 @@ def test_a_card_says_what_was_exported_and_how_it_is_used(tiny_folder: Path, tmp
     assert (card["locus"], card["positions"], card["strength"]) == ("blocks.1.hook_resid_post @ -1", "all", 0.7)
     assert card["measured"] == {"drift, nats per token": 0.125}
     assert card["licence"] is None
-    for said in ("0123456789abcdef", "0.125", "licence", path.name if format != "snippet" else "from v import steered"):
+    assert (path.name if format != "snippet" else "from v import steered") in card["how_to_apply"]
+    for said in ("0123456789abcdef", "0.125", "licence", card["how_to_apply"]):
         assert said in page
     _, _, text = export(replace(request, measured={}), format, tmp_path / "w.py")
     assert "not measured" in text.read_text()
