@@ -4,11 +4,15 @@
 
 Starts ``star-tl serve`` in a process of its own with three vectors, and asks it for streamed replies: first one at a
 time, then all at once, the same requests both times, no two alike in prompt, vector, strength, positions and seed.
-Every text is compared with what ``star.generate`` writes for the same seed and vector.
+Every text is compared with what ``star.generate`` writes for the same seed and vector. One that differs is replayed in
+float64, token by token: at each the row's random number must fall, to within NEAR, into the part of the cumulated
+probabilities that the token has, else the reply is wrong. Such a difference is rounding: float32 sums otherwise in a
+batch of another size, and a border between two tokens lay between the two results.
 
     tokens_per_s   tokens of all replies over the time from the first request to the last token
     first_ms       from a request to its first event, median and 95th percentile
-    wrong          replies that are not the offline one
+    rounded        replies that differ from the offline one by rounding, and how far from its border the number was
+    wrong          replies that no rounding explains
     peak_mb        the most memory that the server's process held, with torch and the model
 """
 
@@ -27,15 +31,18 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
 
 import star_tl as star
-from star_tl.generation.sampling import Reply
+from star_tl.data.chat import stop_ids
+from star_tl.generation.sampling import Reply, Writing, bounded, render_prompts
 from star_tl.locus import Locus
 from star_tl.steering.condition import Condition
 
 TRAITS = ("emotional_support", "gratitude", "agreement")
 POSITIONS = (None, "generated", "every 3", "all")
 STRENGTHS = (1.0, -1.0, 2.0)
+NEAR = 1e-5  # of a cumulated probability: float32's logits are further than this from float64's in no token seen
 
 
 def vectors_of(model: Any, folder: Path) -> dict[str, star.SteeringVector]:
@@ -61,14 +68,54 @@ def requests(model: str, n: int, tokens: int, first_seed: int) -> list[dict[str,
     return found
 
 
-def offline(model: Any, vectors: dict[str, star.SteeringVector], body: dict[str, Any]) -> Reply:
+def meant(vectors: dict[str, star.SteeringVector], body: dict[str, Any]) -> tuple[Condition, star.Sampling]:
+    """What a request asks for."""
     way = body.get("steering")
     condition = Condition(seed=body["seed"])
     if way:
         vector = vectors[way["vector"]]
         condition = Condition("steered", vector, way["strength"], way.get("positions"), seed=body["seed"])
-    sampling = star.Sampling(max_new_tokens=body["max_tokens"], temperature=body["temperature"])
+    return condition, star.Sampling(max_new_tokens=body["max_tokens"], temperature=body["temperature"])
+
+
+def offline(model: Any, vectors: dict[str, star.SteeringVector], body: dict[str, Any]) -> Reply:
+    condition, sampling = meant(vectors, body)
     return star.generate(model, [body["messages"]], condition=condition, sampling=sampling, progress=False)[0]
+
+
+@torch.no_grad()
+def replayed(model: Any, vectors: dict[str, star.SteeringVector], body: dict[str, Any], text: str) -> float | None:
+    """How far, at most, a random number lies from the part of its token, by a model in float64; None if further than
+    NEAR, for then this text is not the request's reply.
+    """
+    condition, sampling = meant(vectors, body)
+    tokenizer, stops = model.tokenizer, frozenset(stop_ids(model.tokenizer))
+    (ids,) = render_prompts(model, [body["messages"]], sampling.max_new_tokens)
+    uniforms = Writing(tokenizer, ids, body["seed"], sampling, stops).uniforms
+    hooks = condition.hooks(tokenizer, [body["messages"]], len(ids))
+    written: list[int] = []
+    furthest = 0.0
+    for uniform in uniforms.tolist():
+        logits = model.run_with_hooks(torch.tensor([[*ids, *written]]), fwd_hooks=hooks)[:, -1]
+        reached = bounded(logits, sampling.temperature, sampling.top_p, sampling.min_p)[0].cumsum(0)
+        reached = reached / reached[-1].clone()
+        below = torch.cat([reached.new_zeros(1), reached[:-1]])
+        away = torch.maximum(below - uniform, uniform - reached).clamp(min=0)
+        near = sorted((away <= NEAR).nonzero()[:, 0].tolist(), key=lambda token: float(away[token]))
+        if tokenizer.decode(written, skip_special_tokens=True).strip() == text and (end := stops & set(near)):
+            return max(furthest, min(float(away[token]) for token in end))
+        fitting = [t for t in near if t not in stops and begins(tokenizer.decode([*written, t]), text)]
+        if not fitting:
+            return None
+        written.append(fitting[0])
+        furthest = max(furthest, float(away[fitting[0]]))
+    return furthest if tokenizer.decode(written, skip_special_tokens=True).strip() == text else None
+
+
+def begins(part: str, text: str) -> bool:
+    """Whether a reply that begins so may become this one, blanks at both ends left out."""
+    part = part.rstrip("\N{REPLACEMENT CHARACTER}")
+    return text.startswith(part.strip()) or part.strip() == ""
 
 
 async def ask(client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[str, float]:
@@ -136,7 +183,8 @@ def measure(options: argparse.Namespace, address: str, model: Any, vectors: dict
     asyncio.run(arm(address, warm, True))
     rates: dict[str, list[float]] = {"one at a time": [], "at once": []}
     firsts: dict[str, list[float]] = {name: [] for name in rates}
-    wrong = 0
+    wrong, rounded = 0, []
+    exact = star.load_model(options.model, dtype="float64")
     for turn in range(options.rounds):
         bodies = requests(options.model, options.streams, options.tokens, 1000 * turn)
         texts = {}
@@ -147,7 +195,11 @@ def measure(options: argparse.Namespace, address: str, model: Any, vectors: dict
         alone = [offline(model, vectors, body) for body in bodies]
         for name in rates:
             for body, text, reply in zip(bodies, texts[name], alone, strict=True):
-                if text != reply.text:
+                if text == reply.text:
+                    continue
+                if (away := replayed(exact, vectors, body, text)) is not None:
+                    rounded.append(away)
+                else:
                     wrong += 1
                     print(f"Wrong, {name}: {json.dumps(body)}\n  {text!r}\n  {reply.text!r}", file=sys.stderr)
         tokens = sum(len(reply.tokens) for reply in alone)
@@ -163,7 +215,7 @@ def measure(options: argparse.Namespace, address: str, model: Any, vectors: dict
     found["times as many"] = statistics.median(
         b / a for a, b in zip(rates["one at a time"], rates["at once"], strict=True)
     )
-    found["wrong"] = wrong
+    found["rounded"], found["wrong"] = rounded, wrong
     return found
 
 

@@ -473,6 +473,8 @@ def evaluate(
     import_human: Annotated[
         list[Path] | None, typer.Option("--import-human", help="CSV that the form saved, once for each rater.")
     ] = None,
+    ray: RayOption = None,
+    workers: WorkersOption = None,
     max_new_tokens: TokensOption = Sampling.max_new_tokens,
     temperature: TemperatureOption = Sampling.temperature,
     top_p: TopPOption = Sampling.top_p,
@@ -516,26 +518,28 @@ def evaluate(
     folder = out or Path("runs") / f"evaluate-{chosen.name}"
     loaded = _load(model, dtype, device, backend, first_n_layers)
     own: Condition | None = None
-    if vector is not None:
-        own = replace(way, vector=SteeringVector.load(vector, loaded))
-    elif choose:
-        from star_tl.evaluation.intervention import choose_intervention
+    with _workers(loaded, ray, workers) as replicas:
+        if vector is not None:
+            own = replace(way, vector=SteeringVector.load(vector, loaded))
+        elif choose:
+            from star_tl.evaluation.intervention import choose_intervention
 
-        own = choose_intervention(loaded, pairs, out=folder / "choice").condition
-    result = walk(
-        loaded,
-        chosen,
-        questions,
-        folder,
-        chosen=own,
-        drift=drift,
-        seeds=range(seeds),
-        turns=turns,
-        scenarios=load_scenarios(items, len(questions)) if items is not None else None,
-        llm=LLMJudge(pairs.trait, llm_url, llm_model) if llm_url and llm_model else None,
-        side_effects=side_effects,
-        sampling=sampling,
-    )
+            own = choose_intervention(loaded, pairs, out=folder / "choice", workers=replicas).condition
+        result = walk(
+            loaded,
+            chosen,
+            questions,
+            folder,
+            chosen=own,
+            drift=drift,
+            seeds=range(seeds),
+            turns=turns,
+            scenarios=load_scenarios(items, len(questions)) if items is not None else None,
+            llm=LLMJudge(pairs.trait, llm_url, llm_model) if llm_url and llm_model else None,
+            side_effects=side_effects,
+            workers=replicas,
+            sampling=sampling,
+        )
     for name, table in result.tables().items():
         _print_frame(table, name)
     typer.echo(f"Wrote {folder}/: report.html, tables.md, tables.tex, effects.csv, against.csv, samples.csv.")
@@ -562,46 +566,70 @@ def export(
     positions: PositionsOption = None,
     every_token: Annotated[
         bool,
-        typer.Option("--every-token", help="Add at every token in place of --positions, at no more drift; measured."),
+        typer.Option(
+            "--every-token", help="Add at every token, at no more drift, also where the format can hold the positions."
+        ),
     ] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Drift and effect for the recipe card.")
+    ] = True,
     trait: Annotated[
-        str | None, typer.Option("--trait", help="Pairs to measure --every-token on; default the vector's trait.")
+        str | None, typer.Option("--trait", help="Pairs to measure on; default those of the vector's trait.")
     ] = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
     backend: BackendOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Write a vector for llama.cpp, transformers, vLLM and others, with a recipe card."""
+    """Write a vector for llama.cpp, transformers, vLLM and others, with a recipe card.
+
+    Where a format knows no positions, the vector is added at every token so strongly that it drifts no more than it
+    does in its own place; what that loses is printed.
+    """
     from star_tl.steering.condition import Condition
 
     at = _positions(positions)
     Condition(strength=strength, positions=at)
-    if trait is not None and not every_token:
-        raise StarError("--trait names the pairs that --every-token is measured on: give that too, or leave it out.")
+    if not measure and (trait is not None or every_token):
+        name = "--trait names" if trait is not None else "--every-token needs"
+        raise StarError(f"{name} what is measured: leave --no-measure out.")
     from star_tl.vectors import SteeringVector
-    from star_tl.vectors.export import Request, format_named
+    from star_tl.vectors.export import Request, UnheldPositions, format_named
     from star_tl.vectors.export import export as write
+    from star_tl.vectors.export.card import write_card
 
     chosen = format_named(format)
     if not chosen.folder:
         _check_file(out, overwrite)
     steering = SteeringVector.load(vector)
-    name, measured = model or steering.model, {}
-    if every_token or model is not None or chosen.folder:
-        loaded = _load(name, dtype, device, backend, None)
-        steering.check(loaded)
-        if every_token:
-            from star_tl.data.pairs import load_pairs
-            from star_tl.evaluation.every_token import fit_every_token
+    name = model or steering.model
+    request = Request(steering, strength, at, name)
+    if not measure:
+        if model is not None or chosen.folder:
+            steering.check(_load(name, dtype, device, backend, None))
+        typer.echo(f"Wrote {', '.join(map(str, write(request, format, out)))}.")
+        return
+    from star_tl.data.pairs import load_pairs
+    from star_tl.evaluation.every_token import fit_every_token, measure_export, on_card
 
-            located = Condition("located", steering, strength, at)
-            fitted = fit_every_token(loaded, load_pairs(trait or steering.trait), located)
-            _print_frame(
-                fitted.table, f"added at every token at strength {fitted.strength:.3g}, beside the located vector"
-            )
-            strength, at, measured = fitted.strength, "all", fitted.measured
-    written = write(Request(steering, strength, at, name, measured), format, out)
+    pairs = load_pairs(trait or steering.trait)
+    loaded = _load(name, dtype, device, backend, None)
+    steering.check(loaded)
+    located, written = Condition("located", steering, strength, at), None
+    if not every_token:
+        try:
+            written = write(request, format, out)
+        except UnheldPositions as error:
+            typer.echo(str(error).split(":")[0] + ".")
+    if written is None:
+        fitted = fit_every_token(loaded, pairs, located)
+        title = f"added at every token at strength {fitted.strength:.3g}, beside the located vector"
+        table, request = fitted.table, replace(request, strength=fitted.strength, positions="all")
+        written = write(replace(request, measured=on_card(table)), format, out)
+    else:
+        title, table = "what it does, on extraction contexts", measure_export(loaded, pairs, located)
+        write_card(replace(request, measured=on_card(table)), chosen, out)
+    _print_frame(table, title)
     typer.echo(f"Wrote {', '.join(map(str, written))}.")
 
 

@@ -32,6 +32,7 @@ from star_tl.evaluation.llm_judge import LLMJudge
 from star_tl.evaluation.negotiation import outcomes
 from star_tl.evaluation.played import Talk, by_turn, play, talks_of, texts_of
 from star_tl.evaluation.preflight import preflight
+from star_tl.evaluation.ray_workers import RayWorkers
 from star_tl.evaluation.samples import describe, sample_conditions
 from star_tl.evaluation.scores import mark_coherent
 from star_tl.evaluation.side_effects import damage, trait_matrix
@@ -63,6 +64,7 @@ def evaluate(
     llm: LLMJudge | None = None,
     side_effects: bool = True,
     progress: bool = True,
+    workers: RayWorkers | None = None,
     sampling: Sampling | None = None,
     **options: Unpack[SamplingOptions],
 ) -> Evaluation:
@@ -87,6 +89,7 @@ def evaluate(
         llm: a language model as one more judge.
         side_effects: measure other traits, facts, refusals and neutral text too.
         progress: show progress bars.
+        workers: replicas of the model on other machines, which write and score in its place: the same tables.
         sampling: how to sample, a :class:`star_tl.Sampling`, or its fields by name.
 
     Raises:
@@ -123,19 +126,19 @@ def evaluate(
     def walk(folder: Path | None) -> Evaluation:
         file = folder and folder / "attribution.safetensors"
         attr = kept(file, AttributionMap.load, lambda: attribute(model, pairs, progress=progress))
-        conditions, found = _at_equal_drift(model, pairs, attr, given, drift, settings, folder, progress)
-        samples = _samples(model, pairs, asked, conditions, seeds, settings, folder, progress)
+        conditions, found = _at_equal_drift(model, pairs, attr, given, drift, settings, folder, progress, workers)
+        samples = _samples(model, pairs, asked, conditions, seeds, settings, folder, progress, workers)
         samples, measures = with_measures(samples, task, asked, llm)
         some = [c for c in conditions if c.name in SHOWN]
         matrix = harm = None
         if side_effects:
             located = next(c for c in conditions if c.name == LOCATED)
-            matrix = _matrix(model, pairs, asked, located, found, samples, settings, folder, progress)
-            harm = damage(model, some, settings, folder and folder / "replies" / "refusals.jsonl", progress)
+            matrix = _matrix(model, pairs, asked, located, found, samples, settings, folder, progress, workers)
+            harm = damage(model, some, settings, folder and folder / "replies" / "refusals.jsonl", progress, workers)
         talked = ended = None
         if turns:
             talks = talks_of(task, asked, items)
-            talked, ended = _talks(model, pairs, talks, items, some, turns, settings, folder, progress)
+            talked, ended = _talks(model, pairs, talks, items, some, turns, settings, folder, progress, workers)
         return Evaluation(
             task=task,
             model=str(model.cfg.model_name),
@@ -193,17 +196,20 @@ def _at_equal_drift(
     sampling: Sampling,
     folder: Path | None,
     progress: bool,
+    workers: RayWorkers | None,
 ) -> tuple[list[Condition], float]:
     """All conditions, and the drift that those with a vector were brought to."""
     practice, words = pairs.extraction.prompts[:PRACTICE], worded_conditions(pairs)
     file = folder and folder / "replies" / "priming.jsonl"
     if drift is None:
         primed = [replace(words[0], seed=PRACTICE_SEED)]
-        frame = sample_conditions(model, pairs.trait, practice, primed, sampling, file, progress)
+        frame = sample_conditions(model, pairs.trait, practice, primed, sampling, file, progress, workers)
         drift = float(frame.drift.mean())
     steered = [c for c in given if c.dose] + vector_conditions(model, pairs, attr)
     kept = folder and folder / "replies"
-    steered = at_drift(model, pairs.trait, _seeded(steered), drift, practice, sampling, PRACTICE_POINTS, kept, progress)
+    steered = at_drift(
+        model, pairs.trait, _seeded(steered), drift, practice, sampling, PRACTICE_POINTS, kept, progress, workers
+    )
     located = next(c for c in steered if c.name == LOCATED)
     both = replace(located, name=BOTH, instruction=words[0].instruction)
     return [replace(c, seed=0) for c in (Condition(), *steered, *words, both)], drift
@@ -222,13 +228,14 @@ def _samples(
     sampling: Sampling,
     folder: Path | None,
     progress: bool,
+    workers: RayWorkers | None,
 ) -> pd.DataFrame:
     each = []
     for number, condition in enumerate(conditions):
         several = seeds if not condition.name.startswith(("random", "shuffled")) else [seeds[number % len(seeds)]]
         each += [replace(condition, seed=seed) for seed in several]
     file = folder and folder / "replies" / "arms.jsonl"
-    return sample_conditions(model, pairs.trait, prompts, each, sampling, file, progress)
+    return sample_conditions(model, pairs.trait, prompts, each, sampling, file, progress, workers)
 
 
 def _matrix(
@@ -241,6 +248,7 @@ def _matrix(
     sampling: Sampling,
     folder: Path | None,
     progress: bool,
+    workers: RayWorkers | None,
 ) -> pd.DataFrame:
     """Every trait's vector at this task's place, brought to the same drift."""
     assert located.vector is not None
@@ -251,9 +259,11 @@ def _matrix(
     ]
     kept = folder and folder / "replies" / "traits"
     practice = pairs.extraction.prompts[:PRACTICE]
-    ways = at_drift(model, pairs.trait, _seeded(ways), drift, practice, sampling, PRACTICE_POINTS, kept, progress)
+    ways = at_drift(
+        model, pairs.trait, _seeded(ways), drift, practice, sampling, PRACTICE_POINTS, kept, progress, workers
+    )
     ways, file = [replace(way, seed=0) for way in ways], kept and kept / "arms.jsonl"
-    frame = sample_conditions(model, pairs.trait, prompts, ways, sampling, file, progress)
+    frame = sample_conditions(model, pairs.trait, prompts, ways, sampling, file, progress, workers)
     texts = {name: frame[frame.arm == name].text.tolist() for name in others}
     texts[pairs.trait.name] = samples[samples.arm == LOCATED].text.tolist()
     return trait_matrix({name: texts[name] for name in sorted(texts)}, samples[samples.arm == UNSTEERED].text.tolist())
@@ -269,12 +279,13 @@ def _talks(
     sampling: Sampling,
     folder: Path | None,
     progress: bool,
+    workers: RayWorkers | None,
 ) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     """Turn by turn; and what was bargained, where something was."""
     frames, ended = [], []
     for way in conditions:
         kept = folder and folder / "replies" / "talks" / way.name.replace(" ", "-")
-        frame = play(model, pairs.trait, talks, way, turns, sampling, kept, progress)
+        frame = play(model, pairs.trait, talks, way, turns, sampling, kept, progress, workers)
         frames.append(frame)
         if items:
             ended.append(outcomes(texts_of(frame), items).assign(condition=way.name))

@@ -273,10 +273,12 @@ def test_a_vector_is_exported_or_refused_in_one_line(tiny: Any, tiny_folder: Pat
     pairs, vector, out = star.load_pairs("agreement"), tmp_path / "v.safetensors", tmp_path / "v.gguf"
     star.extract_vector(tiny, pairs, star.Locus("blocks.1.hook_resid_post")).save(vector)
     export = ["export", "gguf", "--vector", str(vector), "--out", str(out)]
+    quick = [*export, "--no-measure"]
     for arguments, said in (
-        (export, "--every-token"),
-        ([*export, "--positions", "generated"], "cannot hold the positions"),
-        ([*export, "--trait", "agreement"], "--every-token"),
+        (quick, "cannot hold the positions"),
+        ([*quick, "--every-token"], "leave --no-measure out"),
+        ([*quick, "--trait", "agreement"], "leave --no-measure out"),
+        ([*export, "--trait", "nonsense"], "nonsense"),
         (["export", "ggug", *export[2:]], "Did you mean 'gguf'"),
         ([*export, "--positions", "all", "--model", "demo"], "not from 'demo'"),
     ):
@@ -285,24 +287,31 @@ def test_a_vector_is_exported_or_refused_in_one_line(tiny: Any, tiny_folder: Pat
         assert said in refused.output
         assert len(refused.output.splitlines()) == 1
         assert list(tmp_path.iterdir()) == [vector]
-    written = runner.invoke(app, [*export, "--positions", "all"])
+    written = runner.invoke(app, [*quick, "--positions", "all"])
     assert written.exit_code == 0, written.output
     assert all(str(tmp_path / name) in written.output for name in ("v.gguf", "v.gguf.card.json", "v.gguf.card.md"))
-    assert "exists" in runner.invoke(app, [*export, "--positions", "all"]).output
+    assert json.loads((tmp_path / "v.gguf.card.json").read_text())["measured"] == {}
+    assert "exists" in runner.invoke(app, [*quick, "--positions", "all"]).output
     folder = ["export", "huggingface", "--vector", str(vector), "--out", str(tmp_path / "folded"), "--positions", "all"]
+    folder += ["--no-measure"]
     assert runner.invoke(app, folder).exit_code == 0
     assert "new folder" in runner.invoke(app, [*folder, "--overwrite"]).output
 
 
-def test_a_located_vector_is_fitted_to_every_token_and_both_are_printed(tiny: Any, tmp_path: Path) -> None:
+EFFECT = ("effect, points beside unsteered", "lower end of the effect's 95 %", "upper end of the effect's 95 %")
+
+
+def test_what_a_format_cannot_hold_is_fitted_to_every_token_and_the_loss_is_printed(tiny: Any, tmp_path: Path) -> None:
     lines = (Path(star.__file__).parent / "data" / "traits" / "agreement.jsonl").read_text().splitlines()
     (tmp_path / "few.jsonl").write_text("\n".join(lines[:5]) + "\n")
     vector = star.extract_vector(tiny, star.load_pairs("agreement"), star.Locus("blocks.1.hook_resid_post"))
     vector.save(tmp_path / "v.safetensors")
     out = tmp_path / "v.gguf"
-    given = ["--vector", str(tmp_path / "v.safetensors"), "--out", str(out), "--every-token", "--strength", "6"]
-    result = runner.invoke(app, ["export", "gguf", *given, "--trait", str(tmp_path / "few.jsonl")])
+    given = ["--vector", str(tmp_path / "v.safetensors"), "--out", str(out), "--strength", "6"]
+    given += ["--trait", str(tmp_path / "few.jsonl")]
+    result = runner.invoke(app, ["export", "gguf", *given])
     assert result.exit_code == 0, result.output
+    assert "cannot hold the positions" in result.output
     card = json.loads((tmp_path / "v.gguf.card.json").read_text())
     drift = {arm: card["measured"][f"{arm}: drift, nats per token"] for arm in ("located", "every token", "unsteered")}
     assert 0 == drift["unsteered"] < drift["every token"] <= drift["located"]
@@ -310,3 +319,10 @@ def test_a_located_vector_is_fitted_to_every_token_and_both_are_printed(tiny: An
         assert f"{value:.3f}" in next(line for line in result.output.splitlines() if arm in line and "│" in line)
     assert card["positions"] == "all"
     assert 0 < card["strength"] < 6
+    effects = [f"{arm}: {end}" for arm in ("every token", "located") for end in EFFECT]
+    assert set(effects) <= set(card["measured"])
+    given[3] = str(tmp_path / "steer.py")  # which can hold them
+    assert runner.invoke(app, ["export", "snippet", *given]).exit_code == 0
+    whole = json.loads((tmp_path / "steer.py.card.json").read_text())
+    assert (whole["positions"], whole["strength"]) == ("[-1]", 6)
+    assert {k: v for k, v in card["measured"].items() if not k.startswith("every")} == whole["measured"]

@@ -311,8 +311,8 @@ def reply_ids(tokenizer: Tokenizer, reply: str) -> tuple[int, ...]:
 def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
     """Tokens that end an assistant's turn: the tokenizer's end, the usual end-of-turn tokens, and the chat format's."""
     known = ("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im_end|>", "<end_of_turn>", "<|end|>", "</s>")
-    vocabulary = tokenizer.get_vocab()
-    ids = {vocabulary[t] for t in known if t in vocabulary}
+    found = {token: tokenizer.convert_tokens_to_ids(token) for token in known}  # an unknown one's is the unknown token
+    ids = {i for token, i in found.items() if i is not None and tokenizer.convert_ids_to_tokens(i) == token}
     ids.update(chat_format(tokenizer).stop_ids)
     if tokenizer.eos_token_id is not None:
         ids.add(tokenizer.eos_token_id)

@@ -16,6 +16,7 @@ import pandas as pd
 from star_tl.data.chat import Prompt
 from star_tl.data.pairs import Trait
 from star_tl.errors import StarError
+from star_tl.evaluation.ray_workers import RayWorkers
 from star_tl.evaluation.samples import sample_conditions
 from star_tl.generation.settings import Sampling
 from star_tl.models.backend import Model
@@ -41,6 +42,7 @@ def at_drift(
     points: int = POINTS,
     out: str | Path | None = None,
     progress: bool = True,
+    workers: RayWorkers | None = None,
 ) -> list[Condition]:
     """Each condition at the strength that costs ``target`` nats a token on these prompts, as far as measured.
 
@@ -57,6 +59,7 @@ def at_drift(
         points: strengths to measure, at least one.
         out: a folder for the samples, from which an equal call that was stopped goes on.
         progress: show progress bars.
+        workers: who write and score in place of ``model``.
 
     Raises:
         StarError: a target or points that are not above 0, or a condition without a vector or at strength 0.
@@ -73,7 +76,7 @@ def at_drift(
             break
         asked = [replace(conditions[i], strength=_next(conditions[i].strength, found[i], target)) for i in open_]
         file = Path(out) / f"drift-{point}.jsonl" if out is not None else None
-        samples = sample_conditions(model, trait, prompts, asked, sampling, file, progress)
+        samples = sample_conditions(model, trait, prompts, asked, sampling, file, progress, workers)
         for i, now, part in zip(open_, asked, _by_condition(samples, len(prompts)), strict=True):
             drift = float(part.drift.mean())
             found[i].append((abs(now.strength), drift if math.isfinite(drift) else math.inf))

@@ -1,7 +1,8 @@
-"""A vector at every token that drifts no more than it does in its own place, for programs that know no positions."""
+"""What an exported vector does, and one at every token that drifts no more, for programs that know no positions."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -13,11 +14,21 @@ from star_tl.evaluation.samples import sample_conditions
 from star_tl.evaluation.scores import mark_coherent, summarise
 from star_tl.generation.settings import Sampling
 from star_tl.models.backend import Model
-from star_tl.steering.condition import Condition
+from star_tl.steering.condition import UNSTEERED, Condition
 
 _SHARES = tuple(2.0**k for k in range(-8, 3))  # of the located strength, where the search begins
 _ROUNDS, _BETWEEN = 2, 6  # then so many finer grids, each of so many strengths between two neighbours
-_REPORTED = ("arm", "n", "trait_rate", "low_rate", "high_rate", "coherent_rate", "drift")
+_REPORTED = ("arm", "n", "trait_rate", "low_rate", "high_rate", "coherent_rate", "drift", "difference", "low", "high")
+_EFFECT = ("difference", "low", "high")
+_ON_CARD = {
+    "drift": "drift, nats per token",
+    "trait_rate": "coherent replies with the trait",
+    "low_rate": "lower end of 95 %",
+    "high_rate": "upper end of 95 %",
+    "difference": "effect, points beside unsteered",
+    "low": "lower end of the effect's 95 %",
+    "high": "upper end of the effect's 95 %",
+}
 
 
 @dataclass(frozen=True)
@@ -25,19 +36,37 @@ class EveryToken:
     """The ``strength`` at every token, and a ``table`` of unsteered, located and every-token replies.
 
     The table's columns are those of :func:`star_tl.evaluation.scores.summarise`: the rate of coherent replies that show
-    the trait with its interval, and drift in nats per token.
+    the trait with its interval, its difference to the unsteered replies, and drift in nats per token.
     """
 
     strength: float
     table: pd.DataFrame
 
-    @property
-    def measured(self) -> dict[str, float]:
-        """Drift and effect of all three, by name."""
-        names = {"drift": "drift, nats per token", "trait_rate": "coherent replies with the trait"}
-        names |= {"low_rate": "lower end of 95 %", "high_rate": "upper end of 95 %"}
-        rows = self.table.set_index("arm").loc[["every token", "located", "unsteered"], list(names)]
-        return {f"{arm}: {names[str(key)]}": float(value) for arm, row in rows.iterrows() for key, value in row.items()}
+
+def on_card(table: pd.DataFrame) -> dict[str, float]:
+    """Drift and effect of a table's conditions by name, the last condition first, as a recipe card takes them."""
+    found: dict[str, float] = {}
+    for row in reversed(table.to_dict(orient="records")):
+        names = _ON_CARD if row["arm"] != UNSTEERED else {k: v for k, v in _ON_CARD.items() if k not in _EFFECT}
+        found |= {f"{row['arm']}: {name}": float(row[column]) for column, name in names.items()}
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def measure_export(
+    model: Model,
+    pairs: Pairs,
+    condition: Condition,
+    sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+) -> pd.DataFrame:
+    """Drift and effect of a condition on the extraction contexts, beside unsteered replies: a table as
+    :class:`EveryToken` has it.
+    """
+    return _table(model, pairs, [Condition(seed=condition.seed), condition], sampling)
+
+
+def _table(model: Model, pairs: Pairs, conditions: Sequence[Condition], sampling: Sampling) -> pd.DataFrame:
+    samples = sample_conditions(model, pairs.trait, pairs.extraction.prompts, conditions, sampling)
+    return summarise(mark_coherent(samples)).filter(_REPORTED)
 
 
 def fit_every_token(
@@ -83,5 +112,5 @@ def fit_every_token(
         grid = [strength * (above / strength) ** (k / (_BETWEEN + 1)) for k in range(1, _BETWEEN + 1)]
     if not strength:
         raise StarError("Every strength tried at every token drifts more than the located vector: raise its strength.")
-    samples = mark_coherent(write([Condition(seed=located.seed), located, everywhere(strength)]))
-    return EveryToken(strength, summarise(samples).filter(_REPORTED))
+    conditions = [Condition(seed=located.seed), located, everywhere(strength)]
+    return EveryToken(strength, _table(model, pairs, conditions, sampling))

@@ -27,6 +27,7 @@ from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError
 from star_tl.evaluation.drift import at_drift
 from star_tl.evaluation.measures import Measure, commonest_opening, measured, reward_of, unseen_by
+from star_tl.evaluation.ray_workers import RayWorkers
 from star_tl.evaluation.samples import sample_conditions
 from star_tl.evaluation.scores import mark_coherent
 from star_tl.files import kept
@@ -142,6 +143,7 @@ def choose_intervention(
     seed: int = 0,
     out: str | Path | None = None,
     progress: bool = True,
+    workers: RayWorkers | None = None,
 ) -> InterventionChoice:
     """What raises the reward most at a drift, of all sources, layers and stretches of tokens.
 
@@ -161,6 +163,7 @@ def choose_intervention(
         seed: of the replies.
         out: a folder for the samples, from which an equal call that was stopped goes on.
         progress: show progress bars.
+        workers: who write and score the finalists' replies in place of ``model``.
 
     Raises:
         StarError: bad arguments, a reward that gives no finite number, or maps of another model.
@@ -177,7 +180,9 @@ def choose_intervention(
     chosen = shortlist(found, finalists, outcome)
     started = [replace(c.condition, strength=first_strength(c, outcome, drift)) for c in chosen]
     practice = contexts[:CALIBRATED_ON]
-    ready = at_drift(model, pairs.trait, started, drift, practice, sampling, out=folder, progress=progress)
+    ready = at_drift(
+        model, pairs.trait, started, drift, practice, sampling, out=folder, progress=progress, workers=workers
+    )
     alive = {i: replace(c, name=f"{i}") for i, c in enumerate(ready)}
     parts: list[pd.DataFrame] = []
     rounds = dict.fromkeys(alive, 0)
@@ -188,7 +193,7 @@ def choose_intervention(
         ways = [Condition(), *alive.values()]
         conditions = [replace(c, seed=s) for c in ways for s in seeds]
         file = folder / f"round-{wave}.jsonl" if folder else None
-        parts.append(sample_conditions(model, pairs.trait, contexts, conditions, sampling, file, progress))
+        parts.append(sample_conditions(model, pairs.trait, contexts, conditions, sampling, file, progress, workers))
         samples = _paid(pd.concat(parts, ignore_index=True), pairs, reward)
         paid, cost = (_means(samples, column) for column in ("paid", "drift"))
         for i in alive:

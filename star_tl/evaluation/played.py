@@ -18,6 +18,7 @@ from star_tl.data.pairs import Trait
 from star_tl.data.scenarios import Scenario
 from star_tl.data.tasks import Task
 from star_tl.errors import StarError
+from star_tl.evaluation.ray_workers import RayWorkers
 from star_tl.evaluation.samples import sample_conditions
 from star_tl.generation.settings import Sampling
 from star_tl.models.backend import Model
@@ -46,6 +47,7 @@ def play(
     sampling: Sampling = Sampling(),  # noqa: B008 - frozen
     folder: Path | None = None,
     progress: bool = True,
+    workers: RayWorkers | None = None,
 ) -> pd.DataFrame:
     """A row per talk and turn of the assistant: ``turn`` (from 1), ``user``, and the scores of its reply.
 
@@ -62,6 +64,7 @@ def play(
         sampling: how both write.
         folder: for the samples, from which an equal call goes on.
         progress: show progress bars.
+        workers: who write and score in place of ``model``.
 
     Raises:
         StarError: no talks, turns below 1, or a talk that no longer fits the model's context.
@@ -76,13 +79,14 @@ def play(
         if None in heard:
             asked = [_as_user(talk, past) for talk, past in zip(talks, said, strict=True)]
             file = folder and folder / f"{turn:02d}-user.jsonl"
-            spoken = sample_conditions(model, trait, asked, [Condition(seed=seed)], sampling, file, progress).text
+            other = [Condition(seed=seed)]
+            spoken = sample_conditions(model, trait, asked, other, sampling, file, progress, workers).text
             heard = [given or words for given, words in zip(heard, spoken, strict=True)]
         heard = [words.strip() or "..." for words in heard if words is not None]
         chats = [_as_assistant(*x) for x in zip(talks, said, heard, strict=True)]
         file = folder and folder / f"{turn:02d}-assistant.jsonl"
         now = replace(condition, seed=seed + 1)
-        frame = sample_conditions(model, trait, chats, [now], sampling, file, progress)
+        frame = sample_conditions(model, trait, chats, [now], sampling, file, progress, workers)
         frames.append(frame.assign(turn=turn + 1, user=heard, seed=condition.seed))
         for past, words, reply in zip(said, heard, frame.text, strict=True):
             past.append((words, reply.strip() or "..."))

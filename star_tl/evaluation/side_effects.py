@@ -18,6 +18,7 @@ import torch
 from star_tl.data.chat import Prompt, render, reply_ids
 from star_tl.data.pairs import TRAITS, Trait, load_pairs
 from star_tl.evaluation.judges import LABELS, Judge, load_judge
+from star_tl.evaluation.ray_workers import RayWorkers
 from star_tl.evaluation.samples import sample_conditions
 from star_tl.files import parse_json, read_text
 from star_tl.generation.likelihood import reply_logits, reply_logprobs
@@ -72,6 +73,7 @@ def damage(
     sampling: Sampling = Sampling(),  # noqa: B008 - frozen
     out: Path | None = None,
     progress: bool = True,
+    workers: RayWorkers | None = None,
 ) -> pd.DataFrame:
     """A row per condition: ``perplexity`` of neutral text, share of ``facts`` known, share of requests ``refused``.
 
@@ -83,12 +85,14 @@ def damage(
         sampling: of the answers to what should be refused.
         out: the file of these samples, from which an equal call goes on.
         progress: show progress bars.
+        workers: who write the answers in place of ``model``.
     """
     facts, neutral, refuse = (_records(name) for name in ("facts", "neutral", "refuse"))
     questions = [r["prompt"] for r in facts]
     named = [replace(c, name=str(i)) for i, c in enumerate(conditions)]
     trait = load_pairs(TRAITS[0]).trait
-    answers = sample_conditions(model, trait, [r["prompt"] for r in refuse], named, sampling, out, progress)
+    asked = [r["prompt"] for r in refuse]
+    answers = sample_conditions(model, trait, asked, named, sampling, out, progress, workers)
     rows = []
     for number, condition in enumerate(conditions):
         right = log_probability(model, questions, [r["right"] for r in facts], condition)

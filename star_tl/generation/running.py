@@ -82,7 +82,7 @@ class RunningBatch:
         assert isinstance(passed, LlamaPass)  # hooks at the places of loci are what it knows
         chosen = _take(more, logits)
         if self._rows is None:
-            self._rows = LlamaRows(passed)
+            self._rows = LlamaRows(passed, self.columns)
         else:
             assert isinstance(self._rows, LlamaRows)
             self._rows.admit(passed)

@@ -29,13 +29,14 @@ from star_tl.models.load import fingerprint
 from star_tl.serve.engine import Engine, Full, Job, Limits
 from star_tl.serve.guard import Guard, refusal
 from star_tl.serve.page import CONTENT_POLICY, PAGE
-from star_tl.serve.text import settled
+from star_tl.serve.text import printable_text
 from star_tl.serve.vectors import Served, named
 from star_tl.serve.wire import ChatReply, ChatRequest, Health, ModelList, Refusal
 from star_tl.steering.condition import Condition
 from star_tl.version import __version__
 
 _BETWEEN = 0.05  # seconds between two parts of a stream, so that many streams do not cost a message a token
+_DECODING = 0.1  # of the time at most goes into decoding the texts of streams, whose length the cost grows with
 _BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 _REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -50,7 +51,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 
-class Reply:
+class Completion:
     """A request that is being answered."""
 
     def __init__(self, job: Job, name: str, request: ChatRequest, condition: Condition) -> None:
@@ -153,7 +154,7 @@ def make_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         loop = asyncio.get_running_loop()
-        waiting: dict[Job, Reply] = {}
+        waiting: dict[Job, Completion] = {}
 
         def tell(jobs: list[Job]) -> None:
             for job in jobs:
@@ -229,7 +230,7 @@ def make_app(
             metrics.replies.labels("refused").inc()
             raise
         try:
-            reply = Reply(job, name, body, condition)
+            reply = Completion(job, name, body, condition)
             reply.head["system_fingerprint"] = identity
             state["waiting"][job] = reply
             engine.submit(job)
@@ -258,19 +259,19 @@ def make_app(
         written = len(job.asked.writing.tokens)
         choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": settled(job.asked.writing), "refusal": None},
+            "message": {"role": "assistant", "content": printable_text(job.asked.writing), "refusal": None},
             "logprobs": reply.log_probs(0, written),
             "finish_reason": reply.finish_reason,
         }
         content = reply.head | {"object": "chat.completion", "choices": [choice], "usage": reply.usage()}
         return JSONResponse(content)
 
-    def first_token(reply: Reply) -> None:
+    def first_token(reply: Completion) -> None:
         if reply.began and reply.job.asked.writing.tokens:
             state["metrics"].first.observe(time.perf_counter() - reply.began)
             reply.began = 0.0
 
-    def end(reply: Reply, watch: asyncio.Task[None]) -> None:
+    def end(reply: Completion, watch: asyncio.Task[None]) -> None:
         watch.cancel()
         state["waiting"].pop(reply.job, None)
         done = reply.job.done
@@ -279,8 +280,8 @@ def make_app(
         outcome = "gone" if not done else "failed" if reply.problem is not None else reply.finish_reason
         state["metrics"].replies.labels(outcome).inc()
 
-    async def parts(reply: Reply, watch: asyncio.Task[None]) -> AsyncIterator[str]:
-        """The stream: what is settled, as it settles; then why it ended, and what was used."""
+    async def parts(reply: Completion, watch: asyncio.Task[None]) -> AsyncIterator[str]:
+        """The stream: what is sure not to change, as it comes; then why it ended, and what was used."""
         job, head = reply.job, reply.head | {"object": "chat.completion.chunk"}
         usage = bool(reply.request.stream_options and reply.request.stream_options.include_usage)
         more = {"usage": None} if usage else {}
@@ -296,7 +297,9 @@ def make_app(
                     yield _event({"error": {"message": reply.problem, "type": "server_error", "code": "no_reply"}})
                     return
                 first_token(reply)
-                written, text = len(job.asked.writing.tokens), settled(job.asked.writing)
+                began = time.thread_time()
+                written, text = len(job.asked.writing.tokens), printable_text(job.asked.writing)
+                pause = max(_BETWEEN, (time.thread_time() - began) * len(state["waiting"]) / _DECODING)
                 if reply.request.logprobs:
                     written = min(written, len(job.asked.writing.log_probs))
                 if text.startswith(sent) and (text != sent or told == 0 or (written > told and reply.request.logprobs)):
@@ -307,7 +310,7 @@ def make_app(
                 if done:
                     break
                 with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(reply.finished.wait(), _BETWEEN)
+                    await asyncio.wait_for(reply.finished.wait(), pause)
             choice = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": reply.finish_reason}
             yield _event(head | {"choices": [choice]} | more)
             if usage:
@@ -347,7 +350,7 @@ def make_app(
     return app
 
 
-async def _gone(request: Request, reply: Reply, engine: Engine) -> None:
+async def _gone(request: Request, reply: Completion, engine: Engine) -> None:
     """Gives the row up as soon as the client has gone away."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

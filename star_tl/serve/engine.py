@@ -144,16 +144,23 @@ class Engine:
         """The next jobs that find a row, memory, and time to read their prompts before the others go on."""
         for job in [job for job in self._waiting if job.cancelled]:
             self._waiting.remove(job)
+        if not self._waiting or len(self._running) == self.limits.rows:
+            return []
         joining: list[Job] = []
+        first = len(self._waiting[0].asked.writing.prompt)
         longest = 0
-        while self._waiting and len(self._running) + len(joining) < self.limits.rows:
-            asked = self._waiting[0].asked
-            longest = max(longest, len(asked.writing.prompt))
+        # The first in the queue, and those whose prompts are of about its length: the shorter are padded.
+        for job in sorted(self._waiting, key=lambda job: abs(len(job.asked.writing.prompt) - first)):
+            if len(self._running) + len(joining) >= self.limits.rows:
+                break
+            longest = max(longest, len(job.asked.writing.prompt))
             if joining and (len(joining) + 1) * longest > _READ_AT_ONCE:
                 break
-            if not self._batch.room_for([*(job.asked for job in joining), asked]):
+            if not self._batch.room_for([*(job.asked for job in joining), job.asked]):
                 break
-            joining.append(self._waiting.popleft())
+            joining.append(job)
+        for job in joining:
+            self._waiting.remove(job)
         return joining
 
     def _leave(self) -> None:

@@ -7,7 +7,7 @@ from star_tl.generation.sampling import Writing
 _HALF = "\N{REPLACEMENT CHARACTER}"  # what the first bytes of a character are decoded to
 
 
-def settled(writing: Writing) -> str:
+def printable_text(writing: Writing) -> str:
     """What of the reply stands for good: at its end all of it, as :class:`star_tl.generation.sampling.Reply` has it.
 
     Before, blanks at the end are held back, for a reply is stripped of them; so are half characters, what may become a

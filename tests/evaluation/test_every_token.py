@@ -11,7 +11,7 @@ from hf_reference import steering_vector
 
 import star_tl as star
 from star_tl.errors import StarError
-from star_tl.evaluation.every_token import fit_every_token
+from star_tl.evaluation.every_token import fit_every_token, measure_export, on_card
 from star_tl.generation.settings import Sampling
 from star_tl.steering.condition import Condition
 
@@ -33,8 +33,13 @@ def test_it_drifts_as_much_as_the_located_vector_and_hardly_less(tiny: Any, stre
     everywhere = replace(located, strength=fitted.strength, positions="all")
     assert limit > 0.01
     assert drift(tiny, everywhere) <= limit < drift(tiny, replace(everywhere, strength=1.1 * fitted.strength))
-    assert fitted.measured["located: drift, nats per token"] == pytest.approx(limit)
-    assert fitted.measured["every token: drift, nats per token"] == pytest.approx(drift(tiny, everywhere))
+    card = on_card(fitted.table)
+    assert card["located: drift, nats per token"] == pytest.approx(limit)
+    assert card["every token: drift, nats per token"] == pytest.approx(drift(tiny, everywhere))
+    assert next(iter(card)) == "every token: drift, nats per token"
+    assert on_card(measure_export(tiny, unequal_pairs(), replace(located, name="located"), SHORT)) == {
+        name: value for name, value in card.items() if not name.startswith("every token")
+    }
     assert fitted.strength * strength > 0
     assert list(fitted.table.arm) == ["unsteered", "located", "every token"]
 

@@ -1,4 +1,4 @@
-"""A sweep on two workers is the table of one process, also where a worker dies in the middle."""
+"""A sweep or an evaluation on two workers is that of one process, also where a worker dies or the call is stopped."""
 
 from __future__ import annotations
 
@@ -62,6 +62,35 @@ def test_two_workers_one_of_them_killed_make_the_table_of_one_process(
         assert workers.started == 4, "not one was replaced while replies were written and one while they were scored"
     pd.testing.assert_frame_equal(found, alone[0], check_exact=True)
     assert out.read_text() == alone[1]
+
+
+class Stopped(RayWorkers):
+    """A worker whose caller is stopped after some pieces of work."""
+
+    left = 12
+
+    def run(self, method: str, pieces: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
+        for found in super().run(method, pieces):
+            if not self.left:
+                raise KeyboardInterrupt
+            self.left -= 1
+            yield found
+
+
+def test_an_evaluation_that_was_stopped_goes_on_to_the_tables_of_one_process(tiny: Any, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 4, "progress": False, "drift": 0.05, "turns": 1}
+    prompts = PAIRS.heldout.prompts[:2]
+    star.evaluate(tiny, "joy", prompts, tmp_path / "alone", **options)
+    with Stopped(tiny, count=1) as workers:
+        with pytest.raises(KeyboardInterrupt):
+            star.evaluate(tiny, "joy", prompts, tmp_path / "shared", workers=workers, **options)
+        assert not (tmp_path / "shared/effects.csv").exists()
+        workers.left = -1
+        star.evaluate(tiny, "joy", prompts, tmp_path / "shared", workers=workers, **options)
+    files = sorted(p.relative_to(tmp_path / "alone") for p in (tmp_path / "alone").rglob("*.jsonl"))
+    assert len(files) > 5
+    for name in ("effects.csv", "against.csv", "samples.csv", "tables.md", *files):
+        assert (tmp_path / "shared" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
 
 
 def test_what_a_worker_finds_is_said_as_it_is(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from types import ModuleType
 import pandas as pd
 import pytest
 
+import star_tl as star
 from star_tl.locus import Locus
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -49,3 +50,22 @@ def test_a_place_ranks_among_those_within_the_drift_limit_and_twins_count_once(m
     assert twins.trait_rate.to_dict() == {"header": 0.8, "all": 0.4}
     assert set(twins.layer) == {1}
     assert table.set_index(["layer", "positions"])["rank"][0, "all"] == 5
+
+
+def test_a_reply_is_told_from_another_vectors_by_replaying_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What rounding explains must not be whatever a server may write."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    bench = importlib.import_module("bench_serve")
+    demo, exact = star.load_model("demo"), star.load_model("demo", dtype="float64")
+    vectors = bench.vectors_of(demo, tmp_path)
+    for body in bench.requests("demo", 3, 12, 5)[1:]:
+        text = bench.offline(demo, vectors, body).text
+        away = bench.replayed(exact, vectors, body, text)
+        assert away is not None
+        assert away < bench.NEAR / 2
+        others = [{"vector": name, "strength": 2.0} for name in bench.TRAITS if name != body["steering"]["vector"]]
+        for change in (*({"steering": other} for other in others), {"seed": body["seed"] + 1}):
+            other = bench.offline(demo, vectors, body | change).text
+            assert other != text
+            assert bench.replayed(exact, vectors, body, other) is None
+    del sys.modules["bench_serve"]

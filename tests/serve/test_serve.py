@@ -33,7 +33,7 @@ from star_tl.locus import Locus
 from star_tl.serve.app import make_app
 from star_tl.serve.engine import Engine, Full, Job, Limits
 from star_tl.serve.run import check_reach
-from star_tl.serve.text import settled
+from star_tl.serve.text import printable_text
 from star_tl.serve.vectors import Served, read_vectors, with_drift
 from star_tl.steering.condition import Condition
 
@@ -474,9 +474,6 @@ class Letters:
 
     eos_token_id, clean_up_tokenization_spaces = None, False
 
-    def get_vocab(self) -> dict[str, int]:
-        return {}
-
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         return bytes(ids).decode(errors="replace")
 
@@ -490,7 +487,7 @@ def test_a_stream_never_takes_back_what_it_has_sent(text: str, stop: tuple[str, 
     sent = ""
     for token in text.encode():
         writing.take(token)
-        now = settled(writing)
+        now = printable_text(writing)
         assert now.startswith(sent)
         sent = now
     assert writing.ended is not None
@@ -504,7 +501,7 @@ def test_a_stop_string_is_not_sent_between_its_last_token_and_the_end_it_brings(
     writing = Writing(Letters(), (1,), 0, Sampling(max_new_tokens=9, stop=("END",)), frozenset())
     writing.tokens.extend(b"so END")
     assert writing.ended is None
-    assert settled(writing) == "so"
+    assert printable_text(writing) == "so"
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from hf_reference import steering_vector
 from llama_cpp import LlamaCpp, control_vector, installed
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import star_tl as star
 from star_tl.data.chat import render
@@ -34,7 +35,7 @@ from star_tl.models.gguf import GgufFile
 from star_tl.models.load import DEMO
 from star_tl.steering.condition import Condition
 from star_tl.vectors import SteeringVector
-from star_tl.vectors.export import FORMATS, Request, export
+from star_tl.vectors.export import FORMATS, Request, UnheldPositions, export
 
 PAIRS = unequal_pairs()
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -300,18 +301,70 @@ def test_a_vector_comes_back_from_steering_vectors(tiny: Any, tmp_path: Path) ->
             star.from_steering_vectors(source, tiny, PAIRS)
 
 
-def test_steering_vectors_itself_computes_what_we_do(tiny_folder: Path, tiny: Any, tmp_path: Path) -> None:
-    theirs = pytest.importorskip("steering_vectors", reason="steering-vectors is not installed")
+CONSUMERS = Path(sys.prefix) / "consumers"  # with transformers 4, which they need; scripts/setup dev makes it
+CONSUME = """
+import json, sys, numpy, torch
+
+numpy.float_ = numpy.float64  # repeng was written for numpy 1
+from repeng import ControlModel, ControlVector
+from safetensors.torch import load_file, save_file
+from steering_vectors import SteeringVector, train_steering_vector
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+folder, ids, layer = json.loads(sys.argv[1])
+found = {}
+
+def model():
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+def read(name, steered):
+    with torch.no_grad():
+        found[name] = steered(input_ids=torch.tensor([ids])).logits[0]
+
+read("unsteered", model())
+theirs = model()
+layers = {int(layer): row for layer, row in load_file("v.safetensors").items()}
+with SteeringVector(layers, "decoder_block").apply(theirs):
+    read("steering-vectors", theirs)
+controlled = ControlModel(model(), [layer])
+controlled.set_control(ControlVector.import_gguf("v.gguf"))
+read("repeng", controlled)
+tokenizer = PreTrainedTokenizerFast(tokenizer_file=f"{folder}/tokenizer.json", pad_token="<|pad|>")
+own = train_steering_vector(theirs, tokenizer, [("I like it.", "I hate it."), ("Well done.", "Badly done.")])
+save_file({str(layer): row.contiguous() for layer, row in own.layer_activations.items()}, "theirs.safetensors")
+with own.apply(theirs, multiplier=0.5):
+    read("their own", theirs)
+save_file(found, "found.safetensors")
+"""
+
+
+def test_repeng_and_steering_vectors_themselves_compute_what_we_do(
+    tiny_folder: Path, tiny: Any, tmp_path: Path
+) -> None:
+    if not CONSUMERS.is_dir():
+        pytest.skip("repeng and steering-vectors are not installed: scripts/setup dev")
     vector = steering_vector()
     vector.export("steering-vectors", tmp_path / "v.safetensors", 0.7, "all")
-    held = theirs.SteeringVector({int(k): v for k, v in load_file(tmp_path / "v.safetensors").items()}, "decoder_block")
-    hf = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
-    with torch.no_grad(), held.apply(hf):
-        found = hf(torch.tensor([ids()])).logits
-    with torch.no_grad():
-        ours = tiny.run_with_hooks(torch.tensor([ids()]), fwd_hooks=vector.hooks(0.7, "all"))
-    torch.testing.assert_close(found, ours, **CLOSE)
-    torch.testing.assert_close(star.from_steering_vectors(held, tiny, PAIRS).vector, 0.7 * vector.vector)
+    vector.export("repeng", tmp_path / "v.gguf", 0.7, "all")
+    (tmp_path / "consume.py").write_text(CONSUME)
+    call = [sys.executable, "consume.py", json.dumps([str(tiny_folder), ids(), 1])]
+    environment = os.environ | {"PYTHONPATH": str(CONSUMERS)}
+    done = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = load_file(tmp_path / "found.safetensors")
+
+    def logits(hooks: Any) -> Tensor:
+        with torch.no_grad():
+            return tiny.run_with_hooks(torch.tensor([ids()]), fwd_hooks=hooks)[0]
+
+    torch.testing.assert_close(found["unsteered"], logits([]), **CLOSE)
+    for name in ("steering-vectors", "repeng"):
+        torch.testing.assert_close(found[name], logits(vector.hooks(0.7, "all")), **CLOSE)
+    layers = range(tiny.cfg.n_layers)
+    theirs = [star.from_steering_vectors(tmp_path / "theirs.safetensors", tiny, PAIRS, layer) for layer in layers]
+    together = [hook for way in theirs for hook in way.hooks(0.5, "all")]
+    torch.testing.assert_close(found["their own"], logits(together), **CLOSE)
+    assert (found["their own"] - found["unsteered"]).abs().max() > 0.01
 
 
 # vLLM's: by the rules that their readers publish.
@@ -390,7 +443,7 @@ def test_positions_that_a_format_cannot_hold_are_refused(
     if positions not in unheld:
         assert all(p.exists() for p in export(request, format, path))
         return
-    with pytest.raises(StarError, match="cannot hold the positions") as error:
+    with pytest.raises(UnheldPositions, match="cannot hold the positions") as error:
         export(request, format, path)
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
@@ -401,7 +454,7 @@ def test_places_that_a_format_cannot_hold_are_refused(tiny_folder: Path, tmp_pat
     refused = [steering_vector("blocks.1.attn.hook_z", head=1)]
     if format != "huggingface":
         refused += [steering_vector("blocks.1.hook_attn_out"), steering_vector("blocks.1.hook_resid_mid")]
-    if format == "gguf":
+    if format in ("gguf", "repeng"):
         refused += [steering_vector("blocks.0.hook_resid_post"), steering_vector("blocks.1.hook_resid_pre")]
     for vector in refused:
         with pytest.raises(StarError, match="extract the vector"):
@@ -438,7 +491,8 @@ def test_a_card_says_what_was_exported_and_how_it_is_used(tiny_folder: Path, tmp
     assert (card["locus"], card["positions"], card["strength"]) == ("blocks.1.hook_resid_post @ -1", "all", 0.7)
     assert card["measured"] == {"drift, nats per token": 0.125}
     assert card["licence"] is None
-    for said in ("0123456789abcdef", "0.125", "licence", path.name if format != "snippet" else "from v import steered"):
+    assert (path.name if format != "snippet" else "from v import steered") in card["how_to_apply"]
+    for said in ("0123456789abcdef", "0.125", "licence", card["how_to_apply"]):
         assert said in page
     _, _, text = export(replace(request, measured={}), format, tmp_path / "w.py")
     assert "not measured" in text.read_text()

@@ -19,11 +19,12 @@ _GRAIN = 64  # columns by which a cache grows
 
 
 class LlamaRows:
-    """Keys and values of rows, each from column 0 on and ``lengths`` columns long, in a cache that grows with them."""
+    """Keys and values of rows, each from column 0 on and ``lengths`` columns long, in a cache that fits them."""
 
-    def __init__(self, first: LlamaPass) -> None:
-        """The rows of a pass that has read their prompts."""
+    def __init__(self, first: LlamaPass, budget: int) -> None:
+        """The rows of a pass that has read their prompts; of all rows together at most ``budget`` columns are spare."""
         layers = first.layers
+        self.budget = budget
         self.model, self.forward = layers.model, layers.forward
         self.lengths: list[int] = []
         shape = list(layers.cache.shape)
@@ -35,7 +36,7 @@ class LlamaRows:
     def admit(self, passed: LlamaPass) -> None:
         """Take the rows of a pass over prompts, behind those that there are."""
         read, pads = passed.position.read, passed.layers.pads.tolist()
-        self._grow(len(self.lengths) + len(pads), read + 1)
+        self._fit(len(self.lengths) + len(pads), read + 1)
         for row, padding in enumerate(pads):
             place = len(self.lengths)
             # What a row leaves behind may be NaN, and masked it would still be 0 · NaN.
@@ -56,7 +57,7 @@ class LlamaRows:
         """Logits after the rows' next tokens."""
         n, device = len(self.lengths), self.cache.device
         stop = max(self.lengths) + 1
-        self._grow(n, stop)
+        self._fit(n, stop)
         listeners = listeners_of(self.model, resolve(self.model, hooks)) or {}
         columns = torch.tensor(self.lengths, device=device)
         self.lengths = [length + 1 for length in self.lengths]
@@ -79,15 +80,18 @@ class LlamaRows:
         rotation = self.cos[columns][:, None, None], self.sin[columns][:, None, None]
         return unembed(self.model, self.forward(embedded, rotation, attend_all, listeners))[:, 0]
 
-    def _grow(self, rows: int, columns: int) -> None:
+    def _fit(self, rows: int, columns: int) -> None:
+        """Make room for so many rows and columns; what rows that are gone needed is given back then."""
         held, room = self.cache.shape[2], self.cache.shape[4]
         if rows <= held and columns <= room:
             return
+        filled = max(self.lengths, default=0)
         shape = list(self.cache.shape)
-        shape[2] = held if rows <= held else max(rows, 2 * held)
-        shape[4] = room if columns <= room else -(-columns // _GRAIN) * _GRAIN
+        shape[4] = -(-max(columns, filled) // _GRAIN) * _GRAIN
+        spare = min(held if rows <= held else 2 * held, self.budget // shape[4])
+        shape[2] = max(rows, spare)
         cache, n = self.cache.new_zeros(shape), len(self.lengths)
-        cache[:, :, :n, :, :room] = self.cache[:, :, :n]
+        cache[:, :, :n, :, :filled] = self.cache[:, :, :n, :, :filled]
         self._take(cache)
 
     def _take(self, cache: Float[Tensor, "layer 2 place kv_head room d_head"]) -> None:

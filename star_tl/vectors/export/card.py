@@ -14,16 +14,16 @@ from star_tl.version import __version__
 def write_card(request: Request, format: Format, path: Path) -> tuple[Path, Path]:
     """Write the card beside the file, or into the folder, and say where."""
     base = path / "steering" if format.folder else path
-    card = recipe(request, format)
+    card = recipe(request, format, path)
     data, text = (base.with_name(f"{base.name}.card.{kind}") for kind in ("json", "md"))
     with replacing(data) as partial:
         partial.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     with replacing(text) as partial:
-        partial.write_text(_markdown(card, request.measured, format.usage(request, path)), encoding="utf-8")
+        partial.write_text(_markdown(card, request.measured), encoding="utf-8")
     return data, text
 
 
-def recipe(request: Request, format: Format) -> dict[str, object]:
+def recipe(request: Request, format: Format, path: Path) -> dict[str, object]:
     """What was exported, for whoever uses it; a licence is left for the user to choose."""
     vector, norm = request.vector, float(request.rows.norm(dim=-1).mean())
     return {
@@ -41,10 +41,11 @@ def recipe(request: Request, format: Format) -> dict[str, object]:
         "format": format.key,
         "star_tl": __version__,
         "licence": None,
+        "how_to_apply": format.usage(request, path),
     }
 
 
-def _markdown(card: Mapping[str, object], measured: Mapping[str, object], usage: str) -> str:
+def _markdown(card: Mapping[str, object], measured: Mapping[str, object]) -> str:
     lines = [
         f"# Steering vector: {str(card['trait']).replace('_', ' ')}",
         "",
@@ -53,7 +54,7 @@ def _markdown(card: Mapping[str, object], measured: Mapping[str, object], usage:
         *(
             f"| {key.replace('_', ' ')} | {value} |"
             for key, value in card.items()
-            if key not in ("measured", "licence")
+            if key not in ("measured", "licence", "how_to_apply")
         ),
         *(f"| {name} | {_shown(value)} |" for name, value in measured.items()),
         *([] if measured else ["| drift and effect | not measured |"]),
@@ -64,7 +65,7 @@ def _markdown(card: Mapping[str, object], measured: Mapping[str, object], usage:
         "",
         "## How to apply it",
         "",
-        usage,
+        str(card["how_to_apply"]),
         "",
     ]
     return "\n".join(lines)

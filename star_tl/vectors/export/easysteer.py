@@ -11,9 +11,8 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
-from star_tl.errors import StarError
 from star_tl.files import replacing
-from star_tl.vectors.export.request import Format, Request
+from star_tl.vectors.export.request import Format, Request, UnheldPositions
 
 
 def _write(request: Request, path: Path) -> None:
@@ -30,7 +29,7 @@ def _clauses(request: Request) -> list[tuple[Float[Tensor, " d"], Mapping[str, o
     """Rows, each with what selects its tokens."""
     when, rows = request.schedule, request.rows
     if when.weight is not None:
-        raise StarError(f"EasySteer cannot hold the positions {when.name}: give 'locus', 'generated' or numbers.")
+        raise UnheldPositions(f"EasySteer cannot hold the positions {when.name}: give 'locus', 'generated' or numbers.")
     if when.low is not None and when.high is not None:
         places = request.numbered("EasySteer")
         if len(rows) == 1:

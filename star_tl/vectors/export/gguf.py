@@ -12,7 +12,7 @@ from star_tl.vectors.export.request import Format, Request
 
 
 def _write(request: Request, path: Path) -> None:
-    layer, row = _layer(request), request.every_token("llama.cpp")
+    layer, row = _layer(request), request.every_token("A control vector")
     with replacing(path) as partial:
         writer = GGUFWriter(partial, "controlvector")
         writer.add_name(request.vector.trait)
@@ -37,10 +37,19 @@ def _usage(request: Request, path: Path) -> str:
         f"llama.cpp adds it at every token, for the whole server:\n\n"
         f"    llama-server -m MODEL.gguf --control-vector {path.name}\n\n"
         f"`--control-vector-scaled {path.name}:0.5` halves it. llama.cpp ignores control vectors on some models "
-        "without a word: compare a reply with and without it. repeng: "
-        f"`ControlModel(model, [{_layer(request)}]).set_control(ControlVector.import_gguf({path.name!r}))`; without a "
-        "list of this one layer it asks for a direction of every layer."
+        "without a word: compare a reply with and without it."
     )
 
 
-GGUF = Format("gguf", "llama.cpp, repeng", "a control vector, at every token", _write, _usage)
+def _usage_of_repeng(request: Request, path: Path) -> str:
+    return f"""repeng adds it at every token; without a list of this one layer it asks for a direction of every layer:
+
+    from repeng import ControlModel, ControlVector
+
+    model = ControlModel(model, [{_layer(request)}])
+    model.set_control(ControlVector.import_gguf({path.name!r}))
+    model.generate(**inputs)"""
+
+
+GGUF = Format("gguf", "llama.cpp", "a control vector, at every token", _write, _usage)
+REPENG = Format("repeng", "repeng", "the same file as gguf", _write, _usage_of_repeng)

@@ -16,6 +16,10 @@ from star_tl.steering.hooks import Injection, Positions, injection_hooks
 from star_tl.steering.positions import Schedule
 
 
+class UnheldPositions(StarError):
+    """A format cannot say at which tokens the vector is added."""
+
+
 class Exported(Protocol):
     """What an exporter asks of a vector; a :class:`star_tl.SteeringVector` is one."""
 
@@ -102,11 +106,11 @@ class Request:
         )
 
     def every_token(self, consumer: str) -> Float[Tensor, " d"]:
-        """What is added at every token. Raises StarError where it is not added at every one."""
+        """What is added at every token. Raises UnheldPositions where it is not added at every one."""
         if not self.everywhere:
-            raise StarError(
+            raise UnheldPositions(
                 f"{consumer} adds at every token and cannot hold the positions {self.schedule.name}: give positions "
-                "'all' if the vector is meant for every token, or fit one of the same drift (--every-token)."
+                "'all' if the vector is meant for every token, or fit one of the same drift (star-tl export)."
             )
         return self.rows[0]
 
@@ -114,11 +118,11 @@ class Request:
         """What is added at each position, counted from the prompt's end.
 
         Raises:
-            StarError: positions that go on for as long as the text does.
+            UnheldPositions: they go on for as long as the text does.
         """
         when, rows = self.schedule, self.rows
         if when.low is None or when.high is None:
-            raise StarError(
+            raise UnheldPositions(
                 f"{consumer} cannot hold the positions {when.name}: give 'locus', 'all', 'first N' or numbers."
             )
         length = when.high - when.low
