@@ -35,6 +35,7 @@ from star_tl.evaluation.preflight import preflight
 from star_tl.evaluation.samples import describe, sample_conditions
 from star_tl.evaluation.scores import mark_coherent
 from star_tl.evaluation.side_effects import damage, trait_matrix
+from star_tl.evaluation.strength import dose_table
 from star_tl.evaluation.task_measures import agreement, main_measures, with_measures
 from star_tl.files import check_writable, kept, locked, output_folder, replacing, unwritable
 from star_tl.generation.sampling import render_prompts
@@ -46,6 +47,7 @@ from star_tl.version import __version__
 from star_tl.view.evaluation_report import write_evaluation_report
 
 CALL = "evaluation.json"
+DOSES = (0.5, 1.5, 2.0)  # times the located vector's strength, beside 0 and that strength itself
 SHOWN = (UNSTEERED, "chosen", LOCATED, CAA, "all layers", PRIMED)
 
 
@@ -126,6 +128,7 @@ def evaluate(
         conditions, found = _at_equal_drift(model, pairs, attr, given, drift, settings, folder, progress)
         samples = _samples(model, pairs, asked, conditions, seeds, settings, folder, progress)
         samples, measures = with_measures(samples, task, asked, llm)
+        dose = _dose(model, pairs, asked, conditions, samples, seeds, settings, folder, progress)
         some = [c for c in conditions if c.name in SHOWN]
         matrix = harm = None
         if side_effects:
@@ -145,6 +148,7 @@ def evaluate(
             against=effects(pool_random(samples), main_measures(measures), LOCATED),
             agreement=agreement(samples, measures),
             preflight=preflight(model, pairs).table,
+            dose=dose,
             matrix=matrix,
             damage=harm,
             turns=talked,
@@ -229,6 +233,26 @@ def _samples(
         each += [replace(condition, seed=seed) for seed in several]
     file = folder and folder / "replies" / "arms.jsonl"
     return sample_conditions(model, pairs.trait, prompts, each, sampling, file, progress)
+
+
+def _dose(
+    model: Model,
+    pairs: Pairs,
+    prompts: Sequence[Prompt],
+    conditions: Sequence[Condition],
+    samples: pd.DataFrame,
+    seeds: Sequence[int],
+    sampling: Sampling,
+    folder: Path | None,
+    progress: bool,
+) -> pd.DataFrame:
+    """The located vector's dose–response on the same prompts, with the first seed."""
+    located = next(c for c in conditions if c.name == LOCATED)
+    ways = [replace(located, strength=x * located.strength, seed=seeds[0]) for x in DOSES]
+    file = folder and folder / "replies" / "dose.jsonl"
+    more = sample_conditions(model, pairs.trait, prompts, ways, sampling, file, progress)
+    known = samples[samples.arm.isin([UNSTEERED, LOCATED]) & (samples.seed == seeds[0])]
+    return dose_table(mark_coherent(pd.concat([known, more], ignore_index=True)))
 
 
 def _matrix(

@@ -144,7 +144,8 @@ def _identity(condition: Condition) -> list[object]:
         given = [v.scaled(condition.strength).float().cpu().contiguous().numpy().tobytes() for v in condition.vectors]
         added = hashlib.sha256(b"".join(given)).hexdigest()[:16]
         where = "; ".join(str(v.locus) for v in condition.vectors)
-    return [condition.name, where, added, str(condition.positions), condition.instruction, condition.seed]
+    named = [condition.name, where, added, str(condition.positions), condition.instruction, condition.seed]
+    return [*named, "removed"] if condition.remove else named
 
 
 def _labelled(condition: Condition, scores: pd.DataFrame) -> pd.DataFrame:

@@ -63,12 +63,12 @@ def with_measures(
             columns[name] = samples[name].to_numpy(dtype=float)
     if "vader" in task.measures and importlib.util.find_spec("vaderSentiment") is not None:
         columns["vader"] = _vader(texts)
-    return samples.assign(**columns), list(columns)
+    return samples.assign(**columns), sorted(columns, key=lambda name: name != task.measures[0])
 
 
 def main_measures(names: Sequence[str]) -> list[str]:
-    """Those that tell the trait itself."""
-    return [n for n in names if n in ("markers", "llm") or ":" in n]
+    """Those that tell the trait itself: the task's first, markers, and judges."""
+    return [n for i, n in enumerate(names) if i == 0 or n in ("markers", "llm") or ":" in n]
 
 
 def agreement(samples: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
@@ -79,7 +79,7 @@ def agreement(samples: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     for i, one in enumerate(answers):
         for other in list(answers)[i + 1 :]:
             known = ~np.isnan(answers[one]) & ~np.isnan(answers[other])
-            yes = [answers[n][known] > YES if n != "markers" else answers[n][known] > 0 for n in (one, other)]
+            yes = [answers[n][known] > (YES if n == "llm" or ":" in n else 0) for n in (one, other)]
             rows.append({"one": one, "other": other, "n": int(known.sum()), "kappa": kappa(*yes)})
     return pd.DataFrame(rows, columns=["one", "other", "n", "kappa"])
 
