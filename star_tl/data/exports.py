@@ -1,6 +1,6 @@
 """Exports of SMS and chats, for whoever has them: nothing of such a corpus comes with this package.
 
-**XML**, a talk in each file, or a folder of such files, in the form of LDC's BOLT SMS/Chat corpora (LDC2018T19, English;
+**XML**, a talk in each file, or a folder of such files, in the form of LDC's BOLT SMS/Chat corpora (LDC2018T19,
 LDC2018T15, LDC2017T07)::
 
     <conversation id="..." medium="...">

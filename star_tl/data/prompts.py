@@ -28,7 +28,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +115,54 @@ def load_prompts(
     return list(items.values())
 
 
+def load_turns(path: str | Path, turns: int, limit: int | None = None) -> list[tuple[str, ...]]:
+    """What the user's side says, turn by turn, in the dialogues of a file that have at least so many turns of it.
+
+    Errors as in :func:`load_prompts`; and where no dialogue is so long.
+    """
+    path = path if is_folder(path) else regular_file(path, "prompts file")
+    found: list[tuple[str, ...]] = []
+    for place, record in _records(path):
+        for view in _views(f"{path}, {place}", record):
+            said = tuple(text for role, text in view if role == "user")[:turns]
+            if len(said) == turns and len(found) != limit:
+                found.append(said)
+    if not found:
+        raise StarError(f"No dialogue in {path} has {turns} turns of the user: ask for fewer, or give another file.")
+    return found
+
+
+def _views(where: str, record: object) -> list[list[Turn]]:
+    """A record's dialogue, for each side that can be the user."""
+    own = next((record[key] for key in PROMPT_KEYS if key in record), None) if isinstance(record, dict) else record
+    if own is not None:
+        try:
+            messages = as_messages(own)
+        except StarError as error:
+            raise StarError(f"{where}: {error}") from None
+        return [_merged([(m["role"], m["content"]) for m in messages if m["role"] != "system"])]
+    if not isinstance(record, dict):
+        raise StarError(f"{where}: not a dialogue or prompt: give {READABLE}.")
+    return _dialogue(where, record)
+
+
+def _source(where: str, record: JsonObject) -> tuple[str, str, Callable[[JsonObject], Sequence[list[Turn]]]]:
+    field = next((field for field in _SOURCES if field in record), None)
+    if field is None:
+        raise StarError(f"{where}: unknown format: give {READABLE}.")
+    return _SOURCES[field]
+
+
+def _dialogue(where: str, record: JsonObject) -> list[list[Turn]]:
+    """A published dialogue, for each side that can be the user."""
+    source, _, turns_of = _source(where, record)
+    try:
+        return [_merged(view) for view in turns_of(record)]
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        reason = f"{error} is missing or unknown" if isinstance(error, KeyError) else "a field has another form"
+        raise StarError(f"{where}: not a dialogue of {source} as published ({reason}): download it again.") from None
+
+
 def _records(path: Path) -> Iterator[tuple[str, object]]:
     """What the file lists and where: JSON values, rows of a table, talks of an export, or lines of text."""
     if is_folder(path):
@@ -185,15 +233,8 @@ def _items(where: str, name: str, record: object, mode: str, max_turns: int, see
         if own is not None:
             yield own
         return
-    field = next((field for field in _SOURCES if field in record), None)
-    if field is None:
-        raise StarError(f"{where}: unknown format: give {READABLE}.")
-    source, id_field, turns_of = _SOURCES[field]
-    try:
-        views = [_merged(view) for view in turns_of(record)]
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        reason = f"{error} is missing or unknown" if isinstance(error, KeyError) else "a field has another form"
-        raise StarError(f"{where}: not a dialogue of {source} as published ({reason}): download it again.") from None
+    source, id_field, _ = _source(where, record)
+    views = _dialogue(where, record)
     for view, turns in enumerate(views):
         span = _span(turns, mode, max_turns, seed)
         if span is None:
@@ -244,7 +285,7 @@ def _craigslist(record: JsonObject) -> list[list[Turn]]:
 
 
 # By the field that only this source has: its name, the field of a dialogue's id, and how to read a dialogue.
-_SOURCES: dict[str, tuple[str, str, Callable[[JsonObject], list[list[Turn]]]]] = {
+_SOURCES: dict[str, tuple[str, str, Callable[[JsonObject], Sequence[list[Turn]]]]] = {
     "dialog": ("ESConv", "dialogue_id", _esconv),  # published without ids: the place in the file stands in
     "chat_logs": ("CaSiNo", "dialogue_id", _casino),
     "events": ("CraigslistBargain", "uuid", _craigslist),

@@ -37,8 +37,9 @@ class Evaluation:
 
     ``table`` holds :func:`star_tl.evaluation.effects.effects` beside unsteered replies, ``against`` the same of every
     condition beside the located vector; ``agreement`` kappas of the measures; ``preflight`` a row per layer; ``dose``
-    the located vector's dose–response, as :func:`star_tl.evaluation.strength.dose_table` has it; ``matrix`` and ``damage`` the side effects, ``turns`` a row per condition and turn of the played talks, ``outcomes``
-    a row per condition of a negotiation (None where they were not asked for); ``samples`` a row per reply.
+    the located vector's dose–response, as :func:`star_tl.evaluation.strength.dose_table` has it; ``matrix`` and
+    ``damage`` the side effects, ``turns`` a row per condition and turn of the played talks, ``outcomes`` a row per
+    condition of a negotiation (None where they were not asked for); ``samples`` a row per reply.
     """
 
     task: Task

@@ -31,9 +31,7 @@ from star_tl.steering.positions import Schedule, schedule, whole_numbers
 
 Positions = str | Sequence[int] | None
 # A vector, where it acts, and True where it is removed instead of added.
-Row = (
-    tuple[Float[Tensor, "position d"], Locus, Positions] | tuple[Float[Tensor, "position d"], Locus, Positions, bool]
-)
+Row = tuple[Float[Tensor, "position d"], Locus, Positions] | tuple[Float[Tensor, "position d"], Locus, Positions, bool]
 
 
 def injection_hooks(
@@ -63,9 +61,7 @@ def injection_hooks(
     return _hooks(_rows(vector, locus, at)[None], None, locus, at, prompt_length, remove)
 
 
-def row_hooks(
-    rows: Sequence[Row | None], prompt_length: int | None = None
-) -> list[NamedHook]:
+def row_hooks(rows: Sequence[Row | None], prompt_length: int | None = None) -> list[NamedHook]:
     """Hooks for a batch whose rows are steered each in its own way, or not at all.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from star_tl.data.pairs import load_pairs
-from star_tl.data.prompts import PromptItem, load_prompts
+from star_tl.data.prompts import PromptItem, load_prompts, load_turns
 from star_tl.errors import StarError
 
 Write = Callable[..., Path]
@@ -394,7 +394,9 @@ def test_sentences_that_disclose_something_are_prompts_without_copies(write: Wri
     items = load_prompts(write(table, "posts.csv"))
     assert [texts(item) for item in items] == [["He’s gone"], ["I told no one"]]
     assert [item.id for item in items] == ["offmychest-1", "offmychest-3"]
-    assert [texts(i)[0] for i in load_prompts(write("full_text\n\"Hello, I am lost\"\n", "own.csv"))] == ["Hello, I am lost"]
+    assert [texts(i)[0] for i in load_prompts(write('full_text\n"Hello, I am lost"\n', "own.csv"))] == [
+        "Hello, I am lost"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -417,3 +419,17 @@ def test_offmychest_as_published_gives_hundreds_of_prompts() -> None:
     items = load_prompts(DATA / "offmychest" / "labeled_training_set.csv", limit=500)
     assert len({texts(item)[0] for item in items}) == 500
     assert not any("<U+" in texts(item)[0] for item in items)
+
+
+def test_the_users_turns_of_long_enough_dialogues_are_read_to_be_said_again(write: Write) -> None:
+    short = esconv(("u", "I fell."), ("s", "Oh."))
+    path = write([esconv(*VIOLIN), short], "d.jsonl")
+    assert load_turns(path, 3) == [
+        ("Hi there!", "My violin fell down the stairs. The concert is tomorrow.", "The neck is off.")
+    ]
+    assert [len(said) for said in load_turns(path, 1)] == [1, 1]
+    assert load_turns(path, 1, limit=1) == [("Hi there!",)]
+    own = [{"messages": [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"))]}]
+    assert load_turns(write(own, "own.jsonl"), 2) == [("a", "c")]
+    with pytest.raises(StarError, match=r"^No dialogue in [^\n]+ has 9 turns [^\n]+$"):
+        load_turns(path, 9)

@@ -417,7 +417,10 @@ def test_what_lies_along_a_vector_is_removed_alone_in_a_batch_and_with_a_cache(t
     assert float(left) == pytest.approx(1 - share, abs=1e-5)
     ways = [star.Condition("x", vector, 2.0, "generated"), removed, star.Condition()]
     rows = [way.rows(tokenizer, text) for way, text in zip(ways, (TALK[2], TALK[0], TALK[1]), strict=True)]
-    for hooks, prompts in ((removed.hooks(tokenizer, [TALK[0]]), [TALK[0]]), (batch_hooks(rows), [*TALK[2::-2], TALK[1]])):
+    for hooks, prompts in (
+        (removed.hooks(tokenizer, [TALK[0]]), [TALK[0]]),
+        (batch_hooks(rows), [*TALK[2::-2], TALK[1]]),
+    ):
         replies = star.generate(tiny, prompts, hooks, max_new_tokens=8, temperature=0)
         said = replies[prompts.index(TALK[0])].tokens
         assert said == tuple(written[len(ids) :][: len(said)])
