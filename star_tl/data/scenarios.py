@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 from star_tl.errors import StarError
 from star_tl.files import JsonObject, parse_json, read_text
@@ -81,6 +82,14 @@ class Camp:
         """What a side's packages are worth to it."""
         wants = self.user if side == "user" else self.assistant
         return sum(POINTS[wants[item]] * count for item, count in got.items())
+
+
+@overload
+def load_scenarios(path: None = None, limit: int | None = None) -> list[Scenario]: ...
+
+
+@overload
+def load_scenarios(path: str | Path, limit: int | None = None) -> list[Scenario] | list[Camp]: ...
 
 
 def load_scenarios(path: str | Path | None = None, limit: int | None = None) -> list[Scenario] | list[Camp]:
