@@ -460,13 +460,22 @@ def evaluate(
         int, typer.Option("--turns", help="Play talks of so many turns too, the model against itself unsteered.")
     ] = 0,
     items: Annotated[
-        Path | None, typer.Option("--items", help="CraigslistBargain's train.json: what a played negotiation is about.")
+        Path | None,
+        typer.Option(
+            "--items", help="What a played negotiation is about: CraigslistBargain's train.json, or CaSiNo's."
+        ),
     ] = None,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Say again what the other side says in --data's dialogues, for --turns.")
+    ] = False,
     side_effects: Annotated[
         bool, typer.Option("--side-effects/--no-side-effects", help="Other traits, facts, refusals, neutral text.")
     ] = True,
     llm_url: Annotated[str | None, typer.Option("--llm-url", help="An LLM judge's endpoint, with --llm-model.")] = None,
     llm_model: Annotated[str | None, typer.Option("--llm-model", help="The judge's name there.")] = None,
+    lexicon: Annotated[
+        Path | None, typer.Option("--lexicon", help="NRC's list of words, for joy and trust; NRCLex's if installed.")
+    ] = None,
     export_human: Annotated[
         Path | None, typer.Option("--export-human", help="Folder for a blinded A/B form of located and other replies.")
     ] = None,
@@ -507,6 +516,9 @@ def evaluate(
         raise StarError(f"--mode {mode} is about the prompts of a file: give --data FILE, or leave it out.")
     if items is not None and not (turns and chosen.outcomes):
         raise StarError("--items is what a played negotiation is about: give --turns and a negotiation's --task.")
+    if replay and (data is None or not turns or items is not None):
+        raise StarError("--replay says a file's dialogues again: give --data FILE and --turns, and no --items.")
+    from star_tl.data.prompts import load_turns
     from star_tl.data.scenarios import load_scenarios
 
     questions = _prompts(data, mode, limit) or [] if data is not None else pairs.heldout.prompts[:limit]
@@ -535,7 +547,9 @@ def evaluate(
             seeds=range(seeds),
             turns=turns,
             scenarios=load_scenarios(items, len(questions)) if items is not None else None,
+            replay=load_turns(data, turns, len(questions)) if replay and data is not None else None,
             llm=LLMJudge(pairs.trait, llm_url, llm_model) if llm_url and llm_model else None,
+            lexicon=lexicon,
             side_effects=side_effects,
             workers=replicas,
             sampling=sampling,

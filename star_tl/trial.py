@@ -20,14 +20,16 @@ from typing_extensions import Unpack
 from star_tl.attribution import AttributionMap, attribute
 from star_tl.data.chat import Prompt, as_prompts
 from star_tl.data.pairs import TRAITS, Pairs, load_pairs
-from star_tl.data.scenarios import Scenario, load_scenarios
+from star_tl.data.scenarios import Camp, Scenario, load_scenarios
 from star_tl.data.tasks import Task, load_task
 from star_tl.errors import StarError
+from star_tl.evaluation import allotment
 from star_tl.evaluation.conditions import BOTH, CAA, LOCATED, PRIMED, vector_conditions, worded_conditions
 from star_tl.evaluation.drift import PRACTICE, PRACTICE_POINTS, PRACTICE_SEED, at_drift
 from star_tl.evaluation.effects import effects, pool_random
 from star_tl.evaluation.evaluated import Evaluation
 from star_tl.evaluation.judges import load_judge
+from star_tl.evaluation.lexicon import load_lexicon
 from star_tl.evaluation.llm_judge import LLMJudge
 from star_tl.evaluation.negotiation import outcomes
 from star_tl.evaluation.played import Talk, by_turn, play, talks_of, texts_of
@@ -36,6 +38,7 @@ from star_tl.evaluation.ray_workers import RayWorkers
 from star_tl.evaluation.samples import describe, sample_conditions
 from star_tl.evaluation.scores import mark_coherent
 from star_tl.evaluation.side_effects import damage, trait_matrix
+from star_tl.evaluation.strength import dose_table
 from star_tl.evaluation.task_measures import agreement, main_measures, with_measures
 from star_tl.files import check_writable, kept, locked, output_folder, replacing, unwritable
 from star_tl.generation.sampling import render_prompts
@@ -47,6 +50,8 @@ from star_tl.version import __version__
 from star_tl.view.evaluation_report import write_evaluation_report
 
 CALL = "evaluation.json"
+TALKS = 16
+DOSES = (0.5, 1.5, 2.0)  # times the located vector's strength, beside 0 and that strength itself
 SHOWN = (UNSTEERED, "chosen", LOCATED, CAA, "all layers", PRIMED)
 
 
@@ -60,8 +65,10 @@ def evaluate(
     drift: float | None = None,
     seeds: Sequence[int] = (0,),
     turns: int = 0,
-    scenarios: Sequence[Scenario] | None = None,
+    scenarios: Sequence[Scenario] | Sequence[Camp] | None = None,
+    replay: Sequence[Sequence[str]] | None = None,
     llm: LLMJudge | None = None,
+    lexicon: str | Path | None = None,
     side_effects: bool = True,
     progress: bool = True,
     workers: RayWorkers | None = None,
@@ -83,10 +90,13 @@ def evaluate(
         drift: nats per token; default that of priming.
         seeds: a reply per prompt, condition and seed; a random vector or a shuffle gets one of the
             seeds.
-        turns: then play talks of so many turns against the same model unsteered, under a few of the conditions; a task
-            with outcomes bargains over ``scenarios``.
+        turns: then play talks of so many turns against the same model unsteered, under a few of the conditions, TALKS
+            of them at most; a task with outcomes bargains over ``scenarios``.
         scenarios: default the built-in items, as many as there are prompts.
+        replay: what the other side says in each talk, turn by turn, in place of playing it; nothing is bargained then.
+            :func:`star_tl.data.prompts.load_turns` reads it off dialogues.
         llm: a language model as one more judge.
+        lexicon: NRC's list of words, for joy and trust; default that of an installed NRCLex.
         side_effects: measure other traits, facts, refusals and neutral text too.
         progress: show progress bars.
         workers: replicas of the model on other machines, which write and score in its place: the same tables.
@@ -98,6 +108,8 @@ def evaluate(
     settings = settled(sampling, options)
     if isinstance(seeds, str) or not len(seeds) or len(set(seeds)) < len(seeds):
         raise StarError(f"seeds is {seeds!r}: give at least one, each once.")
+    if replay is not None and any(len(said) < turns for said in replay):
+        raise StarError(f"A talk to replay has fewer than {turns} turns of the other side: leave it out.")
     if turns < 0:
         raise StarError(f"turns is {turns}: use 0 for none, or how many.")
     if drift is not None and not (math.isfinite(drift) and drift > 0):
@@ -107,10 +119,12 @@ def evaluate(
         load_judge(trait, "ngrams")  # raises where there is none
     if not (task.judges or llm or "markers" in task.measures):
         raise StarError(f"Task {task.name!r} measures nothing of its trait: give it markers or a judge.")
-    pairs = load_pairs(task.trait)
+    pairs, words = load_pairs(task.trait), load_lexicon(lexicon)
     asked = as_prompts(prompts if prompts is not None else pairs.heldout.prompts)
     ids = render_prompts(model, asked, settings.max_new_tokens)
-    items = list(scenarios if scenarios is not None else load_scenarios(limit=len(asked))) if task.outcomes else []
+    items: Sequence[Scenario] | Sequence[Camp] = ()
+    if task.outcomes and not replay:
+        items = scenarios if scenarios is not None else load_scenarios(limit=len(asked))
     given = [Condition(seed=s) for s in seeds] + ([replace(chosen, name="chosen")] if chosen is not None else [])
     call = describe(model, [ids], given, settings) | {
         "task": repr(task),
@@ -118,7 +132,8 @@ def evaluate(
         "drift": drift,
         "side_effects": side_effects,
         "turns": turns,
-        "items": repr(items),
+        "items": repr(list(items)),
+        "replay": replay and hashlib.sha256(repr([list(said) for said in replay]).encode()).hexdigest()[:16],
         "llm": llm and [llm.url, llm.model],
         "star_tl": __version__,
     }
@@ -128,7 +143,8 @@ def evaluate(
         attr = kept(file, AttributionMap.load, lambda: attribute(model, pairs, progress=progress))
         conditions, found = _at_equal_drift(model, pairs, attr, given, drift, settings, folder, progress, workers)
         samples = _samples(model, pairs, asked, conditions, seeds, settings, folder, progress, workers)
-        samples, measures = with_measures(samples, task, asked, llm)
+        samples, measures = with_measures(samples, task, asked, llm, words)
+        dose = _dose(model, pairs, asked, conditions, samples, seeds, settings, folder, progress, workers)
         some = [c for c in conditions if c.name in SHOWN]
         matrix = harm = None
         if side_effects:
@@ -137,8 +153,9 @@ def evaluate(
             harm = damage(model, some, settings, folder and folder / "replies" / "refusals.jsonl", progress, workers)
         talked = ended = None
         if turns:
-            talks = talks_of(task, asked, items)
-            talked, ended = _talks(model, pairs, talks, items, some, turns, settings, folder, progress, workers)
+            talks = talks_of(task, asked, items, replay)[:TALKS]
+            some_items = items[:TALKS]
+            talked, ended = _talks(model, pairs, talks, some_items, some, turns, settings, folder, progress, workers)
         return Evaluation(
             task=task,
             model=str(model.cfg.model_name),
@@ -148,6 +165,7 @@ def evaluate(
             against=effects(pool_random(samples), main_measures(measures), LOCATED),
             agreement=agreement(samples, measures),
             preflight=preflight(model, pairs).table,
+            dose=dose,
             matrix=matrix,
             damage=harm,
             turns=talked,
@@ -238,6 +256,27 @@ def _samples(
     return sample_conditions(model, pairs.trait, prompts, each, sampling, file, progress, workers)
 
 
+def _dose(
+    model: Model,
+    pairs: Pairs,
+    prompts: Sequence[Prompt],
+    conditions: Sequence[Condition],
+    samples: pd.DataFrame,
+    seeds: Sequence[int],
+    sampling: Sampling,
+    folder: Path | None,
+    progress: bool,
+    workers: RayWorkers | None = None,
+) -> pd.DataFrame:
+    """The located vector's dose–response on the same prompts, with the first seed."""
+    located = next(c for c in conditions if c.name == LOCATED)
+    ways = [replace(located, strength=x * located.strength, seed=seeds[0]) for x in DOSES]
+    file = folder and folder / "replies" / "dose.jsonl"
+    more = sample_conditions(model, pairs.trait, prompts, ways, sampling, file, progress, workers)
+    known = samples.loc[samples.arm.isin([UNSTEERED, LOCATED]) & (samples.seed == seeds[0])]
+    return dose_table(mark_coherent(pd.concat([known, more], ignore_index=True)))
+
+
 def _matrix(
     model: Model,
     pairs: Pairs,
@@ -273,7 +312,7 @@ def _talks(
     model: Model,
     pairs: Pairs,
     talks: Sequence[Talk],
-    items: Sequence[Scenario],
+    items: Sequence[Scenario] | Sequence[Camp],
     conditions: Sequence[Condition],
     turns: int,
     sampling: Sampling,
@@ -287,8 +326,11 @@ def _talks(
         kept = folder and folder / "replies" / "talks" / way.name.replace(" ", "-")
         frame = play(model, pairs.trait, talks, way, turns, sampling, kept, progress, workers)
         frames.append(frame)
+        camps = [item for item in items if isinstance(item, Camp)]
+        priced = [item for item in items if isinstance(item, Scenario)]
         if items:
-            ended.append(outcomes(texts_of(frame), items).assign(condition=way.name))
+            came = allotment.outcomes(texts_of(frame), camps) if camps else outcomes(texts_of(frame), priced)
+            ended.append(came.assign(condition=way.name))
     samples = mark_coherent(pd.concat(frames, ignore_index=True))
     means = pd.concat(ended).groupby("condition", sort=False).mean().reset_index() if ended else None
     return by_turn(samples), means

@@ -263,6 +263,7 @@ def evaluated(prompts: int = 40):
         against=effects(pooled, measures, "located"),
         agreement=agreement(samples, measures),
         preflight=pd.DataFrame({"layer": [0, 1], "agreement": [0.5, 0.9], "auc": [0.6, 1.0]}),
+        dose=dose(),
         matrix=pd.DataFrame(matrix),
         damage=pd.DataFrame({"condition": ["unsteered"], "perplexity": [9.5], "facts": [0.5], "refused": [0.1]}),
         turns=pd.DataFrame([_turn(arm, i) for arm in ("unsteered", "located") for i in (1, 2, 3)]),

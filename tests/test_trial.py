@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import star_tl as star
 from star_tl.cli import app
+from star_tl.data.scenarios import POINTS, Camp
 from star_tl.data.tasks import load_task
 from star_tl.errors import StarError
 from star_tl.evaluation import conditions
@@ -44,6 +45,20 @@ def test_a_negotiation_is_played_and_its_outcomes_are_printed(tiny, prompts) -> 
     assert {"turn by turn", "outcomes"} <= set(result.tables())
 
 
+def test_dialogues_are_said_again_and_camps_divided(tiny, prompts) -> None:
+    options = OPTIONS | {"side_effects": False, "turns": 2}
+    replay = [("Is the lamp there?", "Would you take $80?"), ("Hello", "Too dear.")]
+    result = star.evaluate(tiny, "negotiation_gratitude", prompts[:2], replay=replay, **options)
+    assert result.outcomes is None
+    assert set(result.turns.turn) == {1, 2}
+    wants = ("food", "water", "firewood")
+    camp = Camp("x", dict(zip(wants, POINTS, strict=True)), dict(zip(wants, POINTS, strict=True)))
+    result = star.evaluate(tiny, "negotiation_gratitude", prompts[:2], scenarios=[camp], **options)
+    assert {"deal", "user", "assistant"} <= set(result.outcomes.columns)
+    with pytest.raises(StarError, match="fewer than 3 turns"):
+        star.evaluate(tiny, "negotiation_gratitude", prompts[:2], replay=replay, **(options | {"turns": 3}))
+
+
 def test_every_condition_is_in_the_tables(folder, tiny, prompts) -> None:
     result = star.evaluate(tiny, "negotiation_politeness", prompts, folder, **OPTIONS)
     found = dict.fromkeys(result.table.condition)
@@ -54,6 +69,9 @@ def test_every_condition_is_in_the_tables(folder, tiny, prompts) -> None:
     assert sum(n for arm, n in counts.items() if arm.startswith("random ")) == 4 * conditions.RANDOM
     assert set(result.matrix.vector) == set(result.matrix.measured)
     assert result.damage.condition.iloc[0] == "unsteered"
+    assert len(result.dose) == 5
+    assert result.dose.strength.iloc[0] == 0
+    assert list(result.tables()["overview"].condition) == list(found)
     assert all((folder / name).stat().st_size for name in WRITTEN)
 
 
@@ -128,6 +146,7 @@ def test_the_command_evaluates_exports_a_form_and_reads_it_back_filled_in(tiny_f
         (["--task", "joy", "--positions", "all"], "--vector"),
         (["--task", "joy", "--llm-url", "http://x"], "--llm-model"),
         (["--task", "joy", "--turns", "2", "--items", "x.json"], "negotiation"),
+        (["--task", "joy", "--turns", "2", "--replay"], "--data"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_before_a_model_is_loaded(given, said, tmp_path, monkeypatch) -> None:

@@ -9,10 +9,14 @@ Source             File                       User               Assistant
 ESConv             ``ESConv.json`` or JSONL   the seeker         the supporter
 CaSiNo             ``casino*.json``           each camper once   the other camper
 CraigslistBargain  ``train.json`` and so on   the buyer          the seller
+OffMyChest         CSV with ``full_text``     who confides       -
+SMS and chat       XML or text, see below     each once          the other
 =================  =========================  =================  =================
 
 Of a dialogue only its words are used: offers, deals and their answers are dropped, no facts about the
-item or the situation are added, and consecutive messages of one speaker become one.
+item or the situation are added, and consecutive messages of one speaker become one. Of OffMyChest's labelled
+sentences those are prompts in which somebody discloses something; a CSV without its labels gives every row.
+Exports of SMS and chats, BOLT's among them, are described in :mod:`star_tl.data.exports`.
 
 Files of one's own are JSONL lines ``{"prompt": "..."}`` or ``{"messages": [...]}`` (``"context"`` is
 understood too, so that a file of contrastive pairs gives its contexts), or plain text, one prompt
@@ -21,20 +25,23 @@ a line. Their prompts are taken as they are, in both modes.
 
 from __future__ import annotations
 
+import csv
+import io
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from star_tl.data.chat import PROMPT_KEYS, Message, as_messages
+from star_tl.data.exports import both_sides, is_folder, talk_of_xml, talks_of_folder, talks_of_text
 from star_tl.errors import StarError, nearest
 from star_tl.files import JsonObject, parse_json, read_text, regular_file
 
 MODES = ("single", "multi")
 READABLE = (
-    "ESConv, CaSiNo or CraigslistBargain as published, JSONL with 'prompt', 'messages' or 'context' in every line, "
-    "or .txt with one prompt a line"
+    "ESConv, CaSiNo, CraigslistBargain or OffMyChest as published, an export of chats, JSONL with 'prompt', 'messages' "
+    "or 'context' in every line, or .txt with one prompt a line"
 )
 
 # An array of objects or texts, and not a prompt that begins with a remark in brackets.
@@ -45,6 +52,8 @@ _ESCONV_ROLES = {
     **dict.fromkeys(("supporter", "sys", "listener"), "assistant"),
 }
 _CRAIGSLIST_ROLES = {"buyer": "user", "seller": "assistant"}
+FULL_TEXT = "full_text"  # the column of OffMyChest's sentences
+_ESCAPED = re.compile(r"<U\+([0-9A-Fa-f]{4,8})>")
 _CASINO_DEALS = {"Submit-Deal", "Accept-Deal", "Reject-Deal", "Walk-Away"}
 _GREETINGS = re.compile(
     r"hi|hello|hey|hai|hiya|howdy|yo|greetings|there|good|nice|morning|afternoon|evening|goodevening|day|dear|friend|"
@@ -89,7 +98,7 @@ def load_prompts(
         if value is not None and value < 1:
             raise StarError(f"{name} is {value}: use 1 or more{', or None for all' if name == 'limit' else ''}.")
 
-    path = regular_file(path, "prompts file")
+    path = Path(path) if is_folder(path) else regular_file(path, "prompts file")
     items: dict[str, PromptItem] = {}
     for place, record in _records(path):
         for item in _items(f"{path}, {place}", place.replace(" ", "-"), record, mode, max_turns, seed):
@@ -106,8 +115,59 @@ def load_prompts(
     return list(items.values())
 
 
+def load_turns(path: str | Path, turns: int, limit: int | None = None) -> list[tuple[str, ...]]:
+    """What the user's side says, turn by turn, in the dialogues of a file that have at least so many turns of it.
+
+    Errors as in :func:`load_prompts`; and where no dialogue is so long.
+    """
+    path = Path(path) if is_folder(path) else regular_file(path, "prompts file")
+    found: list[tuple[str, ...]] = []
+    for place, record in _records(path):
+        for view in _views(f"{path}, {place}", record):
+            said = tuple(text for role, text in view if role == "user")[:turns]
+            if len(said) == turns and len(found) != limit:
+                found.append(said)
+    if not found:
+        raise StarError(f"No dialogue in {path} has {turns} turns of the user: ask for fewer, or give another file.")
+    return found
+
+
+def _views(where: str, record: object) -> list[list[Turn]]:
+    """A record's dialogue, for each side that can be the user."""
+    own: Any = next((record[key] for key in PROMPT_KEYS if key in record), None) if isinstance(record, dict) else record
+    if own is not None:
+        try:
+            messages = as_messages(own)
+        except StarError as error:
+            raise StarError(f"{where}: {error}") from None
+        return [_merged([(m["role"], m["content"]) for m in messages if m["role"] != "system"])]
+    if not isinstance(record, dict):
+        raise StarError(f"{where}: not a dialogue or prompt: give {READABLE}.")
+    return _dialogue(where, record)
+
+
+def _source(where: str, record: JsonObject) -> tuple[str, str, Callable[[JsonObject], Sequence[list[Turn]]]]:
+    field = next((field for field in _SOURCES if field in record), None)
+    if field is None:
+        raise StarError(f"{where}: unknown format: give {READABLE}.")
+    return _SOURCES[field]
+
+
+def _dialogue(where: str, record: JsonObject) -> list[list[Turn]]:
+    """A published dialogue, for each side that can be the user."""
+    source, _, turns_of = _source(where, record)
+    try:
+        return [_merged(view) for view in turns_of(record)]
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        reason = f"{error} is missing or unknown" if isinstance(error, KeyError) else "a field has another form"
+        raise StarError(f"{where}: not a dialogue of {source} as published ({reason}): download it again.") from None
+
+
 def _records(path: Path) -> Iterator[tuple[str, object]]:
-    """What the file lists and where: JSON values, or lines of text."""
+    """What the file lists and where: JSON values, rows of a table, talks of an export, or lines of text."""
+    if is_folder(path):
+        yield from talks_of_folder(path)
+        return
     text = _read(path)
     # Not splitlines(): JSON may hold line separators such as U+2028 inside a text.
     lines = [(i, line.strip()) for i, line in enumerate(text.split("\n"), start=1) if line.strip()]
@@ -116,6 +176,12 @@ def _records(path: Path) -> Iterator[tuple[str, object]]:
         values = [(f"entry {i}", value) for i, value in enumerate(_json(path, 1, text), start=1)]
     elif text.lstrip().startswith("{"):
         values = ((f"line {i}", _json(path, i, line)) for i, line in lines)
+    elif path.suffix.lower() == ".xml":
+        values = [("entry 1", talk_of_xml(text, str(path)))]
+    elif path.suffix.lower() == ".csv":
+        values = _rows(path, text)
+    elif path.suffix.lower() in ("", ".txt") and (talks := talks_of_text(text)):
+        values = [(f"talk {i}", talk) for i, talk in enumerate(talks, start=1)]
     elif path.suffix.lower() in ("", ".txt"):
         values = [(f"line {i}", line) for i, line in lines]
     else:  # any text could be prompts: without this a table would be taken for them, row by row
@@ -124,6 +190,24 @@ def _records(path: Path) -> Iterator[tuple[str, object]]:
         if i == 0 and isinstance(value, dict) and "trait" in value and not any(k in value for k in PROMPT_KEYS):
             continue  # the header of a pairs file
         yield place, value
+
+
+def _rows(path: Path, text: str) -> Iterator[tuple[str, object]]:
+    """The rows of a table that has texts, without copies; where disclosure is labelled, those that have it."""
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    if FULL_TEXT not in (reader.fieldnames or ()):
+        raise StarError(f"{path}: unknown format, for a table it has no column {FULL_TEXT}: give {READABLE}.")
+    labels, seen = [name for name in reader.fieldnames or () if name.endswith("_disclosure")], set()
+    for number, row in enumerate(reader, start=2):
+        words = _ESCAPED.sub(lambda m: _cp1252(int(m[1], 16)), row[FULL_TEXT] or "").strip()
+        if words and words not in seen and (not labels or "1" in {row[name] for name in labels}):
+            seen.add(words)
+            yield f"row {number}", row | {FULL_TEXT: words}
+
+
+def _cp1252(code: int) -> str:
+    """The sign that was meant: OffMyChest writes those of Windows by their number there."""
+    return bytes([code]).decode("cp1252", "replace") if 0x80 <= code < 0xA0 else chr(min(code, 0x10FFFF))
 
 
 def _read(path: Path) -> str:
@@ -149,22 +233,15 @@ def _items(where: str, name: str, record: object, mode: str, max_turns: int, see
         if own is not None:
             yield own
         return
-    field = next((field for field in _SOURCES if field in record), None)
-    if field is None:
-        raise StarError(f"{where}: unknown format: give {READABLE}.")
-    source, id_field, turns_of = _SOURCES[field]
-    try:
-        views = [_merged(view) for view in turns_of(record)]
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
-        reason = f"{error} is missing or unknown" if isinstance(error, KeyError) else "a field has another form"
-        raise StarError(f"{where}: not a dialogue of {source} as published ({reason}): download it again.") from None
+    source, id_field, _ = _source(where, record)
+    views = _dialogue(where, record)
     for view, turns in enumerate(views):
         span = _span(turns, mode, max_turns, seed)
         if span is None:
             continue
         start, end = span
         yield PromptItem(
-            id=f"{source.lower()}-{record.get(id_field, name)}{'-other-side' if view else ''}",
+            id=f"{source.lower().replace(' ', '-')}-{record.get(id_field, name)}{'-other-side' if view else ''}",
             messages=tuple({"role": role, "content": text} for role, text in turns[start:end]),
             source=source,
             reference=turns[end][1] if end < len(turns) else None,
@@ -208,10 +285,12 @@ def _craigslist(record: JsonObject) -> list[list[Turn]]:
 
 
 # By the field that only this source has: its name, the field of a dialogue's id, and how to read a dialogue.
-_SOURCES: dict[str, tuple[str, str, Callable[[JsonObject], list[list[Turn]]]]] = {
+_SOURCES: dict[str, tuple[str, str, Callable[[JsonObject], Sequence[list[Turn]]]]] = {
     "dialog": ("ESConv", "dialogue_id", _esconv),  # published without ids: the place in the file stands in
     "chat_logs": ("CaSiNo", "dialogue_id", _casino),
     "events": ("CraigslistBargain", "uuid", _craigslist),
+    FULL_TEXT: ("OffMyChest", "sentenceid", lambda row: [[("user", row[FULL_TEXT])]]),
+    "talk": ("SMS and chat", "id", both_sides),
 }
 
 

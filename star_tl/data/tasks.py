@@ -17,7 +17,7 @@ from star_tl.files import parse_json, read_text
 
 FOLDER = Path(__file__).parent / "tasks"
 TASKS = tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
-MEASURES = ("markers", "relevance", "first_person", "perplexity", "repetition", "vader")
+MEASURES = ("markers", "relevance", "first_person", "perplexity", "repetition", "vader", "lexicon")
 _FIELDS = ("task", "description", "trait", "roles", "data", "judges", "measures", "outcomes")
 
 

@@ -22,7 +22,7 @@ SHUFFLES = 4
 SHOTS = 3
 TOP_HEADS = 0.1  # of all heads: ITI's sweet spot lies near it (arXiv 2306.03341, 48 of 1024 in LLaMA-7B)
 LOCATED, PRIMED, BOTH = "located", "priming", "priming + located"
-NEGATIVE, CAA = "negative strength", "middle layer, every token"
+NEGATIVE, REMOVED, CAA = "negative strength", "projection removed", "middle layer, every token"
 # What each condition is, for a table's notes.
 CONDITIONS = {
     UNSTEERED: "the model as it is",
@@ -36,6 +36,8 @@ CONDITIONS = {
     "opposite, for what is left is small, and at equal drift large; it may lie along the trait by chance",
     "random": f"{RANDOM} random directions of the located vector's norm at its place",
     NEGATIVE: "located, taken away",
+    REMOVED: "what lies along located, its layer, every token (Arditi et al. 2024, arXiv 2406.11717): all of it, or as "
+    "much as the drift allows",
     PRIMED: "the trait's instruction as system message, no vector",
     "few-shot": f"{SHOTS} replies that show the trait as examples in the system message, no vector",
     BOTH: "the instruction, and the located vector at the strength it has alone",
@@ -62,6 +64,7 @@ def vector_conditions(model: Model, pairs: Pairs, attr: AttributionMap, seed: in
         *(Condition(f"shuffled labels {2 * k + s}", v if s else -v) for k, v in enumerate(shuffled) for s in (0, 1)),
         *(Condition(f"random {k}", located.random_like(k)) for k in range(RANDOM)),
         Condition(NEGATIVE, -located),
+        Condition(REMOVED, located, positions="all", remove=True),
     ]
 
 

@@ -64,8 +64,8 @@ def converse(
     vector = condition.vector
     own = condition.positions in (None, "locus")
     when = None
-    if carry and condition.more:
-        raise StarError("carry keeps what one vector added: leave out more, or read earlier turns again.")
+    if carry and (condition.more or condition.remove):
+        raise StarError("carry keeps what one vector added: leave out more and remove, or read earlier turns again.")
     if vector is not None:
         when = schedule(vector.locus.positions if own else condition.positions or "")
         if when.reach is None:

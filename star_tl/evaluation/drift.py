@@ -46,6 +46,8 @@ def at_drift(
 ) -> list[Condition]:
     """Each condition at the strength that costs ``target`` nats a token on these prompts, as far as measured.
 
+    A removal ends at strength 1, where nothing is left to remove, whatever it costs by then.
+
     All conditions are measured in the same batches, a reply to each prompt for each of ``points`` strengths. The first
     is the condition's own; its sign is kept.
 
@@ -71,16 +73,23 @@ def at_drift(
             raise StarError(f"{condition.name!r} has no vector or strength 0: nothing to bring to a drift.")
     found: list[list[Measured]] = [[] for _ in conditions]
     for point in range(points):
-        open_ = [i for i, known in enumerate(found) if not _settled(known, target)]
+        guesses = [_guess(*given, target) for given in zip(conditions, found, strict=True)]
+        tried = [abs(guess.strength) in dict(known) for guess, known in zip(guesses, found, strict=True)]
+        open_ = [i for i, known in enumerate(found) if not tried[i] and not _settled(known, target)]
         if not open_:
             break
-        asked = [replace(conditions[i], strength=_next(conditions[i].strength, found[i], target)) for i in open_]
+        asked = [guesses[i] for i in open_]
         file = Path(out) / f"drift-{point}.jsonl" if out is not None else None
         samples = sample_conditions(model, trait, prompts, asked, sampling, file, progress, workers)
         for i, now, part in zip(open_, asked, _by_condition(samples, len(prompts)), strict=True):
             drift = float(part.drift.mean())
             found[i].append((abs(now.strength), drift if math.isfinite(drift) else math.inf))
-    return [replace(c, strength=_next(c.strength, known, target)) for c, known in zip(conditions, found, strict=True)]
+    return [_guess(*given, target) for given in zip(conditions, found, strict=True)]
+
+
+def _guess(condition: Condition, known: Sequence[Measured], target: float) -> Condition:
+    strength = _next(condition.strength, known, target)
+    return replace(condition, strength=min(strength, 1.0) if condition.remove else strength)
 
 
 def _by_condition(samples: pd.DataFrame, prompts: int) -> list[pd.DataFrame]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,10 +10,12 @@ import pandas as pd
 
 from star_tl.data.chat import Message
 from star_tl.data.tasks import Task
+from star_tl.evaluation.task_measures import main_measures
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+LEVEL = 0.05
 # Column of the effects, its heading, its format.
 SHOWN = (
     ("condition", "condition", "{}"),
@@ -34,9 +36,10 @@ class Evaluation:
     """A task's conditions on one model.
 
     ``table`` holds :func:`star_tl.evaluation.effects.effects` beside unsteered replies, ``against`` the same of every
-    condition beside the located vector; ``agreement`` kappas of the measures; ``preflight`` a row per layer;
-    ``matrix`` and ``damage`` the side effects, ``turns`` a row per condition and turn of the played talks, ``outcomes``
-    a row per condition of a negotiation (None where they were not asked for); ``samples`` a row per reply.
+    condition beside the located vector; ``agreement`` kappas of the measures; ``preflight`` a row per layer; ``dose``
+    the located vector's dose–response, as :func:`star_tl.evaluation.strength.dose_table` has it; ``matrix`` and
+    ``damage`` the side effects, ``turns`` a row per condition and turn of the played talks, ``outcomes`` a row per
+    condition of a negotiation (None where they were not asked for); ``samples`` a row per reply.
     """
 
     task: Task
@@ -47,6 +50,7 @@ class Evaluation:
     against: pd.DataFrame
     agreement: pd.DataFrame
     preflight: pd.DataFrame
+    dose: pd.DataFrame
     matrix: pd.DataFrame | None
     damage: pd.DataFrame | None
     turns: pd.DataFrame | None
@@ -69,13 +73,15 @@ class Evaluation:
         return "\n".join(_latex(_heading(name), table) for name, table in self.tables().items())
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """By heading, as texts: effects by measure, then the others."""
-        found = {measure: shown(self.table.loc[self.table.measure == measure]) for measure in self.measures}
+        """By heading, as texts: an overview, effects by measure, then the others."""
+        found = {"overview": overview(self.table, main_measures(self.measures))}
+        found |= {measure: shown(self.table.loc[self.table.measure == measure]) for measure in self.measures}
         first = self.against.loc[self.against.measure == self.measures[0]]
         found[f"{self.measures[0]}, beside the located vector"] = shown(first)
         others = {
             "agreement of measures": self.agreement,
             "pairs before steering, by layer": self.preflight,
+            "dose–response of the located vector": self.dose,
             "every trait's vector on every trait": self.matrix,
             "damage": self.damage,
             "turn by turn": self.turns,
@@ -99,13 +105,35 @@ class Evaluation:
         return f"Evaluation({self.task.name} on {self.model}, {len(self.prompts)} prompts; {self.measures[0]}: {told})"
 
 
-def shown(effects: pd.DataFrame) -> pd.DataFrame:
-    """The columns that a reader needs first, as texts."""
-    interval = [
+def overview(effects: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
+    """A row per condition: of each measure the mean, and the difference to unsteered with its interval; what it cost.
+
+    A star stands where p is below 0.05 after Holm's correction over the conditions of that measure.
+    """
+    rows = {m: effects[effects.measure == m].set_index("condition") for m in measures}
+    first = rows[measures[0]]
+    columns = {"condition": list(first.index)}
+    for measure, table in rows.items():
+        stars = ["*" if p < LEVEL else "" for p in table.p_holm]
+        columns[measure] = [
+            f"{mean:.2f} {change}{star}".strip()
+            for mean, change, star in zip(table["mean"], _changes(table), stars, strict=True)
+        ]
+    columns["drift"] = [f"{x:.3f}" for x in first.drift]
+    columns["coherent"] = [f"{x:.0%}" for x in first.coherent]
+    return pd.DataFrame(columns)
+
+
+def _changes(effects: pd.DataFrame) -> list[str]:
+    return [
         f"{r['difference']:+.2f} [{r['low']:+.2f}, {r['high']:+.2f}]" if r["difference"] == r["difference"] else ""
         for r in effects.to_dict(orient="records")
     ]
-    whole = effects.assign(interval=interval)
+
+
+def shown(effects: pd.DataFrame) -> pd.DataFrame:
+    """The columns that a reader needs first, as texts."""
+    whole = effects.assign(interval=_changes(effects))
     columns = {
         heading: ["" if value != value else form.format(value) for value in whole[column]]
         for column, heading, form in SHOWN

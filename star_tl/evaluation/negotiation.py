@@ -66,8 +66,7 @@ def outcome(texts: Sequence[str], scenario: Scenario) -> Outcome:
     for text in texts:
         plain = text.replace("’", "'")
         named = [p for p in prices(plain) if 0.3 * scenario.target <= p <= 1.5 * scenario.price]
-        accepts = _ACCEPTS.search(plain) is not None and _REFUSES.search(plain) is None
-        if accepts and (price is not None or named):
+        if accepts(plain) and (price is not None or named):
             agreed = price = named[-1] if named else price
         elif named:
             if agreed is not None and named[-1] != agreed:
@@ -77,6 +76,11 @@ def outcome(texts: Sequence[str], scenario: Scenario) -> Outcome:
         return Outcome(False, None, None, None)
     share = scenario.share(agreed)
     return Outcome(True, agreed, share, 1 - share)
+
+
+def accepts(text: str) -> bool:
+    """Whether a message accepts: it says so, asks nothing and refuses nothing."""
+    return _ACCEPTS.search(text) is not None and _REFUSES.search(text) is None
 
 
 def prices(text: str) -> list[float]:

@@ -1,4 +1,4 @@
-"""Talks of several turns in which the unsteered model plays the other side.
+"""Talks of several turns in which the unsteered model plays the other side, or a dialogue's words are said again.
 
 Both sides know who they are; only the assistant's is steered. Earlier turns are read without the vector, as
 :func:`star_tl.converse` reads them by default.
@@ -15,7 +15,7 @@ import pandas as pd
 
 from star_tl.data.chat import Message, Prompt, as_messages
 from star_tl.data.pairs import Trait
-from star_tl.data.scenarios import Scenario
+from star_tl.data.scenarios import Camp, Scenario
 from star_tl.data.tasks import Task
 from star_tl.errors import StarError
 from star_tl.evaluation.ray_workers import RayWorkers
@@ -31,11 +31,11 @@ SHORT = "Answer in one or two short sentences."
 
 @dataclass(frozen=True)
 class Talk:
-    """Who talks with whom: what each side is told, and the other side's first message where it is given."""
+    """Who talks with whom: what each side is told, and the other side's first messages, as far as they are given."""
 
     user: str
     assistant: str
-    opening: str | None = None
+    said: tuple[str, ...] = ()
 
 
 def play(
@@ -75,7 +75,7 @@ def play(
     frames = []
     for turn in range(turns):
         seed = condition.seed * 1000 + 2 * turn
-        heard = [talk.opening for talk in talks] if turn == 0 else [None] * len(talks)
+        heard = [talk.said[turn] if turn < len(talk.said) else None for talk in talks]
         if None in heard:
             asked = [_as_user(talk, past) for talk, past in zip(talks, said, strict=True)]
             file = folder and folder / f"{turn:02d}-user.jsonl"
@@ -93,13 +93,20 @@ def play(
     return pd.concat(frames, ignore_index=True)
 
 
-def talks_of(task: Task, prompts: Sequence[Prompt], scenarios: Sequence[Scenario] = ()) -> list[Talk]:
-    """A talk for each item to bargain over; else for each prompt, opened by its last user message."""
-    if scenarios:
+def talks_of(
+    task: Task,
+    prompts: Sequence[Prompt],
+    scenarios: Sequence[Scenario] | Sequence[Camp] = (),
+    replay: Sequence[Sequence[str]] | None = None,
+) -> list[Talk]:
+    """A talk for each dialogue whose other side is replayed; else for each item to bargain over; else for each prompt,
+    opened by its last user message.
+    """
+    if scenarios and not replay:
         return [Talk(s.roles["user"], s.roles["assistant"]) for s in scenarios]
     told = {side: f"You are {who}. {SHORT}" for side, who in task.roles.items()}
-    said = [next(m["content"] for m in reversed(as_messages(p)) if m["role"] == "user") for p in prompts]
-    return [Talk(told["user"], told["assistant"], opening) for opening in said]
+    opened = [[next(m["content"] for m in reversed(as_messages(p)) if m["role"] == "user")] for p in prompts]
+    return [Talk(told["user"], told["assistant"], tuple(said)) for said in replay or opened]
 
 
 def by_turn(samples: pd.DataFrame) -> pd.DataFrame:

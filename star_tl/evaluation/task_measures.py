@@ -12,13 +12,17 @@
 ``repetition``      Share of word trigrams that occurred before.
 ``vader``           VADER's compound sentiment, −1 to 1 (Hutto & Gilbert 2014), where vaderSentiment is installed. Made
                     for tweets: sees words of mood, not whose mood it is; consoling words for grief count low.
+``lexicon``         Words of joy or trust in 100, by NRC's list, where the user gives one or NRCLex is installed:
+                    see :mod:`star_tl.evaluation.lexicon`.
+``llm``             A language model's grade, 0 to 1, where an endpoint is named: sees meaning, and favours long and
+                    fluent replies; a failed judgement is missing. See :mod:`star_tl.evaluation.llm_judge`.
 ==================  ====================================================================================================
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -26,6 +30,7 @@ import pandas as pd
 from star_tl.data.chat import Prompt
 from star_tl.data.tasks import Task
 from star_tl.evaluation.judges import EMBEDDING_PACKAGE, load_judge, relevance
+from star_tl.evaluation.lexicon import words_in_100
 from star_tl.evaluation.llm_judge import LLMJudge
 from star_tl.evaluation.scores import mark_coherent
 from star_tl.stats import kappa
@@ -34,7 +39,11 @@ YES = 0.5  # a judge's probability from which on it says yes
 
 
 def with_measures(
-    samples: pd.DataFrame, task: Task, prompts: Sequence[Prompt], llm: LLMJudge | None = None
+    samples: pd.DataFrame,
+    task: Task,
+    prompts: Sequence[Prompt],
+    llm: LLMJudge | None = None,
+    lexicon: Mapping[str, frozenset[str]] | None = None,
 ) -> tuple[pd.DataFrame, list[str]]:
     """The samples with a column for every measure that can be taken here, and the measures' names.
 
@@ -43,6 +52,7 @@ def with_measures(
         task: says which measures.
         prompts: by the number in ``prompt_id``.
         llm: grades every reply too, as ``llm``.
+        lexicon: of :func:`star_tl.evaluation.lexicon.load_lexicon`.
     """
     samples = mark_coherent(samples)
     texts, asked = samples.text.tolist(), [prompts[int(p[1:])] for p in samples.prompt_id]
@@ -63,12 +73,14 @@ def with_measures(
             columns[name] = samples[name].to_numpy(dtype=float)
     if "vader" in task.measures and importlib.util.find_spec("vaderSentiment") is not None:
         columns["vader"] = _vader(texts)
-    return samples.assign(**columns), list(columns)
+    if "lexicon" in task.measures and lexicon and task.trait in lexicon:
+        columns["lexicon"] = words_in_100(texts, lexicon[task.trait])
+    return samples.assign(**columns), sorted(columns, key=lambda name: name != task.measures[0])
 
 
 def main_measures(names: Sequence[str]) -> list[str]:
-    """Those that tell the trait itself."""
-    return [n for n in names if n in ("markers", "llm") or ":" in n]
+    """Those that tell the trait itself: the task's first, markers, and judges."""
+    return [n for i, n in enumerate(names) if i == 0 or n in ("markers", "llm") or ":" in n]
 
 
 def agreement(samples: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
@@ -79,7 +91,7 @@ def agreement(samples: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     for i, one in enumerate(answers):
         for other in list(answers)[i + 1 :]:
             known = ~np.isnan(answers[one]) & ~np.isnan(answers[other])
-            yes = [answers[n][known] > YES if n != "markers" else answers[n][known] > 0 for n in (one, other)]
+            yes = [answers[n][known] > (YES if n == "llm" or ":" in n else 0) for n in (one, other)]
             rows.append({"one": one, "other": other, "n": int(known.sum()), "kappa": kappa(*yes)})
     return pd.DataFrame(rows, columns=["one", "other", "n", "kappa"])
 

@@ -16,11 +16,10 @@ from star_tl.data.chat import SPANS, Message, Prompt, resolve_span, with_instruc
 from star_tl.data.tokenizer import Tokenizer
 from star_tl.errors import StarError, check_kind
 from star_tl.locus import Locus, NamedHook
-from star_tl.steering.hooks import injection_hooks, row_hooks
+from star_tl.steering.hooks import Row, injection_hooks, row_hooks
 from star_tl.steering.positions import schedule
 
 UNSTEERED = "unsteered"  # the name of the condition that all others are compared with
-Row = tuple[Float[Tensor, "position d"], Locus, str | Sequence[int] | None]
 
 
 class Steers(Protocol):
@@ -47,10 +46,12 @@ class Condition:
         instruction: a system instruction that the prompts are put under (priming).
         seed: of the replies.
         more: further vectors, each added at its own place with the same strength and positions: all layers, some heads.
+        remove: take away what lies along the vectors instead of adding them, ``strength`` times: 1 leaves nothing of it
+            (Arditi et al. 2024, arXiv 2406.11717).
 
     Raises:
-        StarError: more vectors and no first one, a strength that is no finite number, a seed that is no whole number,
-            or unknown positions.
+        StarError: more vectors and no first one, a strength that is no finite number, one below 0 to be removed, a seed
+            that is no whole number, or unknown positions.
     """
 
     name: str = UNSTEERED
@@ -60,6 +61,7 @@ class Condition:
     instruction: str | None = None
     seed: int = 0
     more: tuple[Steers, ...] = ()
+    remove: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.strength, bool) or not isinstance(self.strength, Real) or not math.isfinite(self.strength):
@@ -73,6 +75,8 @@ class Condition:
             schedule(self.positions)
         if self.more and self.vector is None:
             raise StarError("more holds further vectors, and there is no first one: give it as vector.")
+        if self.remove and (self.vector is None or self.strength < 0):
+            raise StarError("remove takes away what lies along a vector: give one, and a strength of at least 0.")
         for vector in self.vectors:
             injection_hooks(vector.scaled(1.0), vector.locus)  # raises where nothing can be added
 
@@ -94,7 +98,8 @@ class Condition:
             given = [v.scaled(self.strength).float().cpu().contiguous().numpy().tobytes() for v in self.vectors]
             added = hashlib.sha256(b"".join(given)).hexdigest()[:16]
             where = "; ".join(str(v.locus) for v in self.vectors)
-        return [self.name, where, added, str(self.positions), self.instruction, self.seed]
+        named = [self.name, where, added, str(self.positions), self.instruction, self.seed]
+        return [*named, "removed"] if self.remove else named
 
     def prompted(self, prompts: Sequence[Prompt]) -> list[tuple[Message, ...]]:
         """The prompts as they are put to the model: under the instruction, where there is one."""
@@ -109,7 +114,7 @@ class Condition:
         if self.vector is None:
             return []
         at = resolve_span(tokenizer, with_instruction(prompt, self.instruction), self.positions)
-        return [(vector.scaled(self.strength), vector.locus, at) for vector in self.vectors]
+        return [(self._given(vector), vector.locus, at, self.remove) for vector in self.vectors]
 
     def hooks(
         self, tokenizer: Tokenizer, prompts: Sequence[Prompt], prompt_length: int | None = None
@@ -120,8 +125,19 @@ class Condition:
         return [
             hook
             for vector in self.vectors
-            for hook in injection_hooks(vector.scaled(self.strength), vector.locus, self.positions, prompt_length)
+            for hook in injection_hooks(
+                self._given(vector), vector.locus, self.positions, prompt_length, remove=self.remove
+            )
         ]
+
+    def _given(self, vector: Steers) -> Float[Tensor, "position d"]:
+        """What is added; or to be removed, of length √strength, for it enters twice."""
+        if not self.remove:
+            return vector.scaled(self.strength)
+        rows = vector.scaled(1.0)
+        own = self.positions in (None, "locus")
+        rows = rows if own else rows.mean(0, keepdim=True).expand(len(rows), -1)
+        return rows / rows.norm(dim=-1, keepdim=True).clamp_min(1e-12) * math.sqrt(self.strength)
 
 
 def batch_hooks(rows: Sequence[Sequence[Row]], prompt_length: int | None = None) -> list[NamedHook]:

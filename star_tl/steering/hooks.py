@@ -30,10 +30,16 @@ from star_tl.models.position import Position
 from star_tl.steering.positions import Schedule, schedule, whole_numbers
 
 Positions = str | Sequence[int] | None
+# A vector, where it acts, and True where it is removed instead of added.
+Row = tuple[Float[Tensor, "position d"], Locus, Positions] | tuple[Float[Tensor, "position d"], Locus, Positions, bool]
 
 
 def injection_hooks(
-    vector: Float[Tensor, "position d"], locus: Locus, positions: Positions = None, prompt_length: int | None = None
+    vector: Float[Tensor, "position d"],
+    locus: Locus,
+    positions: Positions = None,
+    prompt_length: int | None = None,
+    remove: bool = False,
 ) -> list[NamedHook]:
     """Hooks that add ``vector`` at ``locus``, for ``run_with_hooks``, ``model.hooks`` and ``generate``.
 
@@ -44,38 +50,38 @@ def injection_hooks(
         prompt_length: columns up to the prompt's end, where a forward pass holds prompt and reply
             at once, or only a part of the prompt. Default: all that the first pass of a call holds,
             with what was cached before it, which is right for cached generation.
+        remove: take away what lies along the vector instead of adding it, h − (h · v) v: all of it for a vector of
+            length 1.
 
     Raises:
         StarError: unknown schedule, positions that are not whole numbers, or ``resid_pre`` of layer 0,
             which no attention precedes.
     """
     at = _positions(locus, positions)
-    return _hooks(_rows(vector, locus, at)[None], None, locus, at, prompt_length)
+    return _hooks(_rows(vector, locus, at)[None], None, locus, at, prompt_length, remove)
 
 
-def row_hooks(
-    rows: Sequence[tuple[Float[Tensor, "position d"], Locus, Positions] | None], prompt_length: int | None = None
-) -> list[NamedHook]:
+def row_hooks(rows: Sequence[Row | None], prompt_length: int | None = None) -> list[NamedHook]:
     """Hooks for a batch whose rows are steered each in its own way, or not at all.
 
     Args:
-        rows: for every row of the batch a vector, its locus and positions, as in
-            :func:`injection_hooks`; None leaves the row alone.
+        rows: for every row of the batch a vector, its locus and positions, and ``True`` behind them where it is to be
+            removed, as in :func:`injection_hooks`; None leaves the row alone.
         prompt_length: as in :func:`injection_hooks`.
 
     Raises:
         StarError: as :func:`injection_hooks`.
     """
-    groups: dict[tuple[Locus, str | tuple[int, ...]], list[tuple[int, Tensor]]] = {}
+    groups: dict[tuple[Locus, str | tuple[int, ...], bool], list[tuple[int, Tensor]]] = {}
     for i, row in enumerate(rows):
         if row is not None:
-            vector, locus, positions = row
+            vector, locus, positions, *removed = row
             at = _positions(locus, positions)
-            groups.setdefault((locus, at), []).append((i, _rows(vector, locus, at)))
+            groups.setdefault((locus, at, any(removed)), []).append((i, _rows(vector, locus, at)))
     hooks: list[NamedHook] = []
-    for (locus, at), members in groups.items():
+    for (locus, at, remove), members in groups.items():
         index = torch.tensor([i for i, _ in members])
-        hooks += _hooks(torch.stack([v for _, v in members]), index, locus, at, prompt_length)
+        hooks += _hooks(torch.stack([v for _, v in members]), index, locus, at, prompt_length, remove)
     return hooks
 
 
@@ -86,21 +92,21 @@ def step_hooks(rows: Sequence[Sequence[NamedHook]], at: Sequence[int]) -> list[N
         rows: every row's hooks, as :func:`row_hooks` makes them for it alone; any number of vectors each.
         at: the position of every row's token, counted from the end of its prompt.
     """
-    groups: dict[tuple[str, int | None, int], list[tuple[int, Tensor]]] = {}
+    groups: dict[tuple[str, int | None, type[Injection], int], list[tuple[int, Tensor]]] = {}
     for i, (hooks, position) in enumerate(zip(rows, at, strict=True)):
-        added: Counter[tuple[str, int | None]] = Counter()  # an index names a row once, so that no sum is lost
+        added: Counter[tuple[str, int | None, type]] = Counter()  # an index names a row once, so that no sum is lost
         for name, function in hooks:
             if isinstance(function, Injection) and isinstance(name, str):
-                place = name, function.head
+                place = name, function.head, type(function)
                 for _, row, factor in function.schedule.columns(0, position, 1):
                     groups.setdefault((*place, added[place]), []).append((i, function.vectors[0, row] * factor))
                     added[place] += 1
     here, always = Position(0, 0, 1), schedule("all")
     hooks = []
-    for (name, head, _), members in groups.items():
+    for (name, head, kind, _), members in groups.items():
         index = torch.tensor([i for i, _ in members])
         vectors = torch.stack([v for _, v in members])[:, None]
-        hooks.append((name, Injection(here, vectors, index, head, always)))
+        hooks.append((name, kind(here, vectors, index, head, always)))
     return hooks
 
 
@@ -198,8 +204,14 @@ class Injection:
         # bf16 would round a small vector away against a large residual: add in float32.
         wide = torch.promote_types(activation.dtype, torch.float32)
         out = activation.clone()
-        out[where] = (activation[where].to(wide) + added.to(wide)).to(out.dtype)
+        out[where] = self.changed(activation[where].to(wide), added.to(wide)).to(out.dtype)
         return out
+
+    def changed(
+        self, here: Float[Tensor, "row column d"], given: Float[Tensor, "#row column d"]
+    ) -> Float[Tensor, "row column d"]:
+        """What stands there afterwards."""
+        return here + given
 
     def _place(self, columns: list[tuple[int, int, float]], n: int, device: torch.device) -> tuple[Tensor, ...]:
         """Row and column indices and what is added there; kept, for decode steps ask for the same again and again."""
@@ -229,6 +241,17 @@ class Injection:
         return replace(self, vectors=self.vectors[place.to(self.vectors.device)], index=mine, ready={})
 
 
+@dataclass(frozen=True)
+class Removal(Injection):
+    """Takes away what lies along ``vectors``, h − (h · v) v: all of it where they have length 1 (Arditi et al. 2024,
+    arXiv 2406.11717). A schedule's factor weakens it by its square."""
+
+    def changed(
+        self, here: Float[Tensor, "row column d"], given: Float[Tensor, "#row column d"]
+    ) -> Float[Tensor, "row column d"]:
+        return here - (here * given).sum(-1, keepdim=True) * given
+
+
 def _positions(locus: Locus, positions: Positions) -> str | tuple[int, ...]:
     if positions is None or positions == "locus":
         return locus.positions
@@ -245,7 +268,12 @@ def _rows(vector: Tensor, locus: Locus, at: str | tuple[int, ...]) -> Tensor:
 
 
 def _hooks(
-    vectors: Tensor, index: Tensor | None, locus: Locus, at: str | tuple[int, ...], prompt_length: int | None
+    vectors: Tensor,
+    index: Tensor | None,
+    locus: Locus,
+    at: str | tuple[int, ...],
+    prompt_length: int | None,
+    remove: bool = False,
 ) -> list[NamedHook]:
     watched = locus.layer
     if locus.hook_point.endswith("hook_resid_pre"):
@@ -256,5 +284,5 @@ def _hooks(
     if when.rows is not None and vectors.shape[1] == 1:
         when = replace(when, rows=dict.fromkeys(when.rows, 0))
     clock = Clock(prompt_length)
-    injection = Injection(clock, vectors, index, locus.head, when, prompt_length)
+    injection = (Removal if remove else Injection)(clock, vectors, index, locus.head, when, prompt_length)
     return [(f"blocks.{watched}.attn.hook_attn_scores", clock), (locus.hook_point, injection)]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from star_tl.view.plots.look import BLUE, GREEN, GREY, INK, ORANGE, PINK, SKY, coloraxis, finish, whiskers
 
@@ -24,6 +25,7 @@ COLOURS = {
     "priming + located": GREEN,
 }
 ANOTHER = SKY
+DOTTED = ("located", "few-shot")  # beside another of the same colour
 
 
 def plot_conditions(table: pandas.DataFrame, measure: str) -> go.Figure:
@@ -92,11 +94,27 @@ def plot_matrix(matrix: pandas.DataFrame) -> go.Figure:
 
 
 def plot_turns(turns: pandas.DataFrame) -> go.Figure:
-    """Drift turn by turn, a line per condition."""
-    fig = go.Figure()
+    """Coherent replies with a marker, and drift, turn by turn: a line per condition."""
+    fig = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
     for name, group in turns.groupby("condition", sort=False):
         colour = COLOURS.get(str(name), ANOTHER)
-        fig.add_trace(go.Scatter(x=group.turn, y=group.drift, name=name, mode="lines+markers", line_color=colour))
-    fig.update_xaxes(title_text="turn", dtick=1)
-    fig.update_yaxes(title_text="drift (nats per token)", rangemode="tozero")
-    return finish(fig, "Drift over turns", "mean over talks; the other side is unsteered", 760, 420, showlegend=True)
+        line = {"color": colour, "dash": "dot" if name in DOTTED else "solid"}
+        for row, column in enumerate(("markers", "drift"), start=1):
+            fig.add_trace(
+                go.Scatter(
+                    x=group.turn,
+                    y=group[column],
+                    name=str(name),
+                    legendgroup=str(name),
+                    showlegend=row == 1,
+                    mode="lines+markers",
+                    line=line,
+                ),
+                row=row,
+                col=1,
+            )
+    fig.update_xaxes(dtick=1)
+    fig.update_xaxes(title_text="turn", row=2, col=1)
+    fig.update_yaxes(title_text="replies with a marker", tickformat=".0%", range=[-0.04, 1.04], row=1, col=1)
+    fig.update_yaxes(title_text="drift (nats per token)", rangemode="tozero", row=2, col=1)
+    return finish(fig, "Turn by turn", "mean over talks; the other side is unsteered", 760, 620, showlegend=True)

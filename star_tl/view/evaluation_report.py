@@ -12,6 +12,7 @@ from star_tl.evaluation.evaluated import Evaluation
 from star_tl.files import replacing
 from star_tl.view.evaluation_plots import plot_conditions, plot_frontier, plot_matrix, plot_turns
 from star_tl.view.page import figure, page, scroll
+from star_tl.view.plots import plot_dose
 
 
 def write_evaluation_report(path: str | Path, result: Evaluation) -> Path:
@@ -32,6 +33,10 @@ def _page(result: Evaluation) -> str:
         "frontier", plot_frontier(result.table, result.measures[0]), "upper left is best: much effect, little drift"
     )
     sections["effects"] = ("Effects", "\n".join([*figures, frontier]))
+    sections["dose"] = (
+        "Dose–response",
+        figure("dose-figure", plot_dose(result.dose), "the located vector, from none to twice the strength above"),
+    )
     if result.matrix is not None:
         sections["matrix"] = (
             "Side effects on other traits",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from star_tl.data.pairs import load_pairs
-from star_tl.data.prompts import PromptItem, load_prompts
+from star_tl.data.prompts import PromptItem, load_prompts, load_turns
 from star_tl.errors import StarError
 
 Write = Callable[..., Path]
@@ -337,3 +337,99 @@ def test_published_files(name: str, single: int, multi: int, mode: str) -> None:
         assert len(item.messages) == 1 if mode == "single" else item.reference and len(item.messages) in (3, 5, 7)
         assert not {"Submit-Deal", "Accept-Deal", "Reject-Deal", "Walk-Away"}.intersection(texts(item))
     assert load_prompts(path, mode=mode, limit=7) == items[:7]
+
+
+BOLT = """<?xml version="1.0" encoding="UTF-8"?>
+<conversation id="CHT_OURS_1" medium="CHT"><messages>
+<message id="m0000" participant="7"><body>hey</body></message>
+<message id="m0001" participant="9"><body>Hi! What is up?</body></message>
+<message id="m0002" participant="7"><body>My kite is &lt;gone&gt;.</body></message>
+<message id="m0003" participant="7"><body>The wind took it</body></message>
+<message id="m0004" participant="9"><body>Oh no. From the hill?</body></message>
+<message id="m0005" participant="7"><body>Yes</body></message>
+</messages></conversation>
+"""
+
+
+def test_a_chat_export_is_read_with_each_side_as_the_user(write: Write, tmp_path: Path) -> None:
+    path = write(BOLT, "talk.xml")
+    one, other = load_prompts(path)
+    assert texts(one) == ["My kite is <gone>. The wind took it"]
+    assert one.reference == "Oh no. From the hill?"
+    assert texts(other) == ["Hi! What is up?"]
+    assert (one.id, other.id) == ("sms-and-chat-CHT_OURS_1", "sms-and-chat-CHT_OURS_1-other-side")
+    assert one.source == "SMS and chat"
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for number in (1, 2):
+        (folder / f"{number}.xml").write_text(BOLT.replace("OURS_1", f"OURS_{number}"))
+    (folder / "3.xml").write_text(BOLT.replace("OURS_1", "OURS_3").replace('m0005" participant="7', 'm0005" sender="8'))
+    assert [item.id for item in load_prompts(folder, limit=3)] == [
+        "sms-and-chat-CHT_OURS_1",
+        "sms-and-chat-CHT_OURS_1-other-side",
+        "sms-and-chat-CHT_OURS_2",
+    ]
+    assert len(load_prompts(folder)) == 4, "a talk of three is left out"
+
+
+def test_a_chat_in_plain_text_is_read_and_a_list_of_prompts_is_not_taken_for_one(write: Write) -> None:
+    talk = "[12:01] Ann: My kite is gone.\n  The wind took it.\nBen: Oh no.\n\nBen: Are you home?\nAnn: At six.\n"
+    items = load_prompts(write(talk, "talk.txt"))
+    assert [texts(item) for item in items] == [
+        ["My kite is gone. The wind took it."],
+        ["Oh no."],
+        ["Are you home?"],
+        ["At six."],
+    ]
+    assert items[0].reference == "Oh no."
+    for listed in ("Q: Who flew first?\nQ: And where?\n", "Ann: one\nBen: two\nEve: three\n", "Ann: hi\nand no name\n"):
+        assert [item.source for item in load_prompts(write(listed, "list.txt"))] == ["prompts"] * listed.count("\n")
+
+
+def test_sentences_that_disclose_something_are_prompts_without_copies(write: Write) -> None:
+    rows = [("1", "He<U+0092>s gone", "1", "0"), ("2", "Buy milk", "0", "0"), ("3", "I told no one", "0", "1")]
+    rows.append(("4", *rows[2][1:]))
+    head = "sentenceid,full_text,Emotional_disclosure,Information_disclosure"
+    table = "\n".join([head, *(",".join(row) for row in rows)]) + "\n"
+    items = load_prompts(write(table, "posts.csv"))
+    assert [texts(item) for item in items] == [["He’s gone"], ["I told no one"]]
+    assert [item.id for item in items] == ["offmychest-1", "offmychest-3"]
+    assert [texts(i)[0] for i in load_prompts(write('full_text\n"Hello, I am lost"\n', "own.csv"))] == [
+        "Hello, I am lost"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("x.csv", "a,b\n1,2\n", "no column full_text"),
+        ("x.xml", "<a><b></a>", "not valid XML"),
+        ("x.xml", "<a/>", "no messages"),
+        ("x.xml", "<a><message><body>x</body></message></a>", "without who wrote it"),
+        ("x.xml", '<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', "declares entities"),
+    ],
+)
+def test_a_broken_export_is_one_line(write: Write, name: str, content: str, said: str) -> None:
+    with pytest.raises(StarError, match=rf"^[^\n]*{said}[^\n]*$"):
+        load_prompts(write(content, name))
+
+
+@pytest.mark.skipif(not (DATA / "offmychest").exists(), reason="the published data are not beside the repository")
+def test_offmychest_as_published_gives_hundreds_of_prompts() -> None:
+    items = load_prompts(DATA / "offmychest" / "labeled_training_set.csv", limit=500)
+    assert len({texts(item)[0] for item in items}) == 500
+    assert not any("<U+" in texts(item)[0] for item in items)
+
+
+def test_the_users_turns_of_long_enough_dialogues_are_read_to_be_said_again(write: Write) -> None:
+    short = esconv(("u", "I fell."), ("s", "Oh."))
+    path = write([esconv(*VIOLIN), short], "d.jsonl")
+    assert load_turns(path, 3) == [
+        ("Hi there!", "My violin fell down the stairs. The concert is tomorrow.", "The neck is off.")
+    ]
+    assert [len(said) for said in load_turns(path, 1)] == [1, 1]
+    assert load_turns(path, 1, limit=1) == [("Hi there!",)]
+    own = [{"messages": [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"))]}]
+    assert load_turns(write(own, "own.jsonl"), 2) == [("a", "c")]
+    with pytest.raises(StarError, match=r"^No dialogue in [^\n]+ has 9 turns [^\n]+$"):
+        load_turns(path, 9)

@@ -88,7 +88,7 @@ def test_items_are_read_and_broken_ones_left_out(tmp_path) -> None:
 
 
 def test_two_sides_talk_in_turn_and_only_one_is_steered(tiny) -> None:
-    talks = [Talk("You are the buyer.", "You are the seller.", "Is the lamp still there?"), Talk("A.", "B.")]
+    talks = [Talk("You are the buyer.", "You are the seller.", ("Is the lamp still there?",)), Talk("A.", "B.")]
     trait, sampling = star.load_pairs("politeness").trait, star.Sampling(max_new_tokens=6)
     vector = star.extract_vector(tiny, star.load_pairs("politeness"), Locus("blocks.1.hook_resid_post"))
     plain = play(tiny, trait, talks, Condition(), 2, sampling, progress=False)
@@ -103,7 +103,7 @@ def test_two_sides_talk_in_turn_and_only_one_is_steered(tiny) -> None:
 
 
 def test_a_played_talk_goes_on_where_it_was_stopped(tiny, tmp_path) -> None:
-    talks, trait = [Talk("A.", "B.", "Hello")], star.load_pairs("politeness").trait
+    talks, trait = [Talk("A.", "B.", ("Hello",))], star.load_pairs("politeness").trait
     sampling = star.Sampling(max_new_tokens=4)
     whole = play(tiny, trait, talks, Condition(), 3, sampling, tmp_path / "a", progress=False)
     play(tiny, trait, talks, Condition(), 1, sampling, tmp_path / "b", progress=False)

@@ -18,6 +18,8 @@ from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 import star_tl as star
 from star_tl.errors import StarError
 from star_tl.models.batch import make_batch
+from star_tl.models.position import Position
+from star_tl.steering.condition import batch_hooks
 from star_tl.steering.positions import COUNTED, SCHEDULES
 from star_tl.vectors import SteeringVector
 
@@ -383,3 +385,48 @@ def test_resid_pre_of_layer_zero_is_refused_with_another_place(positions):
     vector.hooks(positions=positions)
     with pytest.raises(StarError, match=r"^blocks\.0\.hook_resid_pre [^\n]+$"):
         vector.at_layer(0).hooks(positions=positions)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_what_lies_along_a_vector_is_removed_alone_in_a_batch_and_with_a_cache(tiny, hf, tokenizer, share):
+    """Beside HuggingFace with the projection taken away by hand, whatever the other rows are steered with."""
+    vector = steering_vector(positions=LOCUS, scale=1.0)
+    removed = star.Condition("removed", vector, share, "all", remove=True)
+    unit = vector.vector.mean(0) / vector.vector.mean(0).norm()
+
+    def take_away(module, args, output):
+        hidden = output[0] if isinstance(output, tuple) else output
+        changed = hidden - share * (hidden @ unit)[..., None] * unit
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    ids = prompt_ids(tokenizer, TALK[0])
+    plain = logits(hf, ids)
+    handle = hf.model.layers[vector.locus.layer].register_forward_hook(take_away)
+    try:
+        wanted, written = logits(hf, ids), list(ids)
+        for _ in range(8):
+            written.append(int(logits(hf, written)[-1].argmax()))
+    finally:
+        handle.remove()
+    hooks = removed.hooks(tokenizer, [TALK[0]], len(ids))
+    assert close(tiny.run_with_hooks(torch.tensor([ids]), fwd_hooks=hooks)[0], wanted)
+    assert not close(plain, wanted), "so little shows nothing"
+    before = tiny.run_with_cache(torch.tensor([ids]))[1][vector.locus.hook_point]
+    after = removed.hooks(tokenizer, [TALK[0]], len(ids))[1][1].follow(Position(len(ids)))(before, None)
+    left = (after @ unit).abs().max() / (before @ unit).abs().max()
+    assert float(left) == pytest.approx(1 - share, abs=1e-5)
+    ways = [star.Condition("x", vector, 2.0, "generated"), removed, star.Condition()]
+    rows = [way.rows(tokenizer, text) for way, text in zip(ways, (TALK[2], TALK[0], TALK[1]), strict=True)]
+    for hooks, prompts in (
+        (removed.hooks(tokenizer, [TALK[0]]), [TALK[0]]),
+        (batch_hooks(rows), [*TALK[2::-2], TALK[1]]),
+    ):
+        replies = star.generate(tiny, prompts, hooks, max_new_tokens=8, temperature=0)
+        said = replies[prompts.index(TALK[0])].tokens
+        assert said == tuple(written[len(ids) :][: len(said)])
+
+
+def test_removal_is_refused_without_a_vector_or_with_a_strength_below_zero():
+    for wrong in ({"vector": None}, {"vector": steering_vector(), "strength": -1.0}):
+        with pytest.raises(StarError, match=r"^remove takes away what lies along a vector: [^\n]+$"):
+            star.Condition("x", remove=True, **wrong)
