@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from star_tl.data.chat import Prompt, as_prompts
 from star_tl.data.pairs import Trait
 from star_tl.evaluation.ray_workers import RayWorkers
-from star_tl.evaluation.scores import score
+from star_tl.evaluation.scores import score, score_kept
 from star_tl.files import JsonObject
 from star_tl.generation.samples_file import SamplesFile, how_computed, number_below, reply_of, reply_row, samples_file
 from star_tl.generation.sampling import Reply, batch_order, in_batches, render_prompts
@@ -78,13 +78,19 @@ def sample_conditions(
         asked_ids = [ids[c][i] for c, i in todo]
         seeds = [conditions[c].seed for c, _ in todo]
         if workers is None:
-            batches = in_batches(model, asked_ids, seeds, hooks_of, sampling, progress)
+            batches = in_batches(model, asked_ids, seeds, hooks_of, sampling, progress, keep=True)
         else:
             batches = _shared_out(workers, asked_ids, seeds, rows_of, sampling, progress)
         for batch, replies in batches:
             kept.add({todo[k]: reply for k, reply in zip(batch, replies, strict=True)})
         unscored = [c for c in range(len(conditions)) if c not in kept.scores]
-        pieces = [(trait, prompts, [kept.replies[c, i] for i in range(len(prompts))], conditions[c]) for c in unscored]
+        replies = {c: [kept.replies[c, i] for i in range(len(prompts))] for c in unscored}
+        whole = [c for c in unscored if all(reply.residual is not None for reply in replies[c])]
+        at_hand = score_kept(model, trait, prompts, [replies[c] for c in whole], [conditions[c] for c in whole])
+        for c, found in zip(whole, at_hand, strict=True):
+            kept.add_scores(c, found)
+        unscored = [c for c in unscored if c not in kept.scores]
+        pieces = [(trait, prompts, replies[c], conditions[c]) for c in unscored]
         scored = ((n, score(model, *piece)) for n, piece in enumerate(pieces))
         if workers is not None:
             scored = workers.run("score", pieces)

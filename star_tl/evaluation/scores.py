@@ -12,7 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
 from statsmodels.stats.proportion import proportion_confint
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from star_tl.data.chat import Prompt, as_prompts, render
 from star_tl.data.markers import plain
@@ -22,7 +25,7 @@ from star_tl.generation.decoding import residuals_of
 from star_tl.generation.likelihood import reply_scores
 from star_tl.generation.sampling import Reply
 from star_tl.models.backend import Model, tokenizer_of
-from star_tl.models.batch import make_batch, pad_id
+from star_tl.models.batch import TokenBatch, make_batch, pad_id
 from star_tl.models.memory import fitting_batches
 from star_tl.stats import compare_paired, holm
 from star_tl.steering.condition import UNSTEERED, Condition
@@ -80,6 +83,51 @@ def score(
     return pd.DataFrame(rows)
 
 
+def score_kept(
+    model: Model,
+    trait: Trait,
+    prompts: Sequence[Prompt],
+    replies: Sequence[Sequence[Reply]],
+    conditions: Sequence[Condition],
+) -> list[pd.DataFrame]:
+    """What :func:`score` gives for every condition, from replies that hold their ``residual``.
+
+    The unsteered model alone reads what is left to read: prompts once for the replies of all conditions, and nothing
+    of replies that it wrote itself.
+    """
+    ids = [render(tokenizer_of(model), p).ids for p in prompts]
+    keys = [(i, c) for i in range(len(prompts)) for c in range(len(conditions))]
+    found: dict[tuple[int, int], dict[str, float]] = {}
+
+    def alone(key: tuple[int, int]) -> str:
+        return f"Memory is too small to score a reply to prompt {key[0]} alone: use a lower max_new_tokens."
+
+    unsteered = [c.vector is None and c.instruction is None for c in conditions]
+    for itself in (True, False):
+        own = [(i, c) for i, c in keys if unsteered[c] == itself]
+
+        def measure(at: Sequence[tuple[int, int]], itself: bool = itself) -> list[dict[str, float]]:
+            written = [replies[c][i] for i, c in at]
+            batch = make_batch(model, [ids[i] for i, _ in at], [_predicted(model, r) for r in written])
+            kept = pad_sequence([r.residual for r in written if r.residual is not None], batch_first=True)
+            if itself:
+                return _measured(model, written, batch, kept, None)
+            return _measured(model, written, batch, next(residuals_of(model, ((),), batch)), kept)
+
+        size = ROWS_ON_GPU if "cuda" in str(model.cfg.device) else 2 * ROWS
+        for at, measured in fitting_batches(own, lambda left, size=size: size, measure, alone, "replies"):
+            found |= dict(zip(at, measured, strict=True))
+    return [
+        pd.DataFrame([_words(trait, reply) | found[i, c] for i, reply in enumerate(own)])
+        for c, own in enumerate(replies)
+    ]
+
+
+def _predicted(model: Model, reply: Reply) -> tuple[int, ...]:
+    """A reply's tokens; of an empty one a token in the place of that which ended it."""
+    return reply.tokens or (pad_id(model),)
+
+
 def _words(trait: Trait, reply: Reply) -> dict[str, object]:
     text = plain(reply.text)
     words = WORD.findall(text)
@@ -101,7 +149,7 @@ def _words(trait: Trait, reply: Reply) -> dict[str, object]:
 def _fluency(
     model: Model, prompts: Sequence[Prompt], replies: Sequence[Reply], condition: Condition
 ) -> list[dict[str, float]]:
-    tokens = [r.tokens or (pad_id(model),) for r in replies]
+    tokens = [_predicted(model, r) for r in replies]
     plain = make_batch(model, [render(tokenizer_of(model), p).ids for p in prompts], tokens)
     if condition.instruction is None:
         hooks = condition.hooks(tokenizer_of(model), prompts)
@@ -111,7 +159,18 @@ def _fluency(
         asked = make_batch(model, [render(tokenizer_of(model), p).ids for p in condition.prompted(prompts)], tokens)
         hooks = condition.hooks(tokenizer_of(model), prompts)
         base, *steered = *residuals_of(model, ((),), plain), *residuals_of(model, (hooks,), asked)
-    logprob, kl = reply_scores(model, plain, base, steered[0] if steered else None)
+    return _measured(model, replies, plain, base, steered[0] if steered else None)
+
+
+@torch.no_grad()
+def _measured(
+    model: Model,
+    replies: Sequence[Reply],
+    plain: TokenBatch,
+    base: Float[Tensor, "row reply d_model"],
+    steered: Float[Tensor, "row reply d_model"] | None,
+) -> list[dict[str, float]]:
+    logprob, kl = reply_scores(model, plain, base, steered)
     logprob = logprob.sum(-1) / plain.reply_lengths
     total, most = kl.sum(-1), kl.amax(-1)
     measured = (logprob, total / plain.reply_lengths, total, most)

@@ -47,7 +47,8 @@ def llama_pass(
 class LlamaPass:
     """The Llama family's forward over a static cache; hooks fire only where there are some.
 
-    ``hooks`` are those of this call (:func:`star_tl.models.position.following`), which read ``position``.
+    ``hooks`` are those of this call (:func:`star_tl.models.position.following`), which read ``position``; ``last`` is
+    the last residual stream ``[row d_model]`` that the logits were made from, None where a recorded step made them.
     """
 
     def __init__(
@@ -66,22 +67,30 @@ class LlamaPass:
         self.layers = CachedLayers(model, forward, self._listeners(), cache, pads)
         self.recorded: RecordedStep | None = None
         self.single_row: SingleRowStep | None = None
+        self.last: Tensor | None = None
 
     @torch.no_grad()
     def __call__(self, tokens: Int[Tensor, "row column"]) -> Float[Tensor, "row vocab"]:
         layers = self.layers
         if tokens.shape[1] > 1:
-            return layers.logits(self.residual(tokens))
+            return self._ended(self.residual(tokens))
         self.position.advance(1)
         start, device = self.position.offset, layers.cache.device
         if device.type in RECORDED_ON and layers.forward.recordable and steady(self.hooks):
+            self.last = None
             return self._replayed(tokens, start)
         if tokens.numel() == 1 and device.type == "cpu" and layers.cache.dtype in DTYPES:
             if self.single_row is None:
                 rotation = layers.cos, layers.sin
                 self.single_row = SingleRowStep(self.model, layers.forward, layers.cache, rotation)
-            return self.single_row(int(tokens), int(layers.pads), start, layers.listeners)
-        return layers.logits(layers.read(tokens, start))
+            logits = self.single_row(int(tokens), int(layers.pads), start, layers.listeners)
+            self.last = self.single_row.last
+            return logits
+        return self._ended(layers.read(tokens, start))
+
+    def _ended(self, residual: Float[Tensor, "row column d_model"]) -> Float[Tensor, "row vocab"]:
+        self.last = residual[:, -1]
+        return self.layers.logits(residual)
 
     @torch.no_grad()
     def residual(

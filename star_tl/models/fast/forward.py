@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from star_tl.locus import HOOK_POINTS, HookFunction, NamedHook
 from star_tl.models.layout import fused
 from star_tl.models.lens import HookedTransformer
+from star_tl.models.product import product
 
-TURNED_ROWS = range(12, 257)
 # Classes of TransformerLens's modules that compute what this forward does.
 _ENDS = {"embed": ("Embed",), "ln_final": ("RMSNorm",), "unembed": ("Unembed",)}
 _BLOCK = {
@@ -239,22 +239,6 @@ class LlamaForward:
             residual = residual + fire(i, "hook_mlp_out", product(post, layer.down, layer.down_bias))
             residual = fire(i, "hook_resid_post", residual)
         return residual
-
-
-def product(
-    x: Float[Tensor, "*row input"], weight: Float[Tensor, "output input"], bias: Float[Tensor, " output"] | None = None
-) -> Float[Tensor, "*row output"]:
-    """``x @ weight.T + bias``, in the order of the operands that is faster.
-
-    With a dozen to a few hundred rows on a CPU, weight times x is faster than x times weight (seen with MKL on an AMD
-    EPYC); with fewer or more it is not, nor is a pass that goes back through it.
-    """
-    rows = x.numel() // x.shape[-1]
-    plain = x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_grad_enabled()
-    if plain or rows not in TURNED_ROWS:
-        return F.linear(x, weight, bias)
-    turned = (weight @ x.reshape(rows, -1).T).T.view(*x.shape[:-1], -1)
-    return turned if bias is None else turned + bias
 
 
 def _layer(block: Any) -> _Layer | None:
