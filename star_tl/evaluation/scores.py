@@ -7,7 +7,8 @@ only where it shows a marker **and** stays coherent, and the rate stands beside 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -83,44 +84,37 @@ def score(
     return pd.DataFrame(rows)
 
 
-def score_kept(
-    model: Model,
-    trait: Trait,
-    prompts: Sequence[Prompt],
-    replies: Sequence[Sequence[Reply]],
-    conditions: Sequence[Condition],
-) -> list[pd.DataFrame]:
-    """What :func:`score` gives for every condition, from replies that hold their ``residual``.
+def measure_kept(
+    model: Model, prompts: Sequence[tuple[int, ...]], replies: Sequence[Reply], unsteered: Sequence[bool]
+) -> list[dict[str, float]]:
+    """What :func:`score` asks of the model, for replies to token ids that hold their ``residual``, as a row for each.
 
-    The unsteered model alone reads what is left to read: prompts once for the replies of all conditions, and nothing
-    of replies that it wrote itself.
+    The unsteered model reads all replies of a prompt together, and none that it wrote itself.
     """
-    ids = [render(tokenizer_of(model), p).ids for p in prompts]
-    keys = [(i, c) for i in range(len(prompts)) for c in range(len(conditions))]
-    found: dict[tuple[int, int], dict[str, float]] = {}
+    found: dict[int, dict[str, float]] = {}
 
-    def alone(key: tuple[int, int]) -> str:
-        return f"Memory is too small to score a reply to prompt {key[0]} alone: use a lower max_new_tokens."
+    def alone(i: int) -> str:
+        return f"Memory is too small to score reply {i} of a batch alone: use a lower max_new_tokens."
 
-    unsteered = [c.vector is None and c.instruction is None for c in conditions]
     for itself in (True, False):
-        own = [(i, c) for i, c in keys if unsteered[c] == itself]
+        own = [i for i, plainly in enumerate(unsteered) if plainly == itself]
 
-        def measure(at: Sequence[tuple[int, int]], itself: bool = itself) -> list[dict[str, float]]:
-            written = [replies[c][i] for i, c in at]
-            batch = make_batch(model, [ids[i] for i, _ in at], [_predicted(model, r) for r in written])
+        def measure(at: Sequence[int], itself: bool = itself) -> list[dict[str, float]]:
+            written = [replies[i] for i in at]
+            batch = make_batch(model, [prompts[i] for i in at], [_predicted(model, r) for r in written])
             kept = pad_sequence([r.residual for r in written if r.residual is not None], batch_first=True)
             if itself:
                 return _measured(model, written, batch, kept, None)
             return _measured(model, written, batch, next(residuals_of(model, ((),), batch)), kept)
 
-        size = ROWS_ON_GPU if "cuda" in str(model.cfg.device) else 2 * ROWS
-        for at, measured in fitting_batches(own, lambda left, size=size: size, measure, alone, "replies"):
+        for at, measured in fitting_batches(own, len, measure, alone, "replies"):
             found |= dict(zip(at, measured, strict=True))
-    return [
-        pd.DataFrame([_words(trait, reply) | found[i, c] for i, reply in enumerate(own)])
-        for c, own in enumerate(replies)
-    ]
+    return [found[i] for i in range(len(replies))]
+
+
+def score_table(trait: Trait, replies: Sequence[Reply], measured: Sequence[Mapping[str, float]]) -> pd.DataFrame:
+    """The table of :func:`score` from what :func:`measure_kept` gave."""
+    return pd.DataFrame([_words(trait, reply) | m for reply, m in zip(replies, measured, strict=True)])
 
 
 def _predicted(model: Model, reply: Reply) -> tuple[int, ...]:
@@ -128,7 +122,7 @@ def _predicted(model: Model, reply: Reply) -> tuple[int, ...]:
     return reply.tokens or (pad_id(model),)
 
 
-def _words(trait: Trait, reply: Reply) -> dict[str, object]:
+def _words(trait: Trait, reply: Reply) -> dict[str, Any]:
     text = plain(reply.text)
     words = WORD.findall(text)
     trigrams = list(zip(words, words[1:], words[2:], strict=False))

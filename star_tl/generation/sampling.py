@@ -207,10 +207,15 @@ def batch_order(prompts: Sequence[tuple[int, ...]]) -> list[int]:
 def _room(model: Model, prompts: Sequence[tuple[int, ...]], left: Sequence[int], options: Sampling) -> int:
     """As many of the next rows as batch size and memory allow, at least one."""
     cfg = model.cfg
-    most = options.batch_size or (ROWS_ON_GPU if "cuda" in str(cfg.device) else ROWS)
+    most = rows_at_once(model, options)
     longest = len(prompts[left[min(most, len(left)) - 1]]) + options.max_new_tokens
     a_row = cache_bytes(model) * longest + PICKING * cfg.d_vocab
     return max(1, min(most, int(CACHE_SHARE * free_beside(model) / a_row)))
+
+
+def rows_at_once(model: Model, options: Sampling) -> int:
+    """Rows of a batch, where memory allows."""
+    return options.batch_size or (ROWS_ON_GPU if "cuda" in str(model.cfg.device) else ROWS)
 
 
 def cache_columns(model: Model) -> int:
