@@ -59,13 +59,16 @@ def residual_of(
     tokens: Int[Tensor, "row column"],
     mask: Bool[Tensor, "row column"],
     end: int,
+    layers: int | None = None,
 ) -> Float[Tensor, "row column d_model"]:
-    """The last residual stream of rows that hold prompts, up to column ``end``, and their replies."""
-    fast = llama_pass(model, hooks, mask[:, :end], end, tokens.shape[1])
+    """The residual stream after so many layers, default all, of rows that hold prompts, up to column ``end``, and their
+    replies.
+    """
+    fast = llama_pass(model, hooks, mask[:, :end], end, tokens.shape[1], layers)
     if fast is not None:
         return fast.residual(tokens)
     with attached(model, following(hooks, Position(end))):
-        return residual_stream(model, tokens, mask)
+        return residual_stream(model, tokens, mask, layers=layers)
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from star_tl.models.lens import (
     TransformerLensKeyValueCache,
     TransformerLensKeyValueCacheEntry,
 )
-from star_tl.models.product import product
+from star_tl.models.product import product, say_slow
 
 MODELS = (HookedTransformer, TransformerBridge)
 Model = HookedTransformer | TransformerBridge
@@ -107,6 +107,8 @@ def residual_stream(
         cache: from :func:`empty_cache` or :func:`taken`.
         layers: how many layers to run; default all.
     """
+    if str(model.cfg.device).startswith("cpu"):
+        say_slow(model.cfg.dtype)
     with turn(model):
         if isinstance(model, TransformerBridge):
             assert not isinstance(cache, TransformerLensKeyValueCache)

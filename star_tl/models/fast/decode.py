@@ -17,6 +17,7 @@ from star_tl.models.fast.forward import Listeners, LlamaForward, listeners_of, l
 from star_tl.models.fast.single_row import DTYPES, SingleRowStep
 from star_tl.models.lens import HookedTransformer
 from star_tl.models.position import Position, following, for_rows, steady
+from star_tl.models.product import by_pieces
 from star_tl.models.transformers_folder import CLOSE, difference
 
 # From here on two batched products beat fused attention at one query a row; on a GPU always in float32, for which it
@@ -26,9 +27,14 @@ RECORDED_ON = ("cuda",)  # kinds of device on which a step is recorded
 
 
 def llama_pass(
-    model: Model, hooks: Sequence[NamedHook], mask: Bool[Tensor, "row column"], end: int, room: int
+    model: Model,
+    hooks: Sequence[NamedHook],
+    mask: Bool[Tensor, "row column"],
+    end: int,
+    room: int,
+    layers: int | None = None,
 ) -> LlamaPass | None:
-    """A :class:`LlamaPass`, arguments as in :func:`star_tl.generation.decoding.begin`.
+    """A :class:`LlamaPass` of the first layers, default all; arguments as in :func:`star_tl.generation.decoding.begin`.
 
     None where the model is none that :func:`star_tl.models.fast.forward.llama_forward` knows, or a hook is at a point
     that this forward does not fire.
@@ -41,6 +47,7 @@ def llama_pass(
     own = following(hooks, position)
     if listeners_of(model, resolve(model, own)) is None:
         return None
+    forward = forward if layers is None else forward.lowest(layers)
     return LlamaPass(model, forward, own, position, (~mask).sum(1), room)
 
 
@@ -62,7 +69,7 @@ class LlamaPass:
     ) -> None:
         cfg = model.cfg
         self.model, self.hooks, self.position = model, list(hooks), position
-        shape = (cfg.n_layers, 2, len(pads), forward.kv_heads, room, cfg.d_head)
+        shape = (len(forward.layers), 2, len(pads), forward.kv_heads, room, cfg.d_head)
         cache = torch.empty(shape, dtype=cfg.dtype, device=pads.device)
         self.layers = CachedLayers(model, forward, self._listeners(), cache, pads)
         self.recorded: RecordedStep | None = None
@@ -320,6 +327,8 @@ def attend(
 ) -> Float[Tensor, "row head query d_head"]:
     """Softmax attention over a cache; no gradient goes back through it."""
     rows, heads, length, width = q.shape
+    if q.device.type == "cpu" and by_pieces(q.dtype):
+        return attend(q.float(), k.float(), v.float(), mask, causal).to(q.dtype)
     if length == 1 and q.dtype == torch.float32 and (rows >= MANY_ROWS or q.device.type != "cpu"):
         grouped = (q * width**-0.5).reshape(rows, k.shape[1], -1, width)
         scores = grouped @ k.transpose(-1, -2)

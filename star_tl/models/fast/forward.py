@@ -8,6 +8,7 @@ operators a layer. Who calls says how to attend: over a cache, or over rows of p
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -178,6 +179,12 @@ class LlamaForward:
         self.rotary = model.blocks[0].attn
         self.recordable = True
         self._used: list[list[bool]] = []
+
+    def lowest(self, layers: int) -> LlamaForward:
+        """The same up to this layer."""
+        part = copy(self)
+        part.layers = self.layers[:layers]
+        return part
 
     def read_biases(self) -> None:
         """Look which biases are zero, all at once: on a GPU each look by itself would wait for the device."""
