@@ -15,7 +15,8 @@ import star_tl as star
 from star_tl.data.chat import render
 from star_tl.data.pairs import Trait
 from star_tl.errors import StarError
-from star_tl.evaluation import samples, scores
+from star_tl.evaluation import samples as samples_module
+from star_tl.evaluation import scores
 from star_tl.evaluation.scores import mark_coherent, summarise
 from star_tl.evaluation.strength import dose_table
 from star_tl.generation.likelihood import kl_per_token, reply_scores
@@ -385,8 +386,8 @@ def test_scores_taken_while_sampling_are_those_taken_afterwards(tiny_folder, bac
     ]
     sampling = star.Sampling(max_new_tokens=6, temperature=1.0)
     with monkeypatch.context() as patch:
-        patch.setattr(samples, "score", lambda *args: pytest.fail("replies were read a second time"))
-        found = samples.sample_conditions(model, TRAIT, PROMPTS, ways, sampling, progress=False)
+        patch.setattr(samples_module, "score", lambda *args: pytest.fail("replies were read a second time"))
+        found = samples_module.sample_conditions(model, TRAIT, PROMPTS, ways, sampling, progress=False)
     for k, way in enumerate(ways):
         written = star.generate(model, PROMPTS, condition=way, sampling=sampling, progress=False)
         after = star.score(model, TRAIT, PROMPTS, written, way)
