@@ -4,7 +4,8 @@
 
 Every arm scores one contrastive pair: the metric is the difference of the mean log-probabilities of two replies
 of 8 tokens, in a clean and a corrupted run, so that all run the same four rows. Cases are the demo model and
-a random Llama (8 layers, d_model 512, 8 query and 2 key-value heads) at 48 and 192 tokens a row.
+a random Llama (8 layers, d_model 512, 8 query and 2 key-value heads) and SmolLM2-135M-Instruct at 48 and 192 tokens a
+row.
 
     star_tl               attribute(), every hook point it knows
     star_tl one_batch     the same through autograd, clean and corrupted rows in one batch
@@ -53,13 +54,14 @@ from star_tl.attribution.exact import exact_effects
 from star_tl.attribution.rows import pair_batch
 from star_tl.data.pairs import ContrastivePair, Pairs, Trait
 from star_tl.locus import Locus
+from star_tl.models.hub import not_installed, smollm2
 from star_tl.models.load import DEMO
 
 REPLY = 8
 # glibc returns freed tensors to the system at once, so that the growth is what a call holds. With a larger threshold
 # those of the demo model's layers, some 30 kB each, lie where earlier calls left room, and don't show.
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "8192", "MALLOC_TRIM_THRESHOLD_": "8192", "MALLOC_MMAP_MAX_": "1000000"}
-CASES = [("demo", 48), ("demo", 192), ("llama-512", 48), ("llama-512", 192)]
+CASES = [(case, length) for case in ("demo", "llama-512", "smollm2") for length in (48, 192)]
 MANY = ", 8 pairs"
 ARMS = (
     "star_tl",
@@ -95,6 +97,30 @@ def llama_512(folder: Path) -> Path:
         LlamaForCausalLM(config).save_pretrained(folder)
         AutoTokenizer.from_pretrained(DEMO).save_pretrained(folder)
     return folder
+
+
+def smollm2_folder(folder: Path) -> Path:
+    """SmolLM2-135M-Instruct as HuggingFace stores it, from what ``load_model("smollm2")`` loads; written once."""
+    from transformers import AutoTokenizer
+
+    if (folder / "config.json").is_file():
+        return folder
+    found = smollm2()
+    if found is None:
+        raise SystemExit(str(not_installed()))
+    options: dict[str, Any] = {"gguf_file": found.path.name} if found.path.is_file() else {}
+    home = found.path.parent if options else found.path
+    model = LlamaForCausalLM.from_pretrained(home, dtype=torch.float32, **options)
+    plain = LlamaForCausalLM(model.config).float()  # a model from GGUF refuses to be saved
+    plain.load_state_dict(model.state_dict())
+    plain.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(home, **options).save_pretrained(folder)
+    return folder
+
+
+def folder_of(case: str, work: Path) -> Path:
+    """The model of a case as a folder."""
+    return {"demo": lambda folder: DEMO, "smollm2": smollm2_folder}.get(case, llama_512)(work / case)
 
 
 def pairs_of_length(model: HookedTransformer, length: int, count: int) -> Pairs:
@@ -279,7 +305,7 @@ def exact_transformer_lens(model: HookedTransformer, tokens: Tensor, end: int) -
 
 
 def arm(name: str, case: str, length: int, work: Path) -> Callable[[], Scores] | Callable[[], Tensor]:
-    folder = DEMO if case == "demo" else llama_512(work / case)
+    folder = folder_of(case, work)
     model = star.load_model(folder)
     pairs = pairs_of_length(model, length, 8 if name.endswith(MANY) else 1)
     rows = pair_batch(model, prepare(model, pairs))
@@ -303,7 +329,7 @@ def arm(name: str, case: str, length: int, work: Path) -> Callable[[], Scores] |
 
 def truth(case: str, length: int, scores: Scores, work: Path, top: int = 40, sample: int = 120) -> list[tuple]:
     """Places (layer, head or None, position) with their exact effects."""
-    model = star.load_model(DEMO if case == "demo" else llama_512(work / case))
+    model = star.load_model(folder_of(case, work))
     pairs = pairs_of_length(model, length, 1)
     end = scores["mlp_out"].shape[-1]
     places = [(i, h, p) for i, h, p in torch.cartesian_prod(*map(torch.arange, scores["z"].shape)).tolist()]
@@ -372,7 +398,7 @@ def main() -> None:
         for case, length in CASES:
             if not any(part in f"{case}, {length} tokens" for part in args.cases):
                 continue
-            grid = length == 48 and not args.no_grid
+            grid = length == 48 and case != "smollm2" and not args.no_grid
             names = ARMS + (("exact_star_tl", "exact_transformer_lens") if grid else ())
             runs = {name: arm(name, case, length, work) for name in names}
             results = {name: run() for name, run in runs.items()}

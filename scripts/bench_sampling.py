@@ -3,8 +3,8 @@
     python scripts/bench_sampling.py [--json FILE] [--rounds 5] [--threads 2] [--no-steering-vectors]
 
 Every arm writes 64 greedy tokens after 24-token prompts, with one vector added at every generated token of the
-middle layer; nothing ends early. Cases are the demo model and a random Llama (8 layers, d_model 512, 8 query and 2
-key-value heads) at batches of 1, 16 and 64.
+middle layer; nothing ends early. Cases are the demo model, a random Llama (8 layers, d_model 512, 8 query and 2
+key-value heads) and SmolLM2-135M-Instruct at batches of 1, 16 and 64.
 
     star_tl            star.generate with vector.hooks()
     transformer_lens   HookedTransformer.generate under model.hooks(), weights as TransformerLens stores them
@@ -47,22 +47,17 @@ import star_tl as star
 from star_tl.generation.sampling import Sampling, in_batches
 from star_tl.locus import Locus
 from star_tl.models.batch import make_batch
-from star_tl.models.load import DEMO
 from star_tl.steering.hooks import injection_hooks, row_hooks
 
 sys.path.insert(0, str(Path(__file__).parent))
-from bench_attribution import GIVE_BACK, llama_512
+from bench_attribution import GIVE_BACK, folder_of
 from bench_attribution import stock as as_transformer_lens_stores_it
 
-CASES = [(model, rows) for model in ("demo", "llama-512") for rows in (1, 16, 64)]
+CASES = [(model, rows) for model in ("demo", "llama-512", "smollm2") for rows in (1, 16, 64)]
 SWEEP = ("demo", "llama-512")
 PROMPT, REPLY, SWEEP_REPLY = 24, 64, 32
 SEARCHED = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
 Arm = Callable[[], Any]
-
-
-def folder_of(model: str, work: Path) -> Path:
-    return DEMO if model == "demo" else llama_512(work / model)
 
 
 def prompts(rows: int) -> list[tuple[int, ...]]:
@@ -288,7 +283,9 @@ def main() -> None:
     ap.add_argument("--rounds", type=int, default=5)
     ap.add_argument("--threads", type=int, default=2)
     ap.add_argument("--no-steering-vectors", action="store_true")
-    ap.add_argument("--cases", nargs="+", default=["demo", "llama-512"], help="parts of the names of cases to run")
+    ap.add_argument(
+        "--cases", nargs="+", default=["demo", "llama-512", "smollm2"], help="parts of the names of cases to run"
+    )
     ap.add_argument("--json", type=Path)
     ap.add_argument("--peak", nargs=5, help=argparse.SUPPRESS)
     args = ap.parse_args()

@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -34,6 +35,7 @@ from star_tl.view.report import write_report
 
 TESTED_ON_ITS_OWN = "no pair is held out, so that steering is tested on the contexts that the vector was made from"
 REPLIES_ATTRIBUTED = 384
+CONTROL_PAIRS = 12  # of each other trait, whose vectors are set against this one's
 CALL = "run.json"
 FILES = ("vector.safetensors", "attribution.safetensors", "samples.jsonl", "scores.csv", "report.html")
 REPLIES = "replies"  # the folder of the samples as they come, from which a run that was stopped goes on
@@ -89,6 +91,9 @@ def run(
     chosen; the located vector at attribution's locus; ten random vectors of the chosen one's norm at its place; the
     located vector at the layer that attribution ranks last; the mean reply difference at the middle layer on generated
     tokens; priming by the trait's positive instruction; and steering under priming.
+
+    Replies that choose have 40 tokens at most, for what raises a trait does so early; those of the arms have
+    ``max_new_tokens``. Other traits' vectors, which the layer's gain is set against, are made from 12 pairs each.
 
     The quick road keeps attribution's choice alone, and looks for the strength only. Its arms: unsteered; the located
     vector at its locus; ten random vectors; the vector at the layer ranked last; the mean reply difference added
@@ -164,7 +169,7 @@ def _walk(
     sampling: Sampling,
     progress: bool,
 ) -> RunResult:
-    others = [load_pairs(name) for name in TRAITS if name != pairs.trait.name]
+    others = [_few(load_pairs(name)) for name in TRAITS if name != pairs.trait.name]
     attr = kept(
         folder and folder / "attribution.safetensors",
         AttributionMap.load,
@@ -208,6 +213,11 @@ def _walk(
         road.vector.save(folder / "vector.safetensors")
         _finish(folder, result, road.samples | {"arms": samples})
     return result
+
+
+def _few(pairs: Pairs) -> Pairs:
+    """Of another trait, whose vector is a control and no result."""
+    return replace(pairs, pairs=pairs.extraction.pairs[:CONTROL_PAIRS])
 
 
 def _split_of(pairs: Pairs) -> str:

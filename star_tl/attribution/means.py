@@ -10,8 +10,9 @@ from torch import Tensor
 
 from star_tl.data.chat import Prompt, render
 from star_tl.data.pairs import Pairs
+from star_tl.generation.decoding import residual_of
 from star_tl.locus import NamedHook, hook_name
-from star_tl.models.backend import Model, attached, residual_stream, tokenizer_of
+from star_tl.models.backend import Model, tokenizer_of
 from star_tl.models.batch import make_batch
 from star_tl.models.memory import TOO_LONG, fitting_batches
 
@@ -37,8 +38,7 @@ def _sums(model: Model, prompts: Sequence[Prompt], batch_size: int) -> Float[Ten
             return hook_name("resid_post", layer), hook
 
         batch = make_batch(model, [render(tokenizer_of(model), p).ids for p in some])
-        with attached(model, list(map(add, range(model.cfg.n_layers)))):
-            residual_stream(model, batch.tokens, batch.mask)
+        residual_of(model, list(map(add, range(model.cfg.n_layers))), batch.tokens, batch.mask, batch.prompt_end)
         return torch.stack([sums[layer] for layer in range(model.cfg.n_layers)])
 
     total = torch.zeros(model.cfg.n_layers, model.cfg.d_model, dtype=torch.float64)

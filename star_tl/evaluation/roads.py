@@ -21,8 +21,9 @@ from star_tl.steering.condition import Condition
 from star_tl.vectors import SteeringVector, extract_vector
 
 EVERYWHERE = tuple(x / 4 for x in STRENGTHS)  # added at every token, a vector does more, and more harm
+CHOSEN_BY_TOKENS = 40  # of a reply, at most, while what steers is chosen
 DRIFTS = (0.02, 0.05, 0.1, 0.2, 0.4)  # nats a token: the strengths of the dose–response, as the square law says
-DOSED_ON = 24  # contexts
+DOSED_ON = 12  # contexts: the curve is drawn, and decides nothing
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ def by_choice(
 ) -> Road:
     """The intervention that real replies chose, and the classical ones at the same drift."""
     contexts = pairs.extraction.prompts
+    sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, CHOSEN_BY_TOKENS))
     choice = choose_intervention(
         model,
         pairs,

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 from tqdm.auto import tqdm
 
-from star_tl.data.chat import Prompt, as_prompts
+from star_tl.data.chat import Message, Prompt, as_prompts, render
 from star_tl.data.pairs import Trait
 from star_tl.evaluation.ray_workers import RayWorkers
-from star_tl.evaluation.scores import score
+from star_tl.evaluation.scores import measure_kept, score, score_table
 from star_tl.files import JsonObject
 from star_tl.generation.samples_file import SamplesFile, how_computed, number_below, reply_of, reply_row, samples_file
-from star_tl.generation.sampling import Reply, batch_order, in_batches, render_prompts
+from star_tl.generation.sampling import Reply, batch_order, in_batches, render_prompts, rows_at_once
 from star_tl.generation.settings import Sampling
 from star_tl.locus import NamedHook
 from star_tl.models.backend import Model, tokenizer_of
@@ -69,21 +70,25 @@ def sample_conditions(
         todo = [(c, i) for c in range(len(conditions)) for i in range(len(prompts)) if (c, i) not in kept.replies]
         file.check_room(len(todo) * sampling.max_new_tokens)
 
-        def rows_of(batch: Sequence[int]) -> list[list[Row]]:
-            return [conditions[c].rows(tokenizer_of(model), prompts[i]) for c, i in (todo[k] for k in batch)]
+        if workers is not None:
 
-        def hooks_of(batch: list[int]) -> list[NamedHook]:
-            return batch_hooks(rows_of(batch))
+            def rows_of(batch: Sequence[int]) -> list[list[Row]]:
+                return [conditions[c].rows(tokenizer_of(model), prompts[i]) for c, i in (todo[k] for k in batch)]
 
-        asked_ids = [ids[c][i] for c, i in todo]
-        seeds = [conditions[c].seed for c, _ in todo]
-        if workers is None:
-            batches = in_batches(model, asked_ids, seeds, hooks_of, sampling, progress)
+            own_ids, seeds = [ids[c][i] for c, i in todo], [conditions[c].seed for c, _ in todo]
+            for batch, replies in _shared_out(workers, own_ids, seeds, rows_of, sampling, progress):
+                kept.add({todo[k]: reply for k, reply in zip(batch, replies, strict=True)})
         else:
-            batches = _shared_out(workers, asked_ids, seeds, rows_of, sampling, progress)
-        for batch, replies in batches:
-            kept.add({todo[k]: reply for k, reply in zip(batch, replies, strict=True)})
-        unscored = [c for c in range(len(conditions)) if c not in kept.scores]
+            _written_here(model, kept, prompts, ids, conditions, sampling, progress)
+        unscored = []
+        for c in range(len(conditions)):
+            if c not in kept.scores:
+                mine = [(c, i) for i in range(len(prompts))]
+                if all(key in kept.measured for key in mine):
+                    replies = [kept.replies[key] for key in mine]
+                    kept.add_scores(c, score_table(trait, replies, [kept.measured[key] for key in mine]))
+                else:
+                    unscored.append(c)
         pieces = [(trait, prompts, [kept.replies[c, i] for i in range(len(prompts))], conditions[c]) for c in unscored]
         scored = ((n, score(model, *piece)) for n, piece in enumerate(pieces))
         if workers is not None:
@@ -95,6 +100,45 @@ def sample_conditions(
         kept.finish()
     frames = [_labelled(conditions[c], kept.scores[c]) for c in range(len(conditions))]
     return pd.concat(frames, ignore_index=True)
+
+
+def _written_here(
+    model: Model,
+    kept: Kept,
+    prompts: Sequence[tuple[Message, ...]],
+    ids: Sequence[Sequence[tuple[int, ...]]],
+    conditions: Sequence[Condition],
+    sampling: Sampling,
+    progress: bool,
+) -> None:
+    """What ``kept`` has no replies of, with what can be measured while they are at hand.
+
+    Batches are always the same: one in which a call was stopped is written again as a whole, and rounds as before.
+    """
+    keys = [(c, i) for c in range(len(conditions)) for i in range(len(prompts))]
+    plain = [render(tokenizer_of(model), chat).ids for chat in prompts]
+    itself = [c.vector is None and c.instruction is None for c in conditions]
+    order, most = batch_order([ids[c][i] for c, i in keys]), rows_at_once(model, sampling)
+    missing = sum(key not in kept.replies for key in keys)
+    with tqdm(total=missing, desc="sampling", unit="reply", disable=not progress, delay=2) as bar:
+        for first in range(0, len(order), most):
+            piece = [keys[k] for k in order[first : first + most]]
+            missing = sum(key not in kept.replies for key in piece)
+            if not missing:
+                continue
+            added = [conditions[c].rows(tokenizer_of(model), prompts[i]) for c, i in piece]
+
+            def hooks_of(batch: list[int], added: Sequence[list[Row]] = added) -> list[NamedHook]:
+                return batch_hooks([added[k] for k in batch])
+
+            own_ids, seeds = [ids[c][i] for c, i in piece], [conditions[c].seed for c, _ in piece]
+            for batch, replies in in_batches(model, own_ids, seeds, hooks_of, sampling, progress=False, keep=True):
+                own, measured = [piece[k] for k in batch], None
+                if all(reply.residual is not None for reply in replies):
+                    asked, unsteered = [plain[i] for _, i in own], [itself[c] for c, _ in own]
+                    measured = measure_kept(model, asked, replies, unsteered)
+                kept.add(dict(zip(own, replies, strict=True)), measured)
+            bar.update(missing)
 
 
 def _shared_out(
@@ -155,20 +199,22 @@ def _named(positions: str | Sequence[int] | None) -> str:
 class Kept:
     """The replies and scores of a call so far, and their lines on disk.
 
-    A line of a reply is written with the reply, a line of scores when all of a condition's replies are there; at the
-    end the lines are put in order. Scores for another trait's markers (``scored_for``) are not taken over, for they are
-    soon made anew.
+    A line of a reply is written with the reply, and in it what of its scores is ``measured`` then; a line of scores
+    when all of a condition's replies are there; at the end the lines are put in order. Scores for another trait's
+    markers (``scored_for``) are not taken over, for they are soon made anew.
     """
 
     def __init__(self, file: SamplesFile, conditions: int, prompts: int, scored_for: str) -> None:
         self.file, self.conditions, self.prompts, self.scored_for = file, conditions, prompts, scored_for
         self.replies: dict[Key, Reply] = {}
+        self.measured: dict[Key, dict[str, float]] = {}
         self.scores: dict[int, pd.DataFrame] = {}
         file.resume(self._take)
 
-    def add(self, found: Mapping[Key, Reply]) -> None:
+    def add(self, found: Mapping[Key, Reply], measured: Sequence[dict[str, float]] | None = None) -> None:
         """Keep these replies."""
-        self.replies.update(found)
+        self.replies |= {key: replace(reply, residual=None) for key, reply in found.items()}
+        self.measured |= dict(zip(found, measured or (), strict=measured is not None))
         self.file.append([self._reply_row(key) for key in found])
 
     def add_scores(self, condition: int, scores: pd.DataFrame) -> None:
@@ -184,7 +230,10 @@ class Kept:
     def _take(self, row: JsonObject) -> None:
         condition = number_below(row["condition"], self.conditions)
         if "scores" not in row:
-            self.replies[condition, number_below(row["prompt"], self.prompts)] = reply_of(row)
+            key = condition, number_below(row["prompt"], self.prompts)
+            self.replies[key] = reply_of(row)
+            if "measured" in row:
+                self.measured[key] = {str(name): float(value) for name, value in row["measured"].items()}
             return
         frame = pd.DataFrame(row["scores"])
         if len(frame) != self.prompts:
@@ -193,7 +242,8 @@ class Kept:
             self.scores[condition] = frame
 
     def _reply_row(self, key: Key) -> dict[str, object]:
-        return {"condition": key[0], "prompt": key[1], **reply_row(self.replies[key])}
+        measured = {"measured": self.measured[key]} if key in self.measured else {}
+        return {"condition": key[0], "prompt": key[1], **reply_row(self.replies[key]), **measured}
 
     def _scores_row(self, condition: int) -> dict[str, object]:
         rows = self.scores[condition].to_dict(orient="records")

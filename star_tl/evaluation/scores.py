@@ -7,12 +7,16 @@ only where it shows a marker **and** stays coherent, and the rate stands beside 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
 from statsmodels.stats.proportion import proportion_confint
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from star_tl.data.chat import Prompt, as_prompts, render
 from star_tl.data.markers import plain
@@ -22,7 +26,7 @@ from star_tl.generation.decoding import residuals_of
 from star_tl.generation.likelihood import reply_scores
 from star_tl.generation.sampling import Reply
 from star_tl.models.backend import Model, tokenizer_of
-from star_tl.models.batch import make_batch, pad_id
+from star_tl.models.batch import TokenBatch, make_batch, pad_id
 from star_tl.models.memory import fitting_batches
 from star_tl.stats import compare_paired, holm
 from star_tl.steering.condition import UNSTEERED, Condition
@@ -80,7 +84,45 @@ def score(
     return pd.DataFrame(rows)
 
 
-def _words(trait: Trait, reply: Reply) -> dict[str, object]:
+def measure_kept(
+    model: Model, prompts: Sequence[tuple[int, ...]], replies: Sequence[Reply], unsteered: Sequence[bool]
+) -> list[dict[str, float]]:
+    """What :func:`score` asks of the model, for replies to token ids that hold their ``residual``, as a row for each.
+
+    The unsteered model reads all replies of a prompt together, and none that it wrote itself.
+    """
+    found: dict[int, dict[str, float]] = {}
+
+    def alone(i: int) -> str:
+        return f"Memory is too small to score reply {i} of a batch alone: use a lower max_new_tokens."
+
+    for itself in (True, False):
+        own = [i for i, plainly in enumerate(unsteered) if plainly == itself]
+
+        def measure(at: Sequence[int], itself: bool = itself) -> list[dict[str, float]]:
+            written = [replies[i] for i in at]
+            batch = make_batch(model, [prompts[i] for i in at], [_predicted(model, r) for r in written])
+            kept = pad_sequence([r.residual for r in written if r.residual is not None], batch_first=True)
+            if itself:
+                return _measured(model, written, batch, kept, None)
+            return _measured(model, written, batch, next(residuals_of(model, ((),), batch)), kept)
+
+        for at, measured in fitting_batches(own, len, measure, alone, "replies"):
+            found |= dict(zip(at, measured, strict=True))
+    return [found[i] for i in range(len(replies))]
+
+
+def score_table(trait: Trait, replies: Sequence[Reply], measured: Sequence[Mapping[str, float]]) -> pd.DataFrame:
+    """The table of :func:`score` from what :func:`measure_kept` gave."""
+    return pd.DataFrame([_words(trait, reply) | m for reply, m in zip(replies, measured, strict=True)])
+
+
+def _predicted(model: Model, reply: Reply) -> tuple[int, ...]:
+    """A reply's tokens; of an empty one a token in the place of that which ended it."""
+    return reply.tokens or (pad_id(model),)
+
+
+def _words(trait: Trait, reply: Reply) -> dict[str, Any]:
     text = plain(reply.text)
     words = WORD.findall(text)
     trigrams = list(zip(words, words[1:], words[2:], strict=False))
@@ -101,7 +143,7 @@ def _words(trait: Trait, reply: Reply) -> dict[str, object]:
 def _fluency(
     model: Model, prompts: Sequence[Prompt], replies: Sequence[Reply], condition: Condition
 ) -> list[dict[str, float]]:
-    tokens = [r.tokens or (pad_id(model),) for r in replies]
+    tokens = [_predicted(model, r) for r in replies]
     plain = make_batch(model, [render(tokenizer_of(model), p).ids for p in prompts], tokens)
     if condition.instruction is None:
         hooks = condition.hooks(tokenizer_of(model), prompts)
@@ -111,7 +153,18 @@ def _fluency(
         asked = make_batch(model, [render(tokenizer_of(model), p).ids for p in condition.prompted(prompts)], tokens)
         hooks = condition.hooks(tokenizer_of(model), prompts)
         base, *steered = *residuals_of(model, ((),), plain), *residuals_of(model, (hooks,), asked)
-    logprob, kl = reply_scores(model, plain, base, steered[0] if steered else None)
+    return _measured(model, replies, plain, base, steered[0] if steered else None)
+
+
+@torch.no_grad()
+def _measured(
+    model: Model,
+    replies: Sequence[Reply],
+    plain: TokenBatch,
+    base: Float[Tensor, "row reply d_model"],
+    steered: Float[Tensor, "row reply d_model"] | None,
+) -> list[dict[str, float]]:
+    logprob, kl = reply_scores(model, plain, base, steered)
     logprob = logprob.sum(-1) / plain.reply_lengths
     total, most = kl.sum(-1), kl.amax(-1)
     measured = (logprob, total / plain.reply_lengths, total, most)

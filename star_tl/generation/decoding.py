@@ -23,7 +23,12 @@ from star_tl.models.position import Position, following, for_rows, reach
 
 
 class Pass(Protocol):
-    """A batch in the middle of being written."""
+    """A batch in the middle of being written.
+
+    ``last`` is the last residual stream that the last logits were made from, ``[row d_model]``, where it is at hand.
+    """
+
+    last: Tensor | None
 
     def __call__(self, tokens: Int[Tensor, "row column"]) -> Float[Tensor, "row vocab"]:
         """Logits after the last of these tokens, which follow those of earlier calls; float32 at least."""
@@ -54,13 +59,16 @@ def residual_of(
     tokens: Int[Tensor, "row column"],
     mask: Bool[Tensor, "row column"],
     end: int,
+    layers: int | None = None,
 ) -> Float[Tensor, "row column d_model"]:
-    """The last residual stream of rows that hold prompts, up to column ``end``, and their replies."""
-    fast = llama_pass(model, hooks, mask[:, :end], end, tokens.shape[1])
+    """The residual stream after so many layers, default all, of rows that hold prompts, up to column ``end``, and their
+    replies.
+    """
+    fast = llama_pass(model, hooks, mask[:, :end], end, tokens.shape[1], layers)
     if fast is not None:
         return fast.residual(tokens)
     with attached(model, following(hooks, Position(end))):
-        return residual_stream(model, tokens, mask)
+        return residual_stream(model, tokens, mask, layers=layers)
 
 
 @torch.no_grad()
@@ -111,6 +119,7 @@ class StockPass:
         self.model, self.mask, self.position = model, mask.int(), Position(end)
         self.hooks = following(hooks, self.position)
         self.cache = empty_cache(model, len(mask))
+        self.last: Tensor | None = None
 
     @torch.no_grad()
     def __call__(self, tokens: Int[Tensor, "row column"]) -> Float[Tensor, "row vocab"]:
@@ -118,6 +127,7 @@ class StockPass:
         self.position.advance(tokens.shape[1])
         with attached(self.model, self.hooks):
             last = residual_stream(self.model, tokens, mask, self.cache)
+        self.last = last[:, -1]
         return unembed(self.model, last[:, -1:])[:, 0]
 
     def keep(self, rows: Int[Tensor, " kept"]) -> bool:

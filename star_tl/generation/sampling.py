@@ -12,9 +12,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -34,6 +35,7 @@ from star_tl.models.position import acts_on, reach
 from star_tl.steering.condition import Condition
 
 CACHE_SHARE = 0.25  # of the free memory: the most that the KV cache of a batch takes, with what tokens are chosen from
+PIECE = 256  # words whose probabilities are summed up first
 PICKING = 48  # bytes for each word of a row, while its token is chosen
 ROWS, ROWS_ON_GPU = 64, 1024  # of a batch, where nothing is said: beyond it rows get no cheaper
 
@@ -44,7 +46,8 @@ class Reply:
 
     ``stopped`` says that it ended its turn by itself or at a stop string, ``broken`` that its logits became NaN or
     infinite, where the reply ends. ``log_probs`` are the tokens' log-probabilities (nats) under the model as it was
-    steered, before temperature and bounds; empty unless they were asked for.
+    steered, before temperature and bounds; empty unless they were asked for. ``residual`` is the last residual stream
+    where it predicts these tokens, or of an empty reply its end, as far as scoring keeps it; it is part of no file.
     """
 
     text: str
@@ -52,6 +55,7 @@ class Reply:
     stopped: bool
     broken: bool = False
     log_probs: tuple[float, ...] = ()
+    residual: Float[Tensor, "token d_model"] | None = field(default=None, repr=False, compare=False)
 
 
 def sample(
@@ -166,17 +170,19 @@ def in_batches(
     hooks_of: Callable[[list[int]], Sequence[NamedHook]],
     options: Sampling,
     progress: bool,
+    keep: bool = False,
 ) -> Iterator[tuple[list[int], list[Reply]]]:
     """Replies as batches of rows of like length are finished, with the indices of their rows.
 
     ``hooks_of`` makes the hooks of a batch from the indices of its rows. Rows of the same prompt stand together,
-    so that what they share is read once.
+    so that what they share is read once. With ``keep`` replies hold their ``residual``, where it is at hand.
     """
     order = batch_order(prompts)
 
     def write(rows: Sequence[int]) -> list[Reply]:
         rows = list(rows)
-        texts = _written(model, [prompts[i] for i in rows], [seeds[i] for i in rows], hooks_of(rows), options, False)
+        own, drawn = [prompts[i] for i in rows], [seeds[i] for i in rows]
+        texts = _written(model, own, drawn, hooks_of(rows), options, every=False, keep=keep)
         return list(texts)[-1]
 
     def alone(row: int) -> str:
@@ -201,10 +207,15 @@ def batch_order(prompts: Sequence[tuple[int, ...]]) -> list[int]:
 def _room(model: Model, prompts: Sequence[tuple[int, ...]], left: Sequence[int], options: Sampling) -> int:
     """As many of the next rows as batch size and memory allow, at least one."""
     cfg = model.cfg
-    most = options.batch_size or (ROWS_ON_GPU if "cuda" in str(cfg.device) else ROWS)
+    most = rows_at_once(model, options)
     longest = len(prompts[left[min(most, len(left)) - 1]]) + options.max_new_tokens
     a_row = cache_bytes(model) * longest + PICKING * cfg.d_vocab
     return max(1, min(most, int(CACHE_SHARE * free_beside(model) / a_row)))
+
+
+def rows_at_once(model: Model, options: Sampling) -> int:
+    """Rows of a batch, where memory allows."""
+    return options.batch_size or (ROWS_ON_GPU if "cuda" in str(model.cfg.device) else ROWS)
 
 
 def cache_columns(model: Model) -> int:
@@ -240,6 +251,7 @@ def _written(
     hooks: Sequence[NamedHook],
     options: Sampling,
     every: bool = True,
+    keep: bool = False,
 ) -> Iterator[list[Reply]]:
     """One batch: the replies so far after every step, or with ``every`` False only the finished ones."""
     stops = frozenset(stop_ids(tokenizer_of(model)))
@@ -251,7 +263,10 @@ def _written(
     seen = None
     if options.repetition_penalty != 1:
         seen = torch.stack([row.seen(logits.shape[-1]) for row in rows]).to(device)
+    lasts: list[tuple[list[int], Tensor]] = []  # of every step the rows and what their logits were made from
     for step in range(options.max_new_tokens):
+        if keep and batch.last is not None:
+            lasts.append((alive, batch.last))
         finite, usable = whole(logits)
         own = seen[alive] if seen is not None else None
         chosen = choose(usable, own, uniforms[alive, step].to(device), options)
@@ -274,7 +289,19 @@ def _written(
                 alive, chosen = [alive[place] for place in going], chosen[kept]
         logits = batch(chosen[:, None])
     if not every:
-        yield [row.reply for row in rows]
+        replies = [row.reply for row in rows]
+        yield replies if len(lasts) <= step else _with_residuals(replies, lasts)
+
+
+def _with_residuals(replies: Sequence[Reply], lasts: Sequence[tuple[list[int], Tensor]]) -> list[Reply]:
+    first = lasts[0][1]
+    steps = first.new_zeros(len(replies), len(lasts), first.shape[-1])
+    for step, (rows, last) in enumerate(lasts):
+        steps[rows, step] = last
+    return [
+        replace(reply, residual=row[: max(1, len(reply.tokens))].clone())
+        for reply, row in zip(replies, steps, strict=True)
+    ]
 
 
 class Writing:
@@ -406,7 +433,23 @@ def pick(
     """
     if temperature == 0:
         return logits.argmax(-1)
-    p = bounded(logits, temperature, top_p, min_p)
+    if top_p < 1 or min_p > 0:
+        return _drawn(bounded(logits, temperature, top_p, min_p), uniform)
+    # First among pieces of the vocabulary, then in the piece: a running sum of all of it costs as much as a layer.
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    scaled = logits.to(wide) / temperature
+    p = scaled.sub_(scaled.amax(-1, keepdim=True)).exp_()
+    pieces = F.pad(p, (0, -p.shape[-1] % PIECE)).unflatten(-1, (-1, PIECE))
+    sums = pieces.sum(-1, dtype=torch.float64)
+    piece = _drawn(sums, uniform)
+    before = torch.where(piece > 0, sums.cumsum(-1).gather(-1, (piece - 1).clamp_min(0)[:, None])[:, 0], 0.0)
+    within = (uniform.double() * sums.sum(-1) - before) / sums.gather(-1, piece[:, None])[:, 0]
+    own = pieces[torch.arange(len(p), device=p.device), piece].double()
+    return piece * PIECE + _drawn(own, within.clamp(0, 1))
+
+
+def _drawn(p: Float[Tensor, "row item"], uniform: Float[Tensor, " row"]) -> Int[Tensor, " row"]:
+    """Where the running sum of each row passes this share of the whole."""
     reached = p.cumsum(-1)
     total = reached[:, -1:].contiguous()
     index = torch.searchsorted(reached, uniform.double()[:, None] * total, right=True)

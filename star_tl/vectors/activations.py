@@ -12,8 +12,9 @@ from torch import Tensor
 
 from star_tl.data.chat import Prompt, render, reply_ids
 from star_tl.data.pairs import ContrastivePair, Pairs
+from star_tl.generation.decoding import residual_of
 from star_tl.locus import Locus, NamedHook
-from star_tl.models.backend import Model, attached, residual_stream, tokenizer_of
+from star_tl.models.backend import Model, tokenizer_of
 from star_tl.models.batch import TokenBatch, make_batch
 from star_tl.models.memory import TOO_LONG, fitting_batches
 
@@ -91,6 +92,6 @@ def _at(
 
         return locus.hook_point, hook
 
-    with attached(model, [keep(number) for number in range(len(loci))]):
-        residual_stream(model, batch.tokens, batch.mask, layers=max(locus.layer for locus in loci) + 1)
+    hooks, layers = [keep(number) for number in range(len(loci))], max(locus.layer for locus in loci) + 1
+    residual_of(model, hooks, batch.tokens, batch.mask, batch.prompt_end, layers)
     return [found[number] for number in range(len(loci))]

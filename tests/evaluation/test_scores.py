@@ -15,6 +15,7 @@ import star_tl as star
 from star_tl.data.chat import render
 from star_tl.data.pairs import Trait
 from star_tl.errors import StarError
+from star_tl.evaluation import samples as samples_module
 from star_tl.evaluation import scores
 from star_tl.evaluation.scores import mark_coherent, summarise
 from star_tl.evaluation.strength import dose_table
@@ -367,3 +368,28 @@ def test_the_dose_figure_draws_the_intervals():
     whiskers = plot_dose(table).data[0].error_y
     assert list(whiskers.array) == pytest.approx([100 * (high - 0.5)] * 2, abs=1e-4)
     assert list(whiskers.arrayminus) == pytest.approx([100 * (0.5 - low)] * 2, abs=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["hooked", "bridge"])
+def test_scores_taken_while_sampling_are_those_taken_afterwards(tiny_folder, backend, monkeypatch):
+    model = star.load_model(str(tiny_folder), backend=None if backend == "hooked" else backend)
+    pairs = star.load_pairs("agreement")
+    vector = star.extract_vector(
+        model, type(pairs)(pairs.trait, pairs.pairs[:2]), star.Locus("blocks.1.hook_resid_post", (-1,))
+    )
+    ways = [
+        Condition(),
+        Condition("locus", vector, 2.0),
+        Condition("generated", vector, 1.0, "generated", seed=3),
+        Condition("primed", instruction="Be brief."),
+        Condition("both", vector, -1.0, instruction="Be brief."),
+    ]
+    sampling = star.Sampling(max_new_tokens=6, temperature=1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(samples_module, "score", lambda *args: pytest.fail("replies were read a second time"))
+        found = samples_module.sample_conditions(model, TRAIT, PROMPTS, ways, sampling, progress=False)
+    for k, way in enumerate(ways):
+        written = star.generate(model, PROMPTS, condition=way, sampling=sampling, progress=False)
+        after = star.score(model, TRAIT, PROMPTS, written, way)
+        own = found.iloc[3 * k : 3 * k + 3].reset_index(drop=True)
+        pd.testing.assert_frame_equal(own[after.columns.tolist()], after, atol=TOLERANCE)

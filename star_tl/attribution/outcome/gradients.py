@@ -25,7 +25,7 @@ from star_tl.generation.settings import Sampling
 from star_tl.locus import NamedHook, hook_name
 from star_tl.models.backend import Model, attached, empty_cache, residual_stream, taken, tokenizer_of, unembed
 from star_tl.models.batch import pad_id
-from star_tl.models.fast.backward import LlamaGradient
+from star_tl.models.fast.backward import LlamaGradient, through_end
 from star_tl.models.fast.decode import CachedLayers
 from star_tl.models.fast.forward import LlamaForward, llama_forward
 from star_tl.models.lens import HookedTransformer
@@ -260,21 +260,38 @@ def log_probs(
     stops = torch.tensor(stop_ids(tokenizer_of(model)), device=device)
     value = torch.zeros(len(residual), dtype=torch.float64, device=device)
     pull = torch.zeros_like(residual)
+    by_hand = llama_forward(model) is not None
     for piece in torch.arange(len(targets), device=device).split(AT_ONCE):
-        where = tuple(t[piece] for t in at)
-        with torch.enable_grad():
-            x = residual[where].detach().requires_grad_()
+        where, goal = tuple(t[piece] for t in at), targets[piece]
+        ends = (goal == END).nonzero(as_tuple=True)
+        with torch.set_grad_enabled(not by_hand):
+            x = residual[where].detach().requires_grad_(not by_hand)
             logits = unembed(model, x[None])[0] / options.temperature
             if options.top_p < 1 or options.min_p > 0:
-                logits = logits.masked_fill(~_kept(logits.detach(), targets[piece], stops, options), -torch.inf)
+                logits = logits.masked_fill(~_kept(logits.detach(), goal, stops, options), -torch.inf)
             logs = logits.log_softmax(-1)
-            drawn = logs.gather(-1, targets[piece].clamp_min(0)[:, None])[:, 0]
-            ends = (targets[piece] == END).nonzero(as_tuple=True)
+            drawn = logs.gather(-1, goal.clamp_min(0)[:, None])[:, 0]
             drawn = drawn.index_put(ends, logs[ends][:, stops].logsumexp(-1))
-            (found,) = torch.autograd.grad(drawn.sum(), x)
-        pull[where] = found
+        if by_hand:
+            assert isinstance(model, HookedTransformer)
+            pulls = _pulls(logs, goal, stops).div_(options.temperature)
+            pull[where] = through_end(model, pulls[None], x[None])[0]
+        else:
+            (pull[where],) = torch.autograd.grad(drawn.sum(), x)
         value.index_add_(0, where[0], drawn.detach().double())
     return value, pull
+
+
+def _pulls(
+    logs: Float[Tensor, "token vocab"], goal: Int[Tensor, " token"], stops: Int[Tensor, " stop"]
+) -> Float[Tensor, "token vocab"]:
+    """The gradient of what was drawn by the logits: its own distribution less the whole one; ``logs`` is lost."""
+    rows, ends = (goal != END).nonzero()[:, 0], (goal == END).nonzero()[:, 0]
+    within = logs[ends][:, stops].softmax(-1)
+    pulls = logs.exp_().neg_()
+    pulls[rows, goal[rows]] += 1
+    pulls[ends[:, None], stops] += within
+    return pulls
 
 
 def _kept(

@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from star_tl.models.product import by_pieces
+
 # Not cuDNN's, PyTorch's choice on newer cards: with a mask and grouped heads its backward pass gave NaN and reads of
 # foreign memory (PyTorch issue 196678). Flash attention takes no mask.
 TRUSTED = (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
@@ -33,6 +35,8 @@ def attend_masked(
     seen: Bool[Tensor, "row 1 query key"],
 ) -> Float[Tensor, "row head query d_head"]:
     """Softmax attention of every query over the keys that it sees; a gradient may go back through it."""
+    if q.device.type == "cpu" and by_pieces(q.dtype):
+        return attend_masked(q.float(), k.float(), v.float(), seen).to(q.dtype)
     grouped = q.shape[1] != k.shape[1]
     if grouped and q.device.type == "cuda":  # the memory-efficient kernel takes a key to each head
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))

@@ -19,6 +19,7 @@ from star_tl.errors import StarError
 from star_tl.models.fast.attention import attend_masked
 from star_tl.models.fast.forward import LlamaForward, rotate
 from star_tl.models.lens import HookedTransformer
+from star_tl.models.product import product
 
 TRUSTED_DEVICES = ("cpu",)  # elsewhere what attention's backward pass gives is checked
 # What rounding may leave, as a share; a kernel at fault leaves NaN, or a share near 1.
@@ -78,7 +79,7 @@ class LlamaGradient:
             first = self.first if i == last else 0
             z, leaves, attended = self._attention(i, residual, first)
             see("z", i, z)
-            written = F.linear(z.flatten(2), layer.out, layer.out_bias)
+            written = product(z.flatten(2), layer.out, layer.out_bias)
             see("attn_out", i, written)
             between = residual[:, first:] + written
             see("resid_mid", i, between)
@@ -103,11 +104,11 @@ class LlamaGradient:
             kept = self.kept.pop()
             see("resid_post", i, gradient)
             see("mlp_out", i, gradient)
-            inner = (kept.slopes * (gradient @ layer.down)[..., None, :]).flatten(-2) @ layer.gate_up
+            inner = product((kept.slopes * product(gradient, layer.down.T)[..., None, :]).flatten(-2), layer.gate_up.T)
             gradient = gradient + _through_norm(inner, kept.between, layer.norm_mlp, llama.eps)
             see("resid_mid", i, gradient)
             see("attn_out", i, gradient)
-            z = (gradient @ layer.out).unflatten(-1, (-1, llama.d_head))
+            z = product(gradient, layer.out.T).unflatten(-1, (-1, llama.d_head))
             see("z", i, z)
             early = kept.entering.shape[1] - kept.z.shape[1]
             fused = z.ndim == kept.z.ndim
@@ -117,7 +118,7 @@ class LlamaGradient:
             if early:
                 q, gradient = F.pad(q, (0, 0, 0, 0, early, 0)), F.pad(gradient, (0, 0, early, 0))
             turning = rotate(torch.cat([q, k], -2), cos, back)  # turned back: the rotation's transpose
-            inner = torch.cat([turning, v], -2).flatten(-2) @ layer.query_key_value
+            inner = product(torch.cat([turning, v], -2).flatten(-2), layer.query_key_value.T)
             gradient = gradient + _through_norm(inner, kept.entering, layer.norm_attention, llama.eps)
             see("resid_pre", i, gradient)
         if imbalance and not float(torch.stack(imbalance).amax()) < BALANCED[gradient.dtype]:
@@ -134,7 +135,7 @@ class LlamaGradient:
         """z of all rows; queries, keys and values of the first, and z as autograd makes it of these."""
         llama, layer = self.llama, self.llama.layers[i]
         x = F.rms_norm(residual, residual.shape[-1:], layer.norm_attention, llama.eps)
-        heads = F.linear(x, layer.query_key_value, layer.bias).unflatten(-1, (-1, llama.d_head))
+        heads = product(x, layer.query_key_value, layer.bias).unflatten(-1, (-1, llama.d_head))
         turning, v = heads.split([llama.heads + llama.kv_heads, llama.kv_heads], 2)
         q, k = rotate(turning, *self.rotation).split([llama.heads, llama.kv_heads], 2)
         q, seen, mine = q[:, first:], self.seen[:, :, first:], slice(self.mine)
@@ -190,12 +191,12 @@ class LlamaGradient:
         """What is written for all rows, and the slopes of the first."""
         layer, mine = self.llama.layers[i], slice(self.mine)
         x = F.rms_norm(residual, residual.shape[-1:], layer.norm_mlp, self.llama.eps)
-        gate, up = F.linear(x, layer.gate_up).chunk(2, -1)
+        gate, up = product(x, layer.gate_up).chunk(2, -1)
         post = F.silu(gate)
         slopes = torch.stack([torch.ops.aten.silu_backward(up[mine], gate[mine]), post[mine]], 2)
         post *= up
         post = post if layer.up_bias is None else post + layer.up_bias
-        return F.linear(post, layer.down, layer.down_bias), slopes
+        return product(post, layer.down, layer.down_bias), slopes
 
 
 def through_end(
@@ -204,7 +205,7 @@ def through_end(
     """The gradient of the last residual stream from that of the logits."""
     weight, norm = model.unembed.W_U, model.ln_final
     assert isinstance(norm.w, Tensor)
-    return _through_norm(gradient.to(weight.dtype) @ weight.T, residual, norm.w, model.cfg.eps)
+    return _through_norm(product(gradient.to(weight.dtype), weight), residual, norm.w, model.cfg.eps)
 
 
 def _through_attention(kept: _Kept, z: Float[Tensor, "mine late head d_head"]) -> tuple[Tensor, Tensor, Tensor]:

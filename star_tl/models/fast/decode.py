@@ -17,6 +17,7 @@ from star_tl.models.fast.forward import Listeners, LlamaForward, listeners_of, l
 from star_tl.models.fast.single_row import DTYPES, SingleRowStep
 from star_tl.models.lens import HookedTransformer
 from star_tl.models.position import Position, following, for_rows, steady
+from star_tl.models.product import by_pieces
 from star_tl.models.transformers_folder import CLOSE, difference
 
 # From here on two batched products beat fused attention at one query a row; on a GPU always in float32, for which it
@@ -26,9 +27,14 @@ RECORDED_ON = ("cuda",)  # kinds of device on which a step is recorded
 
 
 def llama_pass(
-    model: Model, hooks: Sequence[NamedHook], mask: Bool[Tensor, "row column"], end: int, room: int
+    model: Model,
+    hooks: Sequence[NamedHook],
+    mask: Bool[Tensor, "row column"],
+    end: int,
+    room: int,
+    layers: int | None = None,
 ) -> LlamaPass | None:
-    """A :class:`LlamaPass`, arguments as in :func:`star_tl.generation.decoding.begin`.
+    """A :class:`LlamaPass` of the first layers, default all; arguments as in :func:`star_tl.generation.decoding.begin`.
 
     None where the model is none that :func:`star_tl.models.fast.forward.llama_forward` knows, or a hook is at a point
     that this forward does not fire.
@@ -41,13 +47,15 @@ def llama_pass(
     own = following(hooks, position)
     if listeners_of(model, resolve(model, own)) is None:
         return None
+    forward = forward if layers is None else forward.lowest(layers)
     return LlamaPass(model, forward, own, position, (~mask).sum(1), room)
 
 
 class LlamaPass:
     """The Llama family's forward over a static cache; hooks fire only where there are some.
 
-    ``hooks`` are those of this call (:func:`star_tl.models.position.following`), which read ``position``.
+    ``hooks`` are those of this call (:func:`star_tl.models.position.following`), which read ``position``; ``last`` is
+    the last residual stream ``[row d_model]`` that the logits were made from, None where a recorded step made them.
     """
 
     def __init__(
@@ -61,27 +69,35 @@ class LlamaPass:
     ) -> None:
         cfg = model.cfg
         self.model, self.hooks, self.position = model, list(hooks), position
-        shape = (cfg.n_layers, 2, len(pads), forward.kv_heads, room, cfg.d_head)
+        shape = (len(forward.layers), 2, len(pads), forward.kv_heads, room, cfg.d_head)
         cache = torch.empty(shape, dtype=cfg.dtype, device=pads.device)
         self.layers = CachedLayers(model, forward, self._listeners(), cache, pads)
         self.recorded: RecordedStep | None = None
         self.single_row: SingleRowStep | None = None
+        self.last: Tensor | None = None
 
     @torch.no_grad()
     def __call__(self, tokens: Int[Tensor, "row column"]) -> Float[Tensor, "row vocab"]:
         layers = self.layers
         if tokens.shape[1] > 1:
-            return layers.logits(self.residual(tokens))
+            return self._ended(self.residual(tokens))
         self.position.advance(1)
         start, device = self.position.offset, layers.cache.device
         if device.type in RECORDED_ON and layers.forward.recordable and steady(self.hooks):
+            self.last = None
             return self._replayed(tokens, start)
         if tokens.numel() == 1 and device.type == "cpu" and layers.cache.dtype in DTYPES:
             if self.single_row is None:
                 rotation = layers.cos, layers.sin
                 self.single_row = SingleRowStep(self.model, layers.forward, layers.cache, rotation)
-            return self.single_row(int(tokens), int(layers.pads), start, layers.listeners)
-        return layers.logits(layers.read(tokens, start))
+            logits = self.single_row(int(tokens), int(layers.pads), start, layers.listeners)
+            self.last = self.single_row.last
+            return logits
+        return self._ended(layers.read(tokens, start))
+
+    def _ended(self, residual: Float[Tensor, "row column d_model"]) -> Float[Tensor, "row vocab"]:
+        self.last = residual[:, -1]
+        return self.layers.logits(residual)
 
     @torch.no_grad()
     def residual(
@@ -311,6 +327,8 @@ def attend(
 ) -> Float[Tensor, "row head query d_head"]:
     """Softmax attention over a cache; no gradient goes back through it."""
     rows, heads, length, width = q.shape
+    if q.device.type == "cpu" and by_pieces(q.dtype):
+        return attend(q.float(), k.float(), v.float(), mask, causal).to(q.dtype)
     if length == 1 and q.dtype == torch.float32 and (rows >= MANY_ROWS or q.device.type != "cpu"):
         grouped = (q * width**-0.5).reshape(rows, k.shape[1], -1, width)
         scores = grouped @ k.transpose(-1, -2)

@@ -8,6 +8,7 @@ operators a layer. Who calls says how to attend: over a cache, or over rows of p
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,8 +21,8 @@ from torch import Tensor, nn
 from star_tl.locus import HOOK_POINTS, HookFunction, NamedHook
 from star_tl.models.layout import fused
 from star_tl.models.lens import HookedTransformer
+from star_tl.models.product import product
 
-TURNED_ROWS = range(12, 257)
 # Classes of TransformerLens's modules that compute what this forward does.
 _ENDS = {"embed": ("Embed",), "ln_final": ("RMSNorm",), "unembed": ("Unembed",)}
 _BLOCK = {
@@ -179,6 +180,12 @@ class LlamaForward:
         self.recordable = True
         self._used: list[list[bool]] = []
 
+    def lowest(self, layers: int) -> LlamaForward:
+        """The same up to this layer."""
+        part = copy(self)
+        part.layers = self.layers[:layers]
+        return part
+
     def read_biases(self) -> None:
         """Look which biases are zero, all at once: on a GPU each look by itself would wait for the device."""
         kinds = zip(*(layer.parts for layer in self.layers), strict=True)
@@ -239,22 +246,6 @@ class LlamaForward:
             residual = residual + fire(i, "hook_mlp_out", product(post, layer.down, layer.down_bias))
             residual = fire(i, "hook_resid_post", residual)
         return residual
-
-
-def product(
-    x: Float[Tensor, "*row input"], weight: Float[Tensor, "output input"], bias: Float[Tensor, " output"] | None = None
-) -> Float[Tensor, "*row output"]:
-    """``x @ weight.T + bias``, in the order of the operands that is faster.
-
-    With a dozen to a few hundred rows on a CPU, weight times x is faster than x times weight (seen with MKL on an AMD
-    EPYC); with fewer or more it is not, nor is a pass that goes back through it.
-    """
-    rows = x.numel() // x.shape[-1]
-    plain = x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_grad_enabled()
-    if plain or rows not in TURNED_ROWS:
-        return F.linear(x, weight, bias)
-    turned = (weight @ x.reshape(rows, -1).T).T.view(*x.shape[:-1], -1)
-    return turned if bias is None else turned + bias
 
 
 def _layer(block: Any) -> _Layer | None:

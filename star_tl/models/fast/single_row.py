@@ -38,6 +38,7 @@ class SingleRowStep:
             SimpleNamespace(**{name: _array(weight) for name, weight in vars(layer).items() if name != "parts"})
             for layer in forward.layers
         ]
+        self.last: Tensor | None = None  # the last residual stream of the last token, [1 d_model]
         self.cache = cache[:, :, 0].numpy()
         self.cos, self.sin = (angle.view(len(angle), 2, -1).numpy() for angle in rotation)
         unembed = model.unembed
@@ -87,6 +88,7 @@ class SingleRowStep:
                 residual = residual + fire(i, "hook_mlp_out", _sum(layer.down @ post, layer.down_bias))
                 residual = fire(i, "hook_resid_post", residual)
             logits = self.unembedding @ norm(residual, self.norm) + self.bias
+        self.last = torch.from_numpy(residual)[None]
         return torch.from_numpy(logits)[None]
 
 
