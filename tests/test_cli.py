@@ -187,6 +187,21 @@ def test_vector_of_another_model_is_refused(finished: tuple[Path, str], tiny_fol
     assert "extracted from" in result.output
 
 
+def test_a_map_of_another_model_is_refused_and_one_of_another_trait_warned_of(
+    finished: tuple[Path, str], tiny_folder: Path, tmp_path: Path
+) -> None:
+    made = tmp_path / "v.safetensors"
+    arguments = ["extract", "--attribution", str(finished[0] / "attribution.safetensors"), "--out", str(made)]
+    result = runner.invoke(app, [*arguments, "--model", str(tiny_folder)])
+    assert result.exit_code == 2
+    assert "map was computed with 'demo', not with" in result.output
+    assert not made.exists()
+    result = runner.invoke(app, [*arguments, "--trait", "gratitude"])
+    assert result.exit_code == 0, result.output
+    assert "the map is of 'emotional_support', the pairs are of 'gratitude'" in result.output
+    assert made.exists()
+
+
 def test_a_disk_that_is_full_at_the_end_is_one_line_too(tiny_folder: Path, tmp_path: Path, monkeypatch) -> None:
     def full(*args: object, **more: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -154,3 +154,12 @@ def test_what_cannot_be_evaluated_is_refused_before_a_model_is_loaded(given, sai
     result = CliRunner().invoke(app, ["evaluate", *given, "--out", str(tmp_path / "out")])
     assert result.exit_code == 2
     assert said in result.output
+
+
+def test_a_folder_of_another_kind_is_refused_before_a_model_is_loaded(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("star_tl.cli._load", None)
+    (tmp_path / "effects.csv").write_text("another's")
+    result = CliRunner().invoke(app, ["evaluate", "--task", "joy", "--out", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "holds another run" in result.output
+    assert [p.name for p in tmp_path.iterdir()] == ["effects.csv"]

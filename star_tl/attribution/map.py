@@ -24,6 +24,8 @@ from star_tl.data.chat import SPANS, Span
 from star_tl.errors import StarError, check_kind, check_whole, shown
 from star_tl.files import load_tensors, reading, save_tensors
 from star_tl.locus import COMPONENTS, WRITES, Locus, hook_name
+from star_tl.models.backend import MODELS, Model
+from star_tl.models.load import fingerprint
 
 if TYPE_CHECKING:
     import pandas
@@ -177,10 +179,6 @@ class AttributionMap:
     def head_layer_scores(self) -> Float[Tensor, "layer head"]:
         """Mean over pairs of the head scores summed over all positions."""
         return self.head_scores.sum(-1).mean(0)
-
-    def prompt_scores(self) -> Float[Tensor, "pair component layer window"]:
-        """Scores at the last ``window`` prompt positions: the places where a vector can go in."""
-        return self.scores[..., self.prompt_end - self.window : self.prompt_end]
 
     def writes(self) -> Float[Tensor, "pair layer"]:
         """What every layer writes (attn_out + mlp_out) into the shared prompt positions.
@@ -354,6 +352,14 @@ class AttributionMap:
         from star_tl.view.plots import plot_choice
 
         return plot_choice(self, **options)
+
+    def check(self, model: Model) -> None:
+        """Raise StarError unless the map was computed with this model."""
+        check_kind(model, MODELS, "a model that load_model returns")
+        if fingerprint(model) != self.fingerprint:
+            ours, theirs = shown(repr(self.model)), shown(repr(str(model.cfg.model_name)))
+            other = f"with {ours}, not with {theirs}" if ours != theirs else f"with other weights than those of {ours}"
+            raise StarError(f"This attribution map was computed {other}: attribute again.")
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file that :meth:`load` reads; missing folders are made.

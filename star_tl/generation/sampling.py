@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import ParamSpec
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +40,7 @@ CACHE_SHARE = 0.25  # of the free memory: the most that the KV cache of a batch 
 PIECE = 256  # words whose probabilities are summed up first
 PICKING = 48  # bytes for each word of a row, while its token is chosen
 ROWS, ROWS_ON_GPU = 64, 1024  # of a batch, where nothing is said: beyond it rows get no cheaper
+Asked = ParamSpec("Asked")
 
 
 @dataclass(frozen=True)
@@ -56,24 +59,6 @@ class Reply:
     broken: bool = False
     log_probs: tuple[float, ...] = ()
     residual: Float[Tensor, "token d_model"] | None = field(default=None, repr=False, compare=False)
-
-
-def sample(
-    model: Model,
-    prompts: Sequence[Prompt],
-    hooks: Sequence[NamedHook] = (),
-    *,
-    condition: Condition | None = None,
-    seed: int | None = None,
-    sampling: Sampling | None = None,
-    progress: bool = True,
-    **options: Unpack[SamplingOptions],
-) -> list[str]:
-    """One reply to each prompt, as text; arguments as in :func:`generate`."""
-    replies = generate(
-        model, prompts, hooks, condition=condition, seed=seed, sampling=sampling, progress=progress, **options
-    )
-    return [reply.text for reply in replies]
 
 
 def generate(
@@ -115,6 +100,19 @@ def generate(
         for i, reply in zip(rows, written, strict=True):
             replies[i] = reply
     return [r for r in replies if r is not None]
+
+
+def _texts_of(write: Callable[Asked, list[Reply]]) -> Callable[Asked, list[str]]:
+    def sample(*args: Asked.args, **kwargs: Asked.kwargs) -> list[str]:
+        """One reply to each prompt, as text; arguments as in :func:`generate`."""
+        return [reply.text for reply in write(*args, **kwargs)]
+
+    vars(sample)["__signature__"] = inspect.signature(write).replace(return_annotation="list[str]")
+    sample.__qualname__ = "sample"
+    return sample
+
+
+sample = _texts_of(generate)
 
 
 def stream(

@@ -70,6 +70,10 @@ class Sampling:
             raise StarError(f"stop is {self.stop!r}: give a list of texts.")
         object.__setattr__(self, "stop", tuple(self.stop))
 
+    def describe(self) -> str:
+        """In words, for reports."""
+        return f"temperature {self.temperature:g}, top-p {self.top_p:g}, at most {self.max_new_tokens} tokens"
+
 
 def settled(sampling: Sampling | None, options: SamplingOptions) -> Sampling:
     """The sampling that a caller means, given whole, by single options, or not at all.

@@ -22,7 +22,7 @@ from star_tl.attribution import ESTIMATORS, AttributionMap, attribute
 from star_tl.data.chat import Message, as_messages, render, resolve_span
 from star_tl.data.pairs import ContrastivePair, Pairs, load_pairs
 from star_tl.errors import StarError
-from star_tl.evaluation.reach import drift_reach
+from star_tl.evaluation.drift import drift_reach
 from star_tl.evaluation.scores import score
 from star_tl.evaluation.strength import DRIFT_LIMIT
 from star_tl.files import JsonObject
