@@ -21,7 +21,7 @@ from star_tl.attribution.choose import (
     effects_of,
 )
 from star_tl.data.chat import SPANS, Span
-from star_tl.errors import StarError, check_kind, check_whole, shown
+from star_tl.errors import StarError, check_kind, check_text, check_whole, quoted
 from star_tl.files import load_tensors, reading, save_tensors
 from star_tl.locus import COMPONENTS, WRITES, Locus, hook_name
 from star_tl.models.backend import MODELS, Model
@@ -121,14 +121,10 @@ class AttributionMap:
             for name in _TENSORS:
                 value = getattr(self, name)
                 if not isinstance(value, kinds[name]):
-                    found = (
-                        f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-                        if isinstance(value, Tensor)
-                        else value
-                    )
-                    raise StarError(
-                        f"{name} of an attribution map is {shown(str(found))}, which does not fit: attribute again."
-                    )
+                    found = quoted(value)
+                    if isinstance(value, Tensor):
+                        found = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+                    raise StarError(f"{name} of an attribution map is {found}, which does not fit: attribute again.")
         if self.position_effects.shape[-1] != (self.window if self.prices_layers else 0):
             raise StarError("An attribution map's position_effects do not fit its gradients: attribute again.")
         pairs, components, _, width = self.scores.shape
@@ -138,12 +134,11 @@ class AttributionMap:
                 "An attribution map's scores, tokens and pairs differ in number: it was put together wrongly."
             )
         if not _is_whole(self.prompt_end) or not 1 <= self.window <= self.prompt_end <= width:
-            raise StarError(f"prompt_end of an attribution map is {shown(repr(self.prompt_end))}: attribute again.")
+            raise StarError(f"prompt_end of an attribution map is {quoted(self.prompt_end)}: attribute again.")
         if not bool((self.metric_clean + self.metric_corrupted + self.unaligned).isfinite().all()):
             raise StarError("An attribution map's metric is NaN or infinite: attribute again.")
         for name in ("trait", "method", "metric", "model", "fingerprint"):
-            if not isinstance(getattr(self, name), str):
-                raise StarError(f"{name} of an attribution map is {shown(repr(getattr(self, name)))}: give a text.")
+            check_text(getattr(self, name), f"{name} of an attribution map")
         named = all(len(row) == width and all(isinstance(t, str) for t in row) for row in self.tokens)
         spans = [s for row in self.spans for s in row]
         placed = all(isinstance(s.name, str) and s.name and _is_whole(s.start) and _is_whole(s.end) for s in spans)
@@ -357,7 +352,7 @@ class AttributionMap:
         """Raise StarError unless the map was computed with this model."""
         check_kind(model, MODELS, "a model that load_model returns")
         if fingerprint(model) != self.fingerprint:
-            ours, theirs = shown(repr(self.model)), shown(repr(str(model.cfg.model_name)))
+            ours, theirs = quoted(self.model), quoted(str(model.cfg.model_name))
             other = f"with {ours}, not with {theirs}" if ours != theirs else f"with other weights than those of {ours}"
             raise StarError(f"This attribution map was computed {other}: attribute again.")
 

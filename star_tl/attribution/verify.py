@@ -19,7 +19,7 @@ from star_tl.attribution.map import AttributionMap
 from star_tl.attribution.objective import Metric, pairs_own
 from star_tl.attribution.rows import pair_batch
 from star_tl.data.pairs import Pairs
-from star_tl.errors import StarError, check_kind, check_name, check_whole, shown
+from star_tl.errors import StarError, check_kind, check_name, check_whole, quoted
 from star_tl.locus import COMPONENTS, NamedHook, hook_name
 from star_tl.models.backend import Model
 
@@ -138,7 +138,7 @@ def verify(
     check_whole(seed, "seed", least=None)
     check_name(alignment, ALIGNMENTS, "alignment")
     if not callable(metric):
-        raise StarError(f"metric is {shown(repr(metric))}: give the function that the map was made with.")
+        raise StarError(f"metric is {quoted(metric)}: give the function that the map was made with.")
     if top_k + sample < 2:
         raise StarError(f"top_k {top_k} and sample {sample} give too few loci: use at least 2 together.")
     if attr.metric and metric is pairs_own:

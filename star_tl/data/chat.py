@@ -24,7 +24,7 @@ from os import PathLike
 from typing import Any, Protocol, TypeVar
 
 from star_tl.data.tokenizer import Tokenizer
-from star_tl.errors import StarError, shown
+from star_tl.errors import StarError, check_text, quoted, shown
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message]
@@ -133,18 +133,8 @@ def as_messages(prompt: Prompt) -> tuple[dict[str, str], ...]:
     check_text(text, "A prompt")
     for m in messages:
         if m["role"] not in ROLES:
-            raise StarError(f"Unknown role {shown(repr(m['role']))} in a prompt: use one of {', '.join(ROLES)}.")
+            raise StarError(f"Unknown role {quoted(m['role'])} in a prompt: use one of {', '.join(ROLES)}.")
     return messages
-
-
-def check_text(text: str, what: str) -> None:
-    """Raises StarError where a text cannot be written as UTF-8, and so has no tokens."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise StarError(
-            f"{what} holds half a character ({text[error.start]!a}, a lone surrogate): read its source as UTF-8 again."
-        ) from None
 
 
 def as_prompts(prompts: Any) -> list[tuple[dict[str, str], ...]]:

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from star_tl.data.chat import check_text, template_hash
-from star_tl.errors import StarError, check_whole, shown
+from star_tl.data.chat import template_hash
+from star_tl.errors import StarError, check_kind, check_number, check_text, check_whole, quoted
 from star_tl.files import load_tensors, reading, save_tensors
 from star_tl.locus import Locus, NamedHook
 from star_tl.models.backend import Model, tokenizer_of
@@ -49,20 +49,19 @@ class SteeringVector:
             raise StarError(
                 f"A steering vector is made of {kind}: give floating-point numbers, as vector.float() does."
             )
+        if self.vector.layout != torch.strided or self.vector.is_meta:
+            raise StarError("A steering vector is sparse or on the meta device: give a dense tensor of numbers.")
+        check_kind(self.locus, Locus, 'a Locus, such as attr.top_locus() or Locus("blocks.5.hook_resid_post")')
         shape = tuple(self.vector.shape)
         if len(shape) != 2 or shape[0] != len(self.locus.positions) or shape[1] < 2:
             raise StarError(
                 f"A vector of shape {shape} does not fit {len(self.locus.positions)} positions: give a row for each."
             )
         for name in _TEXTS:
-            if not isinstance(getattr(self, name), str):
-                raise StarError(f"{name} of a steering vector is {shown(repr(getattr(self, name)))}: give a text.")
             check_text(getattr(self, name), f"{name} of a steering vector")
-        norm, n = self.residual_norm, self.n_pairs
-        if isinstance(norm, bool) or not isinstance(norm, Real) or not (math.isfinite(norm) and norm > 0):
-            raise StarError(f"residual_norm is {shown(repr(norm))}: give the mean norm at the locus, above 0.")
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise StarError(f"n_pairs is {shown(repr(n))}: give the number of pairs, at least 1.")
+        remedy = "give the mean norm at the locus, above 0"
+        check_number(self.residual_norm, "residual_norm", lambda x: math.isfinite(x) and x > 0, remedy)
+        check_whole(self.n_pairs, "n_pairs")
         if not bool(torch.isfinite(self.vector).all()):
             raise StarError("The steering vector holds NaN or infinite values: extract it again.")
 
@@ -162,7 +161,7 @@ class SteeringVector:
         from star_tl.models.load import fingerprint
 
         if fingerprint(model) != self.fingerprint:
-            ours, theirs = shown(repr(self.model)), shown(repr(str(model.cfg.model_name)))
+            ours, theirs = quoted(self.model), quoted(str(model.cfg.model_name))
             other = (
                 f"from {ours}, not from {theirs}" if ours != theirs else f"from other weights than those of this {ours}"
             )
