@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable
 from numbers import Real
+from typing import Any, cast
 
 import numpy as np
 
@@ -86,6 +87,22 @@ def check_text(value: object, name: str, least: int = 0) -> None:
         raise StarError(
             f"{name} holds half a character ({value[error.start]!a}, a lone surrogate): read its source as UTF-8 again."
         ) from None
+
+
+def listed(value: object, name: str) -> list[Any]:
+    """The elements of a list, a tuple, an array or a range. Raises StarError where it is none of them, or names nothing
+    or one thing twice.
+    """
+    try:
+        found = [] if isinstance(value, (str, bytes, dict, set)) else list(cast("Iterable[Any]", value))
+        once = len(set(found)) == len(found)
+    except TypeError:
+        found, once = [], True
+    if not found:
+        raise StarError(f"{name} is {quoted(value)}: give a list with at least one.")
+    if not once:
+        raise StarError(f"{name} names one twice: each would count as two samples.")
+    return found
 
 
 def check_kind(value: object, kind: type | tuple[type, ...], remedy: str) -> None:

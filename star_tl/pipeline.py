@@ -17,7 +17,7 @@ from star_tl.attribution import ESTIMATORS, AttributionMap, attribute
 from star_tl.attribution.choose import GAIN_DRIFT
 from star_tl.data.chat import Message, Prompt, as_prompts, resolve_span
 from star_tl.data.pairs import TRAITS, Pairs, load_pairs
-from star_tl.errors import StarError, check_name
+from star_tl.errors import StarError, check_flag, check_kind, check_name, check_number, check_whole, listed
 from star_tl.evaluation.measures import measured, measures_of
 from star_tl.evaluation.result import RunResult
 from star_tl.evaluation.roads import by_attribution, by_choice
@@ -26,7 +26,7 @@ from star_tl.evaluation.scores import mark_coherent, summarise
 from star_tl.files import CallFolder, JsonObject, kept, replacing
 from star_tl.generation.sampling import render_prompts
 from star_tl.generation.settings import Sampling, SamplingOptions, settled
-from star_tl.models.backend import Model, tokenizer_of
+from star_tl.models.backend import MODELS, Model, tokenizer_of
 from star_tl.steering.condition import Condition
 from star_tl.vectors import check_extraction
 from star_tl.version import __version__
@@ -98,11 +98,12 @@ def run(
     Raises:
         StarError: bad arguments, or an output folder that holds another run.
     """
-    settings = settled(sampling, options)
-    if isinstance(seeds, str) or not len(seeds):
-        raise StarError("There are no seeds: give at least one.")
-    if len(set(seeds)) < len(seeds):
-        raise StarError(f"seeds is {tuple(seeds)}: each once, for a second time is no second sample.")
+    check_kind(model, MODELS, "a model that load_model returns")
+    check_kind(pairs, Pairs, "pairs that load_pairs returns")
+    for name, flag in (("quick", quick), ("overwrite", overwrite), ("progress", progress)):
+        check_flag(flag, name)
+    check_whole(replies, "replies")
+    settings, seeds = settled(sampling, options), listed(seeds, "seeds")
     chosen = as_prompts(prompts if prompts is not None else pairs.heldout.prompts)
     arms = [Condition(positions=positions, strength=1.0 if strength is None else strength, seed=s) for s in seeds]
     ids = render_prompts(model, chosen, settings.max_new_tokens)
@@ -110,16 +111,16 @@ def run(
     for prompts_of_an_arm in (practice, primed.prompted(chosen)):
         render_prompts(model, prompts_of_an_arm, settings.max_new_tokens)
     for chat in (*chosen, *practice):
-        resolve_span(tokenizer_of(model), chat, positions)
+        resolve_span(tokenizer_of(model), chat, arms[0].positions)
     check_name(estimator, ESTIMATORS, "estimator")
     if not ESTIMATORS[estimator].prices_layers:
         able = " or ".join(repr(e.key) for e in ESTIMATORS.values() if e.prices_layers)
         raise StarError(f"The estimator {estimator!r} has no gradients to choose a layer by: use {able}.")
     quick = quick or any(given is not None for given in (strength, method, positions))
-    method = method or "located"
+    method = method if method is not None else "located"
     check_extraction(model, pairs, (), method)
-    if not (math.isfinite(drift) and drift > 0):
-        raise StarError(f"drift is {drift!r}: give what steering may cost in nats a token, above 0.")
+    remedy = "give what steering may cost in nats a token, above 0"
+    check_number(drift, "drift", lambda x: math.isfinite(x) and x > 0, remedy)
     if prompts is None and not any(pair.split == "heldout" for pair in pairs):
         warnings.warn(f"{pairs!r}: {TESTED_ON_ITS_OWN}; give prompts of your own.", stacklevel=2)
     call = describe(model, [ids], arms, settings) | {

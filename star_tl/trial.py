@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from types import NoneType
 
 import pandas as pd
 from typing_extensions import Unpack
@@ -21,7 +22,7 @@ from star_tl.data.chat import Prompt, as_prompts
 from star_tl.data.pairs import TRAITS, Pairs, load_pairs
 from star_tl.data.scenarios import Camp, Scenario, load_scenarios
 from star_tl.data.tasks import Task, load_task
-from star_tl.errors import StarError
+from star_tl.errors import StarError, check_flag, check_kind, check_number, check_whole, listed
 from star_tl.evaluation import allotment
 from star_tl.evaluation.conditions import BOTH, CAA, LOCATED, PRIMED, vector_conditions, worded_conditions
 from star_tl.evaluation.drift import PRACTICE, PRACTICE_POINTS, PRACTICE_SEED, at_drift
@@ -42,7 +43,7 @@ from star_tl.evaluation.strength import dose_table
 from star_tl.files import CallFolder, kept, replacing
 from star_tl.generation.sampling import render_prompts
 from star_tl.generation.settings import Sampling, SamplingOptions, settled
-from star_tl.models.backend import Model
+from star_tl.models.backend import MODELS, Model
 from star_tl.steering.condition import UNSTEERED, Condition
 from star_tl.vectors import extract_vector
 from star_tl.version import __version__
@@ -105,16 +106,22 @@ def evaluate(
     Raises:
         StarError: bad arguments, or ``out`` holds another evaluation.
     """
-    settings = settled(sampling, options)
-    if isinstance(seeds, str) or not len(seeds) or len(set(seeds)) < len(seeds):
-        raise StarError(f"seeds is {seeds!r}: give at least one, each once.")
-    if replay is not None and any(len(said) < turns for said in replay):
-        raise StarError(f"A talk to replay has fewer than {turns} turns of the other side: leave it out.")
-    if turns < 0:
-        raise StarError(f"turns is {turns}: use 0 for none, or how many.")
-    if drift is not None and not (math.isfinite(drift) and drift > 0):
-        raise StarError(f"drift is {drift!r}: give what steering may cost in nats a token, above 0.")
-    task = load_task(task) if isinstance(task, str) else task
+    check_kind(model, MODELS, "a model that load_model returns")
+    check_kind(chosen, (Condition, NoneType), "an intervention of one's own as a Condition")
+    check_kind(llm, (LLMJudge, NoneType), "an LLMJudge")
+    check_kind(workers, (RayWorkers, NoneType), "RayWorkers")
+    for name, flag in (("side_effects", side_effects), ("progress", progress)):
+        check_flag(flag, name)
+    settings, seeds = settled(sampling, options), listed(seeds, "seeds")
+    check_whole(turns, "turns", least=0)
+    if replay is not None:
+        check_kind(replay, (list, tuple), "replay as a list of talks")
+        if any(not isinstance(said, (list, tuple)) or len(said) < turns for said in replay):
+            raise StarError(f"A talk to replay has fewer than {turns} turns of the other side: leave it out.")
+    if drift is not None:
+        remedy = "give what steering may cost in nats a token, above 0"
+        check_number(drift, "drift", lambda x: math.isfinite(x) and x > 0, remedy)
+    task = task if isinstance(task, Task) else load_task(task)
     for trait in task.judges:
         load_judge(trait, "ngrams")  # raises where there is none
     if not (task.judges or llm or "markers" in task.measures):
@@ -122,6 +129,9 @@ def evaluate(
     pairs, words = load_pairs(task.trait), load_lexicon(lexicon)
     asked = as_prompts(prompts if prompts is not None else pairs.heldout.prompts)
     ids = render_prompts(model, asked, settings.max_new_tokens)
+    if scenarios is not None:
+        for scenario in listed(scenarios, "scenarios"):
+            check_kind(scenario, (Scenario, Camp), "scenarios as load_scenarios or load_camps return them")
     items: Sequence[Scenario] | Sequence[Camp] = ()
     if task.outcomes and not replay:
         items = scenarios if scenarios is not None else load_scenarios(limit=len(asked))

@@ -21,7 +21,7 @@ from star_tl.attribution.choose import (
     effects_of,
 )
 from star_tl.data.chat import SPANS, Span
-from star_tl.errors import StarError, check_kind, check_text, check_whole, quoted
+from star_tl.errors import StarError, check_kind, check_name, check_text, check_whole, quoted
 from star_tl.files import load_tensors, reading, save_tensors
 from star_tl.locus import COMPONENTS, WRITES, Locus, hook_name
 from star_tl.models.backend import MODELS, Model
@@ -160,8 +160,7 @@ class AttributionMap:
 
     def component(self, name: str) -> Float[Tensor, "pair layer position"]:
         """Scores at one hook point of every layer, per pair and position."""
-        if name not in COMPONENTS:
-            raise StarError(f"Unknown component {name!r}: use one of {', '.join(COMPONENTS)}.")
+        check_name(name, COMPONENTS, "component")
         found = self.scores[:, COMPONENTS.index(name)]
         if bool(found.isnan().any()):
             raise StarError(f"This map holds no scores at {name}: attribute with hook_points that include it.")
@@ -196,8 +195,7 @@ class AttributionMap:
         """
         import pandas as pd
 
-        if form not in ("classical", "steering"):
-            raise StarError(f"Unknown form {form!r}: use 'classical' or 'steering'.")
+        check_name(form, ("classical", "steering"), "form")
         if form == "steering":
             index = pd.MultiIndex.from_product([STRETCHES, range(self.n_layers)], names=["span", "layer"])
             values = self.span_steering.permute(2, 1, 0).flatten(0, 1)
@@ -261,6 +259,9 @@ class AttributionMap:
             remedy = "method='atp'" if self.method == "exact" else "hook_points that include it"
             raise StarError(f"This map holds no gradient at resid_post to choose by: attribute with {remedy}.")
         check_kind(vector, Tensor, "a tensor [d] or [layer d]")
+        usable = vector.is_floating_point() and vector.layout == torch.strided and not vector.is_meta
+        if not usable or not bool(vector.isfinite().all()):
+            raise StarError("A vector for this map is no dense tensor of finite floating-point numbers: give one.")
         width = self.gradients.shape[-1]
         if tuple(vector.shape) not in {(width,), (1, width), (self.n_layers, width)}:
             raise StarError(f"A vector of shape {tuple(vector.shape)} does not fit a width of {width}.")

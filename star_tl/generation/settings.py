@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import TypedDict
 
@@ -61,8 +60,8 @@ class Sampling:
         check_number(self.top_p, "top_p", lambda x: 0 < x <= 1, "use a share above 0, at most 1")
         use = "use a share of the likeliest token's probability, 0 to below 1"
         check_number(self.min_p, "min_p", lambda x: 0 <= x < 1, use)
-        use = "use 1 (none) or more"
-        check_number(self.repetition_penalty, "repetition_penalty", lambda x: math.isfinite(x) and x > 0, use)
+        use = "use 1 (none) or more, at most 1e6"
+        check_number(self.repetition_penalty, "repetition_penalty", lambda x: 0 < x <= 1e6, use)
         if not isinstance(self.stop, (list, tuple)) or not all(isinstance(s, str) and s for s in self.stop):
             raise StarError(f"stop is {quoted(self.stop)}: give a list of texts.")
         check_flag(self.log_probs, "log_probs")

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from star_tl.data.chat import chat_format, check_template, set_chat_format
 from star_tl.data.tokenizer import Tokenizer
-from star_tl.errors import StarError, check_name, check_whole, nearest, shown
+from star_tl.errors import StarError, check_kind, check_name, check_whole, nearest, shown
 from star_tl.models.bridge import load_bridge
 from star_tl.models.bridge import weights as bridge_weights
 from star_tl.models.checkpoint import Checkpoint, EndTokens, Folder, InMemory, end_tokens_of
@@ -186,6 +186,7 @@ def fingerprint(model: HookedTransformer | TransformerBridge) -> str:
     the same weights; for float16, and for the norms of Gemma, where the checkpoint itself has 16 bits a number. Weights
     that were processed, such as by ``fold_ln``, are others.
     """
+    check_kind(model, (HookedTransformer, TransformerBridge), "a model that load_model returns")
     digest = hashlib.sha256()
     cfg = model.cfg
     digest.update(repr((cfg.n_layers, cfg.d_model, cfg.n_heads, cfg.d_vocab)).encode())

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from star_tl.data.chat import SPANS, Message, Prompt, resolve_span, with_instruction
 from star_tl.data.tokenizer import Tokenizer
-from star_tl.errors import StarError, check_kind, check_number, check_text, quoted
+from star_tl.errors import StarError, check_flag, check_kind, check_number, check_text, quoted
 from star_tl.locus import Locus, NamedHook
 from star_tl.steering.hooks import Row, injection_hooks, row_hooks
 from star_tl.steering.positions import schedule, whole_numbers
@@ -71,6 +71,7 @@ class Condition:
         check_number(self.strength, "strength", math.isfinite, "give a finite number, 1 is the natural difference")
         if not isinstance(self.seed, Integral) or isinstance(self.seed, bool):  # of any size: a row's seed is hashed
             raise StarError(f"seed is {quoted(self.seed)}: use a whole number.")
+        object.__setattr__(self, "seed", int(self.seed))
         if self.positions is not None and not isinstance(self.positions, str):
             object.__setattr__(self, "positions", whole_numbers(self.positions))
         if self.positions not in (None, "locus", *SPANS):
@@ -82,6 +83,7 @@ class Condition:
             check_kind(vector, Steers, "a SteeringVector")
         if self.more and self.vector is None:
             raise StarError("more holds further vectors, and there is no first one: give it as vector.")
+        check_flag(self.remove, "remove")
         if self.remove and (self.vector is None or self.strength < 0):
             raise StarError("remove takes away what lies along a vector: give one, and a strength of at least 0.")
         for vector in self.vectors:

@@ -109,6 +109,8 @@ class SteeringVector:
         prompt_length: int | None = None,
     ) -> list[NamedHook]:
         """``[(name, fn)]`` for TransformerLens; see :func:`star_tl.steering.hooks.injection_hooks`."""
+        if prompt_length is not None:
+            check_whole(prompt_length, "prompt_length")
         return injection_hooks(self.scaled(strength), self.locus, positions, prompt_length)
 
     def to_hf_hook(self, strength: float = 1.0) -> Callable[..., object]:
@@ -140,19 +142,22 @@ class SteeringVector:
 
     def scaled(self, strength: float) -> Float[Tensor, "position d"]:
         """What is added at ``strength``. Raises StarError unless it is a finite number."""
-        if isinstance(strength, bool) or not isinstance(strength, Real) or not math.isfinite(strength):
-            raise StarError(f"strength is {strength!r}: give a finite number, 1 is the natural difference.")
-        return self.vector * float(strength)
+        remedy = "give a finite number, 1 is the natural difference"
+        check_number(strength, "strength", math.isfinite, remedy)
+        added = self.vector * float(strength)
+        check_number(strength, "strength", lambda _: bool(added.isfinite().all()), remedy)
+        return added
 
     def random_like(self, seed: int = 0) -> SteeringVector:
         """A random direction of the same norm at the same place: the control."""
         check_whole(seed, "seed", least=None)
-        noise = torch.randn(self.vector.shape, generator=torch.Generator().manual_seed(seed))
+        noise = torch.randn(self.vector.shape, generator=torch.Generator().manual_seed(int(seed)))
         noise *= self.vector.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)
         return replace(self, vector=noise, method=f"random, seed {seed}")
 
     def at_layer(self, layer: int) -> SteeringVector:
         """The same vector at the same positions of another layer: a wrong locus, as a control."""
+        check_whole(layer, "layer", least=0)
         prefix, _, kind = self.locus.hook_point.partition(f".{self.locus.layer}.")
         return replace(self, locus=replace(self.locus, hook_point=f"{prefix}.{layer}.{kind}"))
 
@@ -273,6 +278,8 @@ class SteeringVector:
 
 def check_alike(one: SteeringVector, other: SteeringVector) -> None:
     """Raises StarError unless two vectors are of one model and at one locus."""
+    for vector in (one, other):
+        check_kind(vector, SteeringVector, "a SteeringVector")
     if (one.fingerprint, one.locus) != (other.fingerprint, other.locus):
         raise StarError(
             f"The vectors are of {one.model!r} at {one.locus} and of {other.model!r} at {other.locus}: "
