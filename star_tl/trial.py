@@ -131,7 +131,7 @@ def evaluate(
     ids = render_prompts(model, asked, settings.max_new_tokens)
     if scenarios is not None:
         for scenario in listed(scenarios, "scenarios"):
-            check_kind(scenario, (Scenario, Camp), "scenarios as load_scenarios or load_camps return them")
+            check_kind(scenario, (Scenario, Camp), "scenarios as load_scenarios returns them")
     items: Sequence[Scenario] | Sequence[Camp] = ()
     if task.outcomes and not replay:
         items = scenarios if scenarios is not None else load_scenarios(limit=len(asked))

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,15 @@ runner = CliRunner()
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run on a few prompts of our own: its folder and what it printed."""
+    """A run on a few pairs and on prompts of our own: its folder and what it printed."""
     folder = tmp_path_factory.mktemp("run")
+    whole, trait = star.load_pairs("emotional_support"), str(folder / "few.jsonl")
+    replace(whole, pairs=(*whole.extraction.pairs[:14], *whole.heldout.pairs[:2])).save(trait)
     prompts = folder / "prompts.txt"
     prompts.write_text("I lost my job today and I am scared.\nMy exam went badly.\nI cannot sleep at night.\n")
     out = folder / "out"
-    result = runner.invoke(app, ["run", "--quick", "--prompts", str(prompts), "--out", str(out), "--seeds", "1"])
+    given = ["--trait", trait, "--prompts", str(prompts), "--out", str(out), "--seeds", "1"]
+    result = runner.invoke(app, ["run", "--quick", *given])
     assert result.exit_code == 0, result.output
     return out, result.output
 

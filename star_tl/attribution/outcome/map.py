@@ -16,9 +16,9 @@ from torch import Tensor
 from star_tl.attribution.choose import GAIN_DRIFT
 from star_tl.attribution.outcome import estimate
 from star_tl.attribution.outcome.estimate import CrossFit, Estimate
-from star_tl.data.chat import Message
-from star_tl.errors import StarError, check_flag, check_kind, check_name, check_text, check_whole, quoted
-from star_tl.files import save_tensors
+from star_tl.data.chat import Message, as_prompts
+from star_tl.errors import StarError, check_flag, check_kind, check_name, check_text, check_whole, quoted, shown
+from star_tl.files import reading, regular_file, save_tensors
 from star_tl.generation.settings import Sampling
 from star_tl.locus import HOOK_POINTS, POINTS, Locus, hook_name
 from star_tl.steering.positions import whole_numbers
@@ -117,12 +117,16 @@ class OutcomeMap:
             check_kind(tensor, Tensor, "an outcome map's numbers as tensors")
         if any(t.ndim != 1 for t in numbers) or any(g.ndim < 4 for g in self.gradients.values()):
             raise StarError("An outcome map's rewards or gradients have another shape: attribute again.")
+        if not all(isinstance(text, str) for text in self.replies):
+            raise StarError("An outcome map's replies are no texts: attribute again.")
         n = len(self.replies)
         counts = {n, len(self.prompt), len(self.rewards), len(self.tokens), len(self.log_probs)}
         if len(counts | {g.shape[2] for g in self.gradients.values()}) != 1 or not self.gradients:
             raise StarError("An outcome map's replies, rewards and gradients differ in number: attribute again.")
         if not bool(self.rewards.isfinite().all()):
             raise StarError("An outcome map holds rewards that are not finite: attribute again.")
+        if not bool(((self.prompt >= 0) & (self.prompt < len(self.prompts))).all()):
+            raise StarError("An outcome map's replies are to prompts that it does not hold: attribute again.")
         if set(self.gradients) - set(POINTS) or set(self.gradients) != set(self.norms):
             raise StarError(f"An outcome map's hook points are some of {', '.join(POINTS)}: attribute again.")
 
@@ -318,9 +322,10 @@ class OutcomeMap:
 
     @classmethod
     def load(cls, path: str | Path) -> OutcomeMap:
-        """Read a file that :meth:`save` wrote. Raises StarError where it is something else."""
+        """Read a file that :meth:`save` wrote. Raises StarError where it is something else, damaged or edited."""
         from safetensors import SafetensorError, safe_open
 
+        path = regular_file(path, "outcome map")
         try:
             with safe_open(str(path), framework="pt") as file:
                 meta = file.metadata() or {}
@@ -328,25 +333,20 @@ class OutcomeMap:
                     raise StarError(f"{path} is no outcome map of this version of star_tl: attribute again.")
                 found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         except (SafetensorError, OSError) as error:
-            raise StarError(f"{path} cannot be read as safetensors ({error}).") from None
-        kept, sampling = json.loads(meta["kept"]), json.loads(meta["sampling"])
-        return cls(
-            reward=meta["reward"],
-            model=meta["model"],
-            fingerprint=meta["fingerprint"],
-            template=meta["template"],
-            sampling=Sampling(**sampling | {"stop": tuple(sampling["stop"])}),
-            seed=int(meta["seed"]),
-            budget=int(meta["budget"]),
-            prompts=tuple(tuple(messages) for messages in json.loads(meta["prompts"])),
-            prompt=found["prompt"],
-            replies=tuple(json.loads(meta["replies"])),
-            rewards=found["rewards"],
-            tokens=found["tokens"],
-            log_probs=found["log_probs"],
-            gradients={point: found[f"gradients.{first}"] for point, first in kept.items()},
-            norms={point: found[f"norms.{point}"] for point in kept},
-        )
+            raise StarError(f"{path} cannot be read as safetensors ({shown(str(error))}): attribute again.") from None
+        with reading(path):
+            kept, sampling = json.loads(meta["kept"]), json.loads(meta["sampling"])
+            return cls(
+                **{name: meta[name] for name in ("reward", "model", "fingerprint", "template")},
+                **{name: found[name] for name in ("prompt", "rewards", "tokens", "log_probs")},
+                sampling=Sampling(**sampling | {"stop": tuple(sampling["stop"])}),
+                seed=int(meta["seed"]),
+                budget=int(meta["budget"]),
+                prompts=tuple(as_prompts(json.loads(meta["prompts"]))),
+                replies=tuple(json.loads(meta["replies"])),
+                gradients={point: found[f"gradients.{first}"] for point, first in kept.items()},
+                norms={point: found[f"norms.{point}"] for point in kept},
+            )
 
     def __repr__(self) -> str:
         n, known = len(self.replies), f"OutcomeMap({self.reward}, mean {self.mean_reward}"
