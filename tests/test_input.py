@@ -149,9 +149,8 @@ def test_what_is_of_another_kind_is_one_line(tiny: Any, made: Mapping[str, Any],
     monkeypatch.chdir(tmp_path)
     faults = []
     for name, (function, given) in calls(tiny, made).items():
-        known = inspect.signature(function).parameters
+        inspect.signature(function).bind(**given)  # every argument is one that it has
         for argument in given:
-            assert argument in known, (name, argument)
             for kind, wrong in WRONG.items():
                 try:
                     made_of_it = function(**(given | {argument: wrong}))

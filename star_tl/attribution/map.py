@@ -127,6 +127,10 @@ class AttributionMap:
                     raise StarError(f"{name} of an attribution map is {found}, which does not fit: attribute again.")
         if self.position_effects.shape[-1] != (self.window if self.prices_layers else 0):
             raise StarError("An attribution map's position_effects do not fit its gradients: attribute again.")
+        lists = (self.tokens, self.spans, self.pair_ids, self.control_names)
+        rows = [row for table in lists[:2] if isinstance(table, (list, tuple)) for row in table]
+        if not all(isinstance(x, (list, tuple)) for x in (*lists, *rows)):
+            raise StarError("An attribution map's tokens, spans or names are no lists: attribute again.")
         pairs, components, _, width = self.scores.shape
         alike = len(self.pair_ids) == len(self.tokens) == len(self.spans) == pairs > 0
         if not alike or components != len(COMPONENTS) or self.span_steering.shape[-1] != len(STRETCHES):
@@ -141,7 +145,10 @@ class AttributionMap:
             check_text(getattr(self, name), f"{name} of an attribution map")
         named = all(len(row) == width and all(isinstance(t, str) for t in row) for row in self.tokens)
         spans = [s for row in self.spans for s in row]
-        placed = all(isinstance(s.name, str) and s.name and _is_whole(s.start) and _is_whole(s.end) for s in spans)
+        placed = all(
+            isinstance(s, Span) and isinstance(s.name, str) and s.name and _is_whole(s.start) and _is_whole(s.end)
+            for s in spans
+        )
         if not (named and placed and all(isinstance(i, str) for i in (*self.pair_ids, *self.control_names))):
             raise StarError("An attribution map's tokens, spans or names are no texts: attribute again.")
         if len(self.control_names) != len(self.controls):

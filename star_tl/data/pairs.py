@@ -54,7 +54,8 @@ class Trait:
 
     def __post_init__(self) -> None:
         for key in ("name", "positive_instruction", "negative_instruction"):
-            if getattr(self, key) in (None, ""):
+            value = getattr(self, key)
+            if value is None or (isinstance(value, str) and not value):
                 raise StarError("A trait needs a name, a positive_instruction and a negative_instruction.")
         if not isinstance(self.name, str) or not NAME.fullmatch(self.name):  # folders are called by it
             raise StarError(

@@ -42,7 +42,8 @@ def turn(model: Model) -> RLock:
 
 def tokenizer_of(model: Model) -> Tokenizer:
     """The tokenizer that ``load_model`` saw to; TransformerLens allows a model to have none."""
-    check_kind(model, MODELS, "a model that load_model returns")
+    if not hasattr(model, "tokenizer"):
+        check_kind(model, MODELS, "a model that load_model returns")
     return cast(Tokenizer, model.tokenizer)
 
 
