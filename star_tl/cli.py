@@ -199,10 +199,10 @@ def run(
 
     pairs = load_pairs(trait)
     chosen = _prompts(prompts, mode, limit)
-    from star_tl.pipeline import check_folder
+    from star_tl.pipeline import FOLDER
     from star_tl.pipeline import run as walk
 
-    check_folder(folder, overwrite)  # before minutes go into loading a model
+    FOLDER.check(folder, overwrite)  # before minutes go into loading a model
     result = walk(
         _load(model, dtype, device, backend, first_n_layers),
         pairs,
@@ -249,12 +249,13 @@ def attribute(
     attr.save(out)
     _print_frame(attr.to_frame(), f"{attr.trait}: scores in nats, summed over positions, mean over pairs")
     if attr.prices_layers:
+        from star_tl.attribution.choose import GAIN_DRIFT
         from star_tl.attribution.verify import measure_layers
 
-        table = measure_layers(loaded, pairs, attr)
-        _print_frame(
-            table, "the strength that should drift 0.1 nat per token at the best layers, and what it really does"
+        said = (
+            f"the strength that should drift {GAIN_DRIFT:g} nat per token at the best layers, and what it really does"
         )
+        _print_frame(measure_layers(loaded, pairs, attr), said)
         typer.echo(f"top locus: {attr.top_locus()}")
     typer.echo(f"{attr!r}\nWrote {out}.")
 
@@ -296,8 +297,12 @@ def extract(
         Condition(vector=_Nothing(locus))  # refuses what generate would refuse
         loaded = _load(model, dtype, device, backend, first_n_layers)
     elif attribution is not None:
-        locus = AttributionMap.load(attribution).top_locus()
+        attr = AttributionMap.load(attribution)
+        locus = attr.top_locus()
         loaded = _load(model, dtype, device, backend, first_n_layers)
+        attr.check(loaded)
+        if attr.trait != pairs.trait.name:
+            typer.echo(f"Caution: the map is of {attr.trait!r}, the pairs are of {pairs.trait.name!r}.", err=True)
     else:
         loaded = _load(model, dtype, device, backend, first_n_layers)
         locus = compute(loaded, pairs).top_locus()
@@ -426,7 +431,7 @@ def sweep(
     from star_tl.view.report import write_sweep
 
     model_name = str(loaded.cfg.model_name)
-    write_sweep(folder / "report.html", found, model_name, [f"{len(found.frame)} replies", _sampling_words(sampling)])
+    write_sweep(folder / "report.html", found, model_name, [f"{len(found.frame)} replies", sampling.describe()])
     _print_frame(summary, f"{pairs.trait.name}: coherent replies with the trait")
     typer.echo(f"Wrote {folder}/samples.jsonl, samples.csv, summary.csv and report.html.")
 
@@ -524,10 +529,11 @@ def evaluate(
     questions = _prompts(data, mode, limit) or [] if data is not None else pairs.heldout.prompts[:limit]
     from star_tl.evaluation.human import human_tables
     from star_tl.evaluation.llm_judge import LLMJudge
+    from star_tl.trial import FOLDER
     from star_tl.trial import evaluate as walk
     from star_tl.vectors import SteeringVector
 
-    folder = out or Path("runs") / f"evaluate-{chosen.name}"
+    folder = FOLDER.check(out or Path("runs") / f"evaluate-{chosen.name}")
     loaded = _load(model, dtype, device, backend, first_n_layers)
     own: Condition | None = None
     with _workers(loaded, ray, workers) as replicas:
@@ -830,11 +836,6 @@ def _show(result: RunResult) -> None:
     for prompt_id, messages in result.prompts[:3]:
         replies.add_row(Text(messages[-1]["content"]), *(Text(texts.loc[prompt_id, arm]) for arm in shown))
     console.print(replies)
-
-
-def _sampling_words(sampling: Sampling) -> str:
-    """How replies are sampled, in words."""
-    return f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}, at most {sampling.max_new_tokens} tokens"
 
 
 def _print_frame(frame: DataFrame, title: str) -> None:

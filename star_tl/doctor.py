@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from star_tl.errors import StarError, nearest, shown
+from star_tl.errors import StarError, nearest, quoted
 from star_tl.models.checkpoint import Checkpoint, Folder
 from star_tl.models.hub import KNOWN, HubModel, cached, smollm2
 from star_tl.models.load import find_checkpoint
@@ -146,7 +146,7 @@ def _size(name: str) -> Size:
     checkpoint = _here(name)
     if checkpoint is None:
         known = nearest(name[:99], KNOWN)
-        raise StarError(f"Nothing is known here of {shown(repr(name))}: give a folder, or download it once.{known}")
+        raise StarError(f"Nothing is known here of {quoted(name)}: give a folder, or download it once.{known}")
     return checkpoint.size()
 
 

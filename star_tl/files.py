@@ -13,6 +13,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -244,6 +245,78 @@ def locked(path: Path) -> Iterator[None]:
     finally:
         place.unlink(missing_ok=True)
         lock.release()
+
+
+@dataclass(frozen=True)
+class CallFolder:
+    """A folder that holds what one call wrote, and which call that was, so that an equal one goes on from there.
+
+    ``call`` is the file that says which, ``what`` the word for such a call, ``names`` its results, and ``parts`` the
+    folder in it of what is written as it comes. ``replaceable``: the command line has an option to overwrite it.
+    """
+
+    call: str
+    what: str
+    names: tuple[str, ...]
+    parts: str
+    replaceable: bool = False
+
+    def held(self, folder: Path) -> list[Path]:
+        """What an earlier call left there, its own file first."""
+        named = [folder / name for name in (self.call, *self.names) if (folder / name).exists()]
+        return named + sorted(p for p in (folder / self.parts).rglob("*") if p.suffix in (".jsonl", ".safetensors"))
+
+    def check(self, out: str | Path, overwrite: bool = False) -> Path:
+        """The folder; nothing is written.
+
+        Raises:
+            StarError: it is a file, or cannot be read or written to, or holds files that do not say which call they are
+                of, and ``overwrite`` is False.
+        """
+        folder = output_folder(out)
+        try:
+            held = self.held(folder)
+        except OSError as error:
+            raise unwritable(folder, error) from None
+        if held and not overwrite and not (folder / self.call).exists():
+            raise self._of_another(folder, "run")
+        check_writable(folder / self.call)
+        return folder
+
+    @contextmanager
+    def opened(self, out: str | Path | None, call: JsonObject, overwrite: bool = False) -> Iterator[Path | None]:
+        """The folder, held by this process, with this call's files or none; None where ``out`` is.
+
+        Raises:
+            StarError: as :meth:`check`, or it holds another call's files and ``overwrite`` is False.
+        """
+        if out is None:
+            yield None
+            return
+        folder = self.check(out, overwrite)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(folder, error) from None
+        said = folder / self.call
+        with locked(said):
+            text, held = json.dumps(call, indent=1, ensure_ascii=False) + "\n", self.held(folder)
+            mine = said.exists() and said.read_text(encoding="utf-8", errors="replace") == text
+            if held and (overwrite or not mine):
+                if not overwrite:
+                    raise self._of_another(folder, self.what)
+                try:
+                    for path in reversed(held):  # the call last: until then the folder is another call's
+                        path.unlink()
+                except OSError as error:
+                    raise unwritable(folder, error) from None
+            with replacing(said) as partial:
+                partial.write_text(text, encoding="utf-8")
+            yield folder
+
+    def _of_another(self, folder: Path, what: str) -> StarError:
+        remedy = ", or overwrite it (--overwrite)" if self.replaceable else ""
+        return StarError(f"{folder} holds another {what}: name another folder{remedy}.")
 
 
 def unwritable(path: str | Path, error: Exception) -> StarError:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import TYPE_CHECKING, TypeAlias
 
-from star_tl.errors import StarError, shown
+from star_tl.errors import StarError, quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,20 +50,20 @@ class Locus:
         if not found or found[2] not in HOOK_POINTS:
             points = ", ".join(p for p in HOOK_POINTS if p != "attn.hook_z")
             raise StarError(
-                f"{shown(repr(self.hook_point))} is not a hook point to inject at: use blocks.L. with {points}, or "
+                f"{quoted(self.hook_point)} is not a hook point to inject at: use blocks.L. with {points}, or "
                 "with attn.hook_z and a head."
             )
         if not isinstance(self.positions, (tuple, list)) or not all(_is_whole(p) for p in self.positions):
-            raise StarError(f"Positions {shown(repr(self.positions))} of a locus: give whole numbers, as in (-2, -1).")
+            raise StarError(f"Positions {quoted(self.positions)} of a locus: give whole numbers, as in (-2, -1).")
         object.__setattr__(self, "positions", tuple(int(p) for p in self.positions))
         if not self.positions or any(p >= 0 for p in self.positions):
             raise StarError(
-                f"Positions {shown(repr(self.positions))} of a locus: give negative ones, -1 is the last prompt token."
+                f"Positions {quoted(self.positions)} of a locus: give negative ones, -1 is the last prompt token."
             )
         if len(set(self.positions)) != len(self.positions):
-            raise StarError(f"Positions {shown(repr(self.positions))} of a locus repeat: name each once.")
+            raise StarError(f"Positions {quoted(self.positions)} of a locus repeat: name each once.")
         if self.head is not None and not (_is_whole(self.head) and 0 <= self.head < 10_000):
-            raise StarError(f"Head {shown(repr(self.head))} of a locus: give its number, 0 is the first.")
+            raise StarError(f"Head {quoted(self.head)} of a locus: give its number, 0 is the first.")
         if (self.head is not None) != (found[2] == "attn.hook_z"):
             raise StarError(
                 "A locus names a head exactly where its hook point is attn.hook_z: give Locus(hook_point, positions, "

@@ -6,8 +6,7 @@ import hashlib
 import json
 import math
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,16 +17,16 @@ from star_tl.attribution import ESTIMATORS, AttributionMap, attribute
 from star_tl.attribution.choose import GAIN_DRIFT
 from star_tl.data.chat import Message, Prompt, as_prompts, resolve_span
 from star_tl.data.pairs import TRAITS, Pairs, load_pairs
-from star_tl.errors import StarError, check_name
+from star_tl.errors import StarError, check_flag, check_kind, check_name, check_number, check_whole, listed
 from star_tl.evaluation.measures import measured, measures_of
 from star_tl.evaluation.result import RunResult
 from star_tl.evaluation.roads import by_attribution, by_choice
 from star_tl.evaluation.samples import describe, sample_conditions
 from star_tl.evaluation.scores import mark_coherent, summarise
-from star_tl.files import JsonObject, check_writable, kept, locked, output_folder, replacing, unwritable
+from star_tl.files import CallFolder, JsonObject, kept, replacing
 from star_tl.generation.sampling import render_prompts
 from star_tl.generation.settings import Sampling, SamplingOptions, settled
-from star_tl.models.backend import Model, tokenizer_of
+from star_tl.models.backend import MODELS, Model, tokenizer_of
 from star_tl.steering.condition import Condition
 from star_tl.vectors import check_extraction
 from star_tl.version import __version__
@@ -36,33 +35,8 @@ from star_tl.view.report import write_report
 TESTED_ON_ITS_OWN = "no pair is held out, so that steering is tested on the contexts that the vector was made from"
 REPLIES_ATTRIBUTED = 384
 CONTROL_PAIRS = 12  # of each other trait, whose vectors are set against this one's
-CALL = "run.json"
 FILES = ("vector.safetensors", "attribution.safetensors", "samples.jsonl", "scores.csv", "report.html")
-REPLIES = "replies"  # the folder of the samples as they come, from which a run that was stopped goes on
-
-
-def held_by(folder: Path) -> list[Path]:
-    """What an earlier run left in the folder."""
-    named = [folder / name for name in (CALL, *FILES) if (folder / name).exists()]
-    return named + sorted(p for p in (folder / REPLIES).rglob("*") if p.suffix in (".jsonl", ".safetensors"))
-
-
-def check_folder(out: str | Path, overwrite: bool = False) -> Path:
-    """The run folder; nothing is written.
-
-    Raises:
-        StarError: it is a file, or cannot be read or written to, or holds files of a run that does not say which it was
-            and ``overwrite`` is False.
-    """
-    folder = output_folder(out)
-    try:
-        held = held_by(folder)
-    except OSError as error:
-        raise unwritable(folder, error) from None
-    if held and not overwrite and not (folder / CALL).exists():
-        raise StarError(f"{folder} holds another run: name another folder, or overwrite it (--overwrite).")
-    check_writable(folder / CALL)
-    return folder
+FOLDER = CallFolder("run.json", "run", FILES, parts="replies", replaceable=True)
 
 
 def run(
@@ -124,11 +98,12 @@ def run(
     Raises:
         StarError: bad arguments, or an output folder that holds another run.
     """
-    settings = settled(sampling, options)
-    if isinstance(seeds, str) or not len(seeds):
-        raise StarError("There are no seeds: give at least one.")
-    if len(set(seeds)) < len(seeds):
-        raise StarError(f"seeds is {tuple(seeds)}: each once, for a second time is no second sample.")
+    check_kind(model, MODELS, "a model that load_model returns")
+    check_kind(pairs, Pairs, "pairs that load_pairs returns")
+    for name, flag in (("quick", quick), ("overwrite", overwrite), ("progress", progress)):
+        check_flag(flag, name)
+    check_whole(replies, "replies")
+    settings, seeds = settled(sampling, options), listed(seeds, "seeds")
     chosen = as_prompts(prompts if prompts is not None else pairs.heldout.prompts)
     arms = [Condition(positions=positions, strength=1.0 if strength is None else strength, seed=s) for s in seeds]
     ids = render_prompts(model, chosen, settings.max_new_tokens)
@@ -136,16 +111,16 @@ def run(
     for prompts_of_an_arm in (practice, primed.prompted(chosen)):
         render_prompts(model, prompts_of_an_arm, settings.max_new_tokens)
     for chat in (*chosen, *practice):
-        resolve_span(tokenizer_of(model), chat, positions)
+        resolve_span(tokenizer_of(model), chat, arms[0].positions)
     check_name(estimator, ESTIMATORS, "estimator")
     if not ESTIMATORS[estimator].prices_layers:
         able = " or ".join(repr(e.key) for e in ESTIMATORS.values() if e.prices_layers)
         raise StarError(f"The estimator {estimator!r} has no gradients to choose a layer by: use {able}.")
     quick = quick or any(given is not None for given in (strength, method, positions))
-    method = method or "located"
+    method = method if method is not None else "located"
     check_extraction(model, pairs, (), method)
-    if not (math.isfinite(drift) and drift > 0):
-        raise StarError(f"drift is {drift!r}: give what steering may cost in nats a token, above 0.")
+    remedy = "give what steering may cost in nats a token, above 0"
+    check_number(drift, "drift", lambda x: math.isfinite(x) and x > 0, remedy)
     if prompts is None and not any(pair.split == "heldout" for pair in pairs):
         warnings.warn(f"{pairs!r}: {TESTED_ON_ITS_OWN}; give prompts of your own.", stacklevel=2)
     call = describe(model, [ids], arms, settings) | {
@@ -155,7 +130,7 @@ def run(
         "method": method,
         "star_tl": __version__,
     }
-    with _folder(out, call, overwrite) as folder:
+    with FOLDER.opened(out, call, overwrite) as folder:
         return _walk(model, pairs, chosen, folder, call, arms, settings, progress)
 
 
@@ -175,12 +150,12 @@ def _walk(
         AttributionMap.load,
         lambda: attribute(model, pairs, call["estimator"], controls=others, progress=progress),
     )
-    written = folder and folder / REPLIES
+    written = folder and folder / FOLDER.parts
     if "drift" in call:
         road = by_choice(model, pairs, attr, given, sampling, call["drift"], call["replies"], written, progress)
     else:
         road = by_attribution(model, pairs, attr, given, sampling, call["strength"], call["method"], written, progress)
-    file = folder and folder / REPLIES / "arms.jsonl"
+    file = folder and folder / FOLDER.parts / "arms.jsonl"
     samples = mark_coherent(sample_conditions(model, pairs.trait, prompts, road.conditions, sampling, file, progress))
     judges = [m for m in measures_of(pairs.trait) if m.name != "markers"]
     samples = measured(samples, prompts, judges)
@@ -203,8 +178,7 @@ def _walk(
             "pairs": _split_of(pairs),
             **({"caution": attr.caution} if attr.caution else {}),
             "replies": f"{len(prompts)} prompts × {len(given)} seeds {tuple(c.seed for c in given)} per arm",
-            "sampling": f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}, at most "
-            f"{sampling.max_new_tokens} tokens",
+            "sampling": sampling.describe(),
             "layer ranked last": str(attr.choose_layer().last_ranked),
             "star_tl": __version__,
         },
@@ -225,33 +199,6 @@ def _split_of(pairs: Pairs) -> str:
     if not held or held == len(pairs):
         return f"{len(pairs)}; {TESTED_ON_ITS_OWN}"
     return f"{len(pairs.extraction)} for extraction, {held} held out"
-
-
-@contextmanager
-def _folder(out: str | Path | None, call: JsonObject, overwrite: bool) -> Iterator[Path | None]:
-    """The run folder, held by this process, with this call's files or none."""
-    if out is None:
-        yield None
-        return
-    folder = check_folder(out, overwrite)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(folder, error) from None
-    with locked(folder / CALL):
-        text, held = json.dumps(call, indent=1, ensure_ascii=False) + "\n", held_by(folder)
-        mine = (folder / CALL).exists() and (folder / CALL).read_text(encoding="utf-8", errors="replace") == text
-        if held and (overwrite or not mine):
-            if not overwrite:
-                raise StarError(f"{folder} holds another run: name another folder, or overwrite it (--overwrite).")
-            try:
-                for path in reversed(held):  # the call last: until then the folder is another run's
-                    path.unlink()
-            except OSError as error:
-                raise unwritable(folder, error) from None
-        with replacing(folder / CALL) as partial:
-            partial.write_text(text, encoding="utf-8")
-        yield folder
 
 
 def _finish(folder: Path, result: RunResult, parts: dict[str, pd.DataFrame]) -> None:

@@ -7,12 +7,12 @@ numbers at the end.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from types import NoneType
 
 import pandas as pd
 from typing_extensions import Unpack
@@ -22,7 +22,7 @@ from star_tl.data.chat import Prompt, as_prompts
 from star_tl.data.pairs import TRAITS, Pairs, load_pairs
 from star_tl.data.scenarios import Camp, Scenario, load_scenarios
 from star_tl.data.tasks import Task, load_task
-from star_tl.errors import StarError
+from star_tl.errors import StarError, check_flag, check_kind, check_number, check_whole, listed
 from star_tl.evaluation import allotment
 from star_tl.evaluation.conditions import BOTH, CAA, LOCATED, PRIMED, vector_conditions, worded_conditions
 from star_tl.evaluation.drift import PRACTICE, PRACTICE_POINTS, PRACTICE_SEED, at_drift
@@ -31,6 +31,7 @@ from star_tl.evaluation.evaluated import Evaluation
 from star_tl.evaluation.judges import load_judge
 from star_tl.evaluation.lexicon import load_lexicon
 from star_tl.evaluation.llm_judge import LLMJudge
+from star_tl.evaluation.measures import agreement, main_measures, with_measures
 from star_tl.evaluation.negotiation import outcomes
 from star_tl.evaluation.played import Talk, by_turn, play, talks_of, texts_of
 from star_tl.evaluation.preflight import preflight
@@ -39,19 +40,19 @@ from star_tl.evaluation.samples import describe, sample_conditions
 from star_tl.evaluation.scores import mark_coherent
 from star_tl.evaluation.side_effects import damage, trait_matrix
 from star_tl.evaluation.strength import dose_table
-from star_tl.evaluation.task_measures import agreement, main_measures, with_measures
-from star_tl.files import check_writable, kept, locked, output_folder, replacing, unwritable
+from star_tl.files import CallFolder, kept, replacing
 from star_tl.generation.sampling import render_prompts
 from star_tl.generation.settings import Sampling, SamplingOptions, settled
-from star_tl.models.backend import Model
+from star_tl.models.backend import MODELS, Model
 from star_tl.steering.condition import UNSTEERED, Condition
 from star_tl.vectors import extract_vector
 from star_tl.version import __version__
 from star_tl.view.evaluation_report import write_evaluation_report
 
-CALL = "evaluation.json"
 TALKS = 16
 DOSES = (0.5, 1.5, 2.0)  # times the located vector's strength, beside 0 and that strength itself
+FILES = ("effects.csv", "against.csv", "samples.csv", "tables.md", "tables.tex", "report.html")
+FOLDER = CallFolder("evaluation.json", "evaluation", ("attribution.safetensors", *FILES), parts="replies")
 SHOWN = (UNSTEERED, "chosen", LOCATED, CAA, "all layers", PRIMED)
 
 
@@ -105,16 +106,22 @@ def evaluate(
     Raises:
         StarError: bad arguments, or ``out`` holds another evaluation.
     """
-    settings = settled(sampling, options)
-    if isinstance(seeds, str) or not len(seeds) or len(set(seeds)) < len(seeds):
-        raise StarError(f"seeds is {seeds!r}: give at least one, each once.")
-    if replay is not None and any(len(said) < turns for said in replay):
-        raise StarError(f"A talk to replay has fewer than {turns} turns of the other side: leave it out.")
-    if turns < 0:
-        raise StarError(f"turns is {turns}: use 0 for none, or how many.")
-    if drift is not None and not (math.isfinite(drift) and drift > 0):
-        raise StarError(f"drift is {drift!r}: give what steering may cost in nats a token, above 0.")
-    task = load_task(task) if isinstance(task, str) else task
+    check_kind(model, MODELS, "a model that load_model returns")
+    check_kind(chosen, (Condition, NoneType), "an intervention of one's own as a Condition")
+    check_kind(llm, (LLMJudge, NoneType), "an LLMJudge")
+    check_kind(workers, (RayWorkers, NoneType), "RayWorkers")
+    for name, flag in (("side_effects", side_effects), ("progress", progress)):
+        check_flag(flag, name)
+    settings, seeds = settled(sampling, options), listed(seeds, "seeds")
+    check_whole(turns, "turns", least=0)
+    if replay is not None:
+        check_kind(replay, (list, tuple), "replay as a list of talks")
+        if any(not isinstance(said, (list, tuple)) or len(said) < turns for said in replay):
+            raise StarError(f"A talk to replay has fewer than {turns} turns of the other side: leave it out.")
+    if drift is not None:
+        remedy = "give what steering may cost in nats a token, above 0"
+        check_number(drift, "drift", lambda x: math.isfinite(x) and x > 0, remedy)
+    task = task if isinstance(task, Task) else load_task(task)
     for trait in task.judges:
         load_judge(trait, "ngrams")  # raises where there is none
     if not (task.judges or llm or "markers" in task.measures):
@@ -122,6 +129,9 @@ def evaluate(
     pairs, words = load_pairs(task.trait), load_lexicon(lexicon)
     asked = as_prompts(prompts if prompts is not None else pairs.heldout.prompts)
     ids = render_prompts(model, asked, settings.max_new_tokens)
+    if scenarios is not None:
+        for scenario in listed(scenarios, "scenarios"):
+            check_kind(scenario, (Scenario, Camp), "scenarios as load_scenarios returns them")
     items: Sequence[Scenario] | Sequence[Camp] = ()
     if task.outcomes and not replay:
         items = scenarios if scenarios is not None else load_scenarios(limit=len(asked))
@@ -150,7 +160,7 @@ def evaluate(
         if side_effects:
             located = next(c for c in conditions if c.name == LOCATED)
             matrix = _matrix(model, pairs, asked, located, found, samples, settings, folder, progress, workers)
-            harm = damage(model, some, settings, folder and folder / "replies" / "refusals.jsonl", progress, workers)
+            harm = damage(model, some, settings, folder and folder / FOLDER.parts / "refusals.jsonl", progress, workers)
         talked = ended = None
         if turns:
             talks = talks_of(task, asked, items, replay)[:TALKS]
@@ -176,32 +186,16 @@ def evaluate(
                 "located": str(next(c for c in conditions if c.name == LOCATED).vector),
                 "layer": attr.choose_layer().describe(),
                 "prompts": f"{len(asked)}, seeds {', '.join(map(str, seeds))}",
-                "sampling": f"temperature {settings.temperature:g}, top-p {settings.top_p:g}, at most "
-                f"{settings.max_new_tokens} tokens",
+                "sampling": settings.describe(),
                 "model": f"{model.cfg.model_name}, fingerprint {call['model']}",
                 "star_tl": f"{__version__}, torch {version('torch')}, transformer_lens {version('transformer_lens')}",
             },
         )
 
-    if out is None:
-        return walk(None)
-    folder = output_folder(out)
-    check_writable(folder / CALL)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(folder, error) from None
-    with locked(folder / CALL):
-        text = json.dumps(call, indent=1, ensure_ascii=False) + "\n"
-        if (folder / CALL).exists() and (folder / CALL).read_text(encoding="utf-8", errors="replace") != text:
-            raise StarError(f"{folder} holds another evaluation: name another folder.")
-        others = [name for name in ("attribution.safetensors", "replies", "report.html") if (folder / name).exists()]
-        if others and not (folder / CALL).exists():
-            raise StarError(f"{folder} holds another run: name another folder.")
-        with replacing(folder / CALL) as partial:
-            partial.write_text(text, encoding="utf-8")
+    with FOLDER.opened(out, call) as folder:
         result = walk(folder)
-        _write(folder, result)
+        if folder is not None:
+            _write(folder, result)
         return result
 
 
@@ -218,13 +212,13 @@ def _at_equal_drift(
 ) -> tuple[list[Condition], float]:
     """All conditions, and the drift that those with a vector were brought to."""
     practice, words = pairs.extraction.prompts[:PRACTICE], worded_conditions(pairs)
-    file = folder and folder / "replies" / "priming.jsonl"
+    file = folder and folder / FOLDER.parts / "priming.jsonl"
     if drift is None:
         primed = [replace(words[0], seed=PRACTICE_SEED)]
         frame = sample_conditions(model, pairs.trait, practice, primed, sampling, file, progress, workers)
         drift = float(frame.drift.mean())
     steered = [c for c in given if c.dose] + vector_conditions(model, pairs, attr)
-    kept = folder and folder / "replies"
+    kept = folder and folder / FOLDER.parts
     steered = at_drift(
         model, pairs.trait, _seeded(steered), drift, practice, sampling, PRACTICE_POINTS, kept, progress, workers
     )
@@ -252,7 +246,7 @@ def _samples(
     for number, condition in enumerate(conditions):
         several = seeds if not condition.name.startswith(("random", "shuffled")) else [seeds[number % len(seeds)]]
         each += [replace(condition, seed=seed) for seed in several]
-    file = folder and folder / "replies" / "arms.jsonl"
+    file = folder and folder / FOLDER.parts / "arms.jsonl"
     return sample_conditions(model, pairs.trait, prompts, each, sampling, file, progress, workers)
 
 
@@ -271,7 +265,7 @@ def _dose(
     """The located vector's dose–response on the same prompts, with the first seed."""
     located = next(c for c in conditions if c.name == LOCATED)
     ways = [replace(located, strength=x * located.strength, seed=seeds[0]) for x in DOSES]
-    file = folder and folder / "replies" / "dose.jsonl"
+    file = folder and folder / FOLDER.parts / "dose.jsonl"
     more = sample_conditions(model, pairs.trait, prompts, ways, sampling, file, progress, workers)
     known = samples.loc[samples.arm.isin([UNSTEERED, LOCATED]) & (samples.seed == seeds[0])]
     return dose_table(mark_coherent(pd.concat([known, more], ignore_index=True)))
@@ -296,7 +290,7 @@ def _matrix(
     ways = [
         replace(located, name=name, vector=extract_vector(model, p, located.vector.locus)) for name, p in loaded.items()
     ]
-    kept = folder and folder / "replies" / "traits"
+    kept = folder and folder / FOLDER.parts / "traits"
     practice = pairs.extraction.prompts[:PRACTICE]
     ways = at_drift(
         model, pairs.trait, _seeded(ways), drift, practice, sampling, PRACTICE_POINTS, kept, progress, workers
@@ -323,7 +317,7 @@ def _talks(
     """Turn by turn; and what was bargained, where something was."""
     frames, ended = [], []
     for way in conditions:
-        kept = folder and folder / "replies" / "talks" / way.name.replace(" ", "-")
+        kept = folder and folder / FOLDER.parts / "talks" / way.name.replace(" ", "-")
         frame = play(model, pairs.trait, talks, way, turns, sampling, kept, progress, workers)
         frames.append(frame)
         camps = [item for item in items if isinstance(item, Camp)]

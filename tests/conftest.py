@@ -31,7 +31,29 @@ LLAMA3_ROPE = {
 }
 
 
+# The files that take longest, in that order: begun first, or one process would wait for another at the end.
+LONGEST = (
+    "notebooks/test_notebooks.py",
+    "test_pipeline.py",
+    "models/test_demo_model.py",
+    "evaluation/test_intervention.py",
+    "test_trial.py",
+    "view/test_explorer.py",
+    "test_production.py",
+    "test_fuzz.py",
+    "serve/test_serve.py",
+    "vectors/test_export.py",
+    "models/test_gguf.py",
+)
+
+
+def _turn(item: pytest.Item) -> int:
+    name = item.path.relative_to(Path(__file__).parent).as_posix()
+    return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_turn)
     if not HAS_HOOKED_TRANSFORMER:
         for item in items:
             if item.get_closest_marker("hooked"):

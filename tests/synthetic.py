@@ -14,7 +14,7 @@ from star_tl.data.chat import Span
 from star_tl.data.tasks import load_task
 from star_tl.evaluation.effects import effects, pool_random
 from star_tl.evaluation.evaluated import Evaluation
-from star_tl.evaluation.task_measures import agreement
+from star_tl.evaluation.measures import agreement
 from star_tl.generation.settings import Sampling
 from star_tl.locus import COMPONENTS, Locus
 from star_tl.vectors import SteeringVector

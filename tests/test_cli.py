@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,15 @@ runner = CliRunner()
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run on a few prompts of our own: its folder and what it printed."""
+    """A run on a few pairs and on prompts of our own: its folder and what it printed."""
     folder = tmp_path_factory.mktemp("run")
+    whole, trait = star.load_pairs("emotional_support"), str(folder / "few.jsonl")
+    replace(whole, pairs=(*whole.extraction.pairs[:14], *whole.heldout.pairs[:2])).save(trait)
     prompts = folder / "prompts.txt"
     prompts.write_text("I lost my job today and I am scared.\nMy exam went badly.\nI cannot sleep at night.\n")
     out = folder / "out"
-    result = runner.invoke(app, ["run", "--quick", "--prompts", str(prompts), "--out", str(out), "--seeds", "1"])
+    given = ["--trait", trait, "--prompts", str(prompts), "--out", str(out), "--seeds", "1"]
+    result = runner.invoke(app, ["run", "--quick", *given])
     assert result.exit_code == 0, result.output
     return out, result.output
 
@@ -185,6 +189,21 @@ def test_vector_of_another_model_is_refused(finished: tuple[Path, str], tiny_fol
     result = runner.invoke(app, arguments)
     assert result.exit_code == 2
     assert "extracted from" in result.output
+
+
+def test_a_map_of_another_model_is_refused_and_one_of_another_trait_warned_of(
+    finished: tuple[Path, str], tiny_folder: Path, tmp_path: Path
+) -> None:
+    made = tmp_path / "v.safetensors"
+    arguments = ["extract", "--attribution", str(finished[0] / "attribution.safetensors"), "--out", str(made)]
+    result = runner.invoke(app, [*arguments, "--model", str(tiny_folder)])
+    assert result.exit_code == 2
+    assert "map was computed with 'demo', not with" in result.output
+    assert not made.exists()
+    result = runner.invoke(app, [*arguments, "--trait", "gratitude"])
+    assert result.exit_code == 0, result.output
+    assert "the map is of 'emotional_support', the pairs are of 'gratitude'" in result.output
+    assert made.exists()
 
 
 def test_a_disk_that_is_full_at_the_end_is_one_line_too(tiny_folder: Path, tmp_path: Path, monkeypatch) -> None:

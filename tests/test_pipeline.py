@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from star_tl import cli, pipeline
 from star_tl.errors import StarError
 from star_tl.evaluation import samples
 from star_tl.files import locked
-from star_tl.pipeline import CALL, FILES, check_folder, held_by
+from star_tl.pipeline import FILES, FOLDER
 
 PROMPTS = ["I lost my job.", "My dog is ill and I cannot sleep at all."]
 
@@ -40,10 +41,25 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_the_same_call_on_a_finished_folder_samples_nothing_and_changes_nothing(tiny, pairs, tmp_path, monkeypatch):
-    first = walk(tiny, pairs, tmp_path / "run")
+@pytest.fixture(scope="module")
+def finished(tiny, pairs, tmp_path_factory) -> tuple[Any, Path]:
+    """A run and its folder."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    return walk(tiny, pairs, folder), folder
+
+
+@pytest.fixture
+def copied(finished: tuple[Any, Path], tmp_path: Path) -> Path:
+    """A copy of that folder, to change."""
+    return Path(shutil.copytree(finished[1], tmp_path / "run"))
+
+
+def test_the_same_call_on_a_finished_folder_samples_nothing_and_changes_nothing(
+    tiny, pairs, finished, copied, tmp_path, monkeypatch
+):
+    first = finished[0]
     before = contents(tmp_path / "run")
-    assert {*FILES, CALL} <= set(before)
+    assert {*FILES, FOLDER.call} <= set(before)
     sampled = []
     written = samples.in_batches
     monkeypatch.setattr(
@@ -55,17 +71,15 @@ def test_the_same_call_on_a_finished_folder_samples_nothing_and_changes_nothing(
     assert again.summary.equals(first.summary)
 
 
-def test_a_call_in_two_folders_leaves_the_same_bytes(tiny, pairs, tmp_path):
-    for name in ("one", "two"):
-        walk(tiny, pairs, tmp_path / name)
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+def test_a_call_in_two_folders_leaves_the_same_bytes(tiny, pairs, finished, tmp_path):
+    walk(tiny, pairs, tmp_path)
+    assert contents(tmp_path) == contents(finished[1])
 
 
 @pytest.mark.parametrize(
     "other", [{"seeds": (0,)}, {"strength": 1.0}, {"temperature": 0.5}, {"method": "principal"}, {"estimator": "ig"}]
 )
-def test_another_call_is_refused_and_overwrites_only_where_it_says_so(tiny, pairs, tmp_path, other):
-    walk(tiny, pairs, tmp_path / "run", seeds=(0, 1))
+def test_another_call_is_refused_and_overwrites_only_where_it_says_so(tiny, pairs, copied, tmp_path, other):
     before = contents(tmp_path / "run")
     (tmp_path / "run" / "notes.txt").write_text("mine")
     with pytest.raises(StarError, match=r"^[^\n]+holds another run[^\n]+overwrite[^\n]+$"):
@@ -74,7 +88,7 @@ def test_another_call_is_refused_and_overwrites_only_where_it_says_so(tiny, pair
     walk(tiny, pairs, tmp_path / "run", overwrite=True, **other)
     after = contents(tmp_path / "run")
     assert after["notes.txt"] == b"mine"
-    assert after[CALL] != before[CALL]
+    assert after[FOLDER.call] != before[FOLDER.call]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +108,7 @@ def test_another_call_is_refused_and_overwrites_only_where_it_says_so(tiny, pair
 )
 def test_a_bad_argument_deletes_nothing_even_where_overwriting_is_allowed(tiny, pairs, tmp_path, bad):
     (tmp_path / "report.html").write_text("earlier")
-    (tmp_path / CALL).write_text("{}")
+    (tmp_path / FOLDER.call).write_text("{}")
     before = contents(tmp_path)
     with pytest.raises(StarError):
         walk(tiny, pairs, tmp_path, overwrite=True, **bad)
@@ -102,7 +116,7 @@ def test_a_bad_argument_deletes_nothing_even_where_overwriting_is_allowed(tiny, 
 
 
 def test_two_runs_do_not_write_to_one_folder(tiny, pairs, tmp_path):
-    with locked(tmp_path / CALL), pytest.raises(StarError, match="being written to by another process"):
+    with locked(tmp_path / FOLDER.call), pytest.raises(StarError, match="being written to by another process"):
         walk(tiny, pairs, tmp_path)
     walk(tiny, pairs, tmp_path)
 
@@ -111,8 +125,8 @@ def test_two_runs_do_not_write_to_one_folder(tiny, pairs, tmp_path):
 def test_files_of_a_run_that_does_not_say_which_are_kept(tmp_path, name):
     (tmp_path / name).write_text("earlier")
     with pytest.raises(StarError, match="holds another run"):
-        check_folder(tmp_path)
-    assert check_folder(tmp_path, overwrite=True) == tmp_path
+        FOLDER.check(tmp_path)
+    assert FOLDER.check(tmp_path, overwrite=True) == tmp_path
 
 
 @pytest.mark.parametrize("inside", ["", "deeper/run", "x" * 300])
@@ -121,13 +135,12 @@ def test_a_folder_that_cannot_be_written_is_refused_in_one_line(tmp_path, inside
     taken.write_text("mine")
     place = tmp_path / inside if len(inside) > 255 else taken / inside
     with pytest.raises(StarError, match=r"^[^\n]+name another\.$"):
-        check_folder(place, overwrite=True)
+        FOLDER.check(place, overwrite=True)
     assert taken.read_text() == "mine"
 
 
-def test_a_damaged_sample_is_named_and_kept(tiny, pairs, tmp_path):
-    walk(tiny, pairs, tmp_path)
-    path = tmp_path / "replies" / "arms.jsonl"
+def test_a_damaged_sample_is_named_and_kept(tiny, pairs, copied):
+    path = copied / "replies" / "arms.jsonl"
     lines = path.read_text().splitlines(keepends=True)
     for damage in (
         '{"condition": 0}\n',
@@ -138,7 +151,7 @@ def test_a_damaged_sample_is_named_and_kept(tiny, pairs, tmp_path):
     ):
         path.write_text("".join([*lines[:3], damage, *lines[3:]]))
         with pytest.raises(StarError, match=r"^[^\n]+arms\.jsonl, line 4 [^\n]+delete the line[^\n]+$"):
-            walk(tiny, pairs, tmp_path)
+            walk(tiny, pairs, copied)
         assert damage in path.read_text()
 
 
@@ -214,19 +227,24 @@ def test_a_run_killed_ten_times_ends_with_the_same_files(runs: Forks, tmp_path: 
     assert contents(folder) == contents(tmp_path / "whole")
 
 
+def choose(demo: Any, folder: Path) -> Any:
+    """A default run on a part of the pairs."""
+    built_in = star.load_pairs("gratitude")
+    part = replace(built_in, pairs=(*built_in.extraction.pairs[:16], *built_in.heldout.pairs[:6]))
+    return star.run(demo, part, None, folder / "run", replies=128, drift=0.06, max_new_tokens=16, progress=False)
+
+
 @pytest.fixture(scope="module")
 def chosen(demo: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     folder = tmp_path_factory.mktemp("chosen")
-    prompts = star.load_pairs("gratitude").heldout.prompts[:6]
-    options: dict[str, Any] = {"replies": 160, "drift": 0.06, "max_new_tokens": 16, "progress": False}
-    return star.run(demo, star.load_pairs("gratitude"), prompts, folder / "run", **options), folder
+    return choose(demo, folder), folder
 
 
 def test_by_default_real_replies_choose_what_steers(chosen: tuple[Any, Path]) -> None:
     result, folder = chosen
     steering = ("steered", "located", "random", "last_ranked_layer", "reply_mean")
     assert tuple(result.summary.arm) == ("unsteered", *steering, "primed", "primed_steered")
-    assert {*FILES, CALL} <= set(contents(folder / "run"))
+    assert {*FILES, FOLDER.call} <= set(contents(folder / "run"))
     arms = result.summary.set_index("arm")
     best = result.intervention.condition
     assert arms.trait_rate["steered"] > arms.trait_rate["unsteered"]
@@ -246,14 +264,12 @@ def test_a_default_run_goes_on_where_it_was(chosen: tuple[Any, Path], demo: Any)
     for gone in ("arms.jsonl", "choice/round-1.jsonl"):
         (folder / "run" / "replies" / gone).unlink()
     (folder / "run" / "report.html").unlink()
-    prompts = star.load_pairs("gratitude").heldout.prompts[:6]
-    options: dict[str, Any] = {"replies": 160, "drift": 0.06, "max_new_tokens": 16, "progress": False}
-    again = star.run(demo, star.load_pairs("gratitude"), prompts, folder / "run", **options)
+    again = choose(demo, folder)
     assert again.summary.equals(result.summary)
     assert contents(folder / "run") == before
 
 
 def test_overwriting_leaves_nothing_of_the_choice_behind(chosen: tuple[Any, Path]) -> None:
-    held = set(held_by(chosen[1] / "run"))
+    held = set(FOLDER.held(chosen[1] / "run"))
     assert held == {p for p in (chosen[1] / "run").rglob("*") if p.is_file()}
     assert chosen[1] / "run" / "replies" / "choice" / "outcome.safetensors" in held

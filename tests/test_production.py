@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+import star_tl as star
+from star_tl.cli import app
+from star_tl.locus import Locus
+from star_tl.models.lens import HookedTransformer
 
 NOTEBOOK = """
 import star_tl as star
@@ -48,7 +53,7 @@ def test_the_page_says_just_this() -> None:
         assert block.strip() in page
 
 
-def star_tl(line: str) -> list[str]:
+def command(line: str) -> list[str]:
     return [sys.executable, "-c", "from star_tl.cli import app; app()", *line.split()[1:]]
 
 
@@ -57,7 +62,7 @@ def test_a_vector_goes_from_a_notebook_to_a_server(tmp_path: Path, monkeypatch: 
     names: dict[str, object] = {}
     exec(NOTEBOOK, names)
     free = SERVER.replace("8000", "0")
-    with subprocess.Popen(star_tl(free), stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(command(free), stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
             address = re.search(r"http://\S+", server.stdout.readline())
@@ -68,13 +73,12 @@ def test_a_vector_goes_from_a_notebook_to_a_server(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize("line", EXPORTS.strip().splitlines()[:2])
-def test_a_vector_goes_to_other_programs(line: str, tmp_path: Path) -> None:
-    import star_tl as star
-    from star_tl.locus import Locus
-
-    model = star.load_model("demo")
-    vector = star.extract_vector(model, star.load_pairs("emotional_support"), Locus("blocks.5.hook_resid_post"))
+def test_a_vector_goes_to_other_programs(
+    line: str, demo: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    vector = star.extract_vector(demo, star.load_pairs("emotional_support"), Locus("blocks.5.hook_resid_post"))
     vector.save(tmp_path / "support.safetensors")
-    done = subprocess.run(star_tl(line), cwd=tmp_path, capture_output=True, text=True, env=dict(os.environ))
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, line.split()[1:])
+    assert done.exit_code == 0, done.output
     assert (tmp_path / line.split()[-1]).is_file()

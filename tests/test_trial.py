@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from forked import forks
 from typer.testing import CliRunner
 
 import star_tl as star
@@ -97,26 +97,31 @@ def test_a_folder_of_a_run_is_not_taken_for_an_evaluation(tiny, prompts, tmp_pat
     assert [p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")] == ["attribution.safetensors"]
 
 
+EVALUATE = """
+def work(model, out):
+    prompts = star.load_pairs("politeness").heldout.prompts[:4]
+    star.evaluate(model, "negotiation_politeness", prompts, out, max_new_tokens=5, progress=False, drift=0.05)
+"""
+
+
 def test_a_killed_evaluation_goes_on_to_the_same_numbers(tiny_folder: Path, tmp_path: Path) -> None:
     """Beside one that ran through in a process of its own too: after other work sums may round otherwise."""
-    code = (
-        "import star_tl as star, sys\n"
-        "star.evaluate(star.load_model(sys.argv[1]), 'negotiation_politeness',"
-        " star.load_pairs('politeness').heldout.prompts[:4], sys.argv[2], max_new_tokens=5, progress=False, drift=0.05)"
-    )
-    whole, command = ([sys.executable, "-c", code, str(tiny_folder), str(tmp_path / n)] for n in ("whole", "killed"))
-    subprocess.run(whole, check=True, capture_output=True)
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        for _ in range(1200):
-            if (tmp_path / "killed" / "replies" / "drift-1.jsonl").exists() or process.poll() is not None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    with forks(tiny_folder, EVALUATE) as evaluations:
+        evaluations.start(str(whole))
+        assert evaluations.exit_code() == 0
+        child = evaluations.start(str(killed))
+        for _ in range(12000):
+            if (killed / "replies" / "drift-1.jsonl").exists():
                 break
-            time.sleep(0.1)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
-    assert not (tmp_path / "killed" / "effects.csv").exists()
-    subprocess.run(command, check=True, capture_output=True)
+            time.sleep(0.01)
+        os.kill(child, signal.SIGKILL)
+        assert evaluations.exit_code() == -signal.SIGKILL
+        assert not (killed / "effects.csv").exists()
+        evaluations.start(str(killed))
+        assert evaluations.exit_code() == 0
     for name in ("effects.csv", "against.csv", "samples.csv"):
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
 
 
 def test_the_command_evaluates_exports_a_form_and_reads_it_back_filled_in(tiny_folder: Path, tmp_path: Path) -> None:
@@ -154,3 +159,12 @@ def test_what_cannot_be_evaluated_is_refused_before_a_model_is_loaded(given, sai
     result = CliRunner().invoke(app, ["evaluate", *given, "--out", str(tmp_path / "out")])
     assert result.exit_code == 2
     assert said in result.output
+
+
+def test_a_folder_of_another_kind_is_refused_before_a_model_is_loaded(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("star_tl.cli._load", None)
+    (tmp_path / "effects.csv").write_text("another's")
+    result = CliRunner().invoke(app, ["evaluate", "--task", "joy", "--out", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "holds another run" in result.output
+    assert [p.name for p in tmp_path.iterdir()] == ["effects.csv"]

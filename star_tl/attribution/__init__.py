@@ -15,7 +15,7 @@ from star_tl.attribution.objective import Metric, Replies, pairs_own
 from star_tl.attribution.passes import MODES
 from star_tl.attribution.request import DRAWS, Estimator, Request
 from star_tl.data.pairs import METRICS, Pairs
-from star_tl.errors import StarError, check_kind, check_name, check_whole, shown
+from star_tl.errors import StarError, check_flag, check_kind, check_name, check_whole, quoted
 from star_tl.locus import COMPONENTS, POINTS
 from star_tl.models.backend import MODELS, Model
 
@@ -122,6 +122,8 @@ def attribute(
     check_name(alignment, ALIGNMENTS, "alignment")
     if mode is not None:
         check_name(mode, ("auto", *MODES), "mode")
+    check_kind(controls, (Pairs, Sequence), "controls as a list of pairs that load_pairs returns")
+    check_flag(progress, "progress")
     for other in [controls] if isinstance(controls, Pairs) else controls:
         check_kind(other, Pairs, "controls as a list of pairs that load_pairs returns")
     options = {name: value for name, value in (("steps", steps), ("mode", mode)) if value is not None}
@@ -130,7 +132,7 @@ def attribute(
             takers = " and ".join(e.key for e in ESTIMATORS.values() if name in e.options)
             raise StarError(f"{name} is for {takers}, and {method!r} takes none: leave it out.")
     if metric is not None and not isinstance(metric, str) and not callable(metric):
-        raise StarError(f"metric is {shown(repr(metric))}: give 'logprob', 'logit' or a function.")
+        raise StarError(f"metric is {quoted(metric)}: give 'logprob', 'logit' or a function.")
     if isinstance(metric, str):
         check_name(metric, METRICS, "metric")
         pairs = replace(pairs, pairs=tuple(replace(p, metric=metric) for p in pairs))

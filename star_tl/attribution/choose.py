@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Real
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from star_tl.errors import StarError, check_whole
+from star_tl.errors import StarError, check_number, check_whole
 from star_tl.stats import drawn_again
 
 MOST_POSITIONS = 4
@@ -139,7 +138,7 @@ def rotated_gains(
     unit = torch.nn.functional.normalize(directions.double(), dim=-1)
     values, vectors = torch.linalg.eigh(unit @ unit.T)
     root = (vectors * values.clamp_min(0).sqrt()).float()
-    chance = torch.Generator().manual_seed(seed)
+    chance = torch.Generator().manual_seed(int(seed))
     mean, pulls = gradients.mean(0).float(), drift.flatten(0, 1).float().transpose(0, 1)
     found = []
     for first in range(0, count, AT_ONCE):
@@ -248,8 +247,7 @@ def choose_positions(
     Raises:
         StarError: a coverage that is no share, or no position raises the metric.
     """
-    if isinstance(coverage, bool) or not isinstance(coverage, Real) or not 0 < coverage <= 1:
-        raise StarError(f"coverage is {coverage}: use a share above 0, at most 1.")
+    check_number(coverage, "coverage", lambda x: 0 < x <= 1, "use a share above 0, at most 1")
     n, window = effects.shape
     taken = _covering(effects.double().mean(0)[None], coverage)[0]
     if not bool(taken.any()):

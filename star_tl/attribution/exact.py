@@ -16,15 +16,16 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from star_tl.attribution.align import PreparedPair, prepare
+from star_tl.attribution.align import ALIGNMENTS, PreparedPair, prepare
 from star_tl.attribution.forward import forward, through_blocks
 from star_tl.attribution.map import AttributionMap
 from star_tl.attribution.objective import Metric, pairs_own
 from star_tl.attribution.request import Estimator, Request
 from star_tl.attribution.rows import Axis, PairBatch, Part, empty_map, pair_batch
 from star_tl.data.pairs import Pairs
+from star_tl.errors import StarError, check_flag, check_kind, check_name, check_whole, quoted
 from star_tl.locus import COMPONENTS, Locus, NamedHook, hook_name
-from star_tl.models.backend import Cache, Model, unembed
+from star_tl.models.backend import MODELS, Cache, Model, unembed
 from star_tl.models.lens import TransformerBridge, TransformerLensKeyValueCache, TransformerLensKeyValueCacheEntry
 from star_tl.models.memory import TOO_LONG, fitting_batches
 
@@ -75,8 +76,22 @@ def exact_effects(
         rows_per_batch: sequences per forward pass, two replies a locus; default by the device, see ROWS.
         progress: show a progress bar.
         alignment: as in :func:`star_tl.attribute`.
-        metric: as in :func:`star_tl.attribute`.
+        metric: as in :func:`star_tl.attribute`, a function.
+
+    Raises:
+        StarError: an argument of another kind, or prompts and replies that do not fit the context.
     """
+    check_kind(model, MODELS, "a model that load_model returns")
+    check_kind(pairs, Pairs, "pairs that load_pairs returns")
+    check_kind(loci, Sequence, "loci as a list")
+    for locus in loci:
+        check_kind(locus, (Locus, Place), "loci as a list of Locus")
+    if rows_per_batch is not None:
+        check_whole(rows_per_batch, "rows_per_batch")
+    check_flag(progress, "progress")
+    check_name(alignment, ALIGNMENTS, "alignment")
+    if not callable(metric):
+        raise StarError(f"metric is {quoted(metric)}: give a function, as attribute takes it.")
     prepared = prepare(model, pairs, alignment)
     effects = torch.zeros(len(prepared), len(loci))
     for row, pair in enumerate(tqdm(prepared, desc="exact patching", unit="pair", disable=not progress, delay=1)):

@@ -21,9 +21,11 @@ from star_tl.attribution.choose import (
     effects_of,
 )
 from star_tl.data.chat import SPANS, Span
-from star_tl.errors import StarError, check_kind, check_whole, shown
+from star_tl.errors import StarError, check_kind, check_name, check_text, check_whole, quoted
 from star_tl.files import load_tensors, reading, save_tensors
 from star_tl.locus import COMPONENTS, WRITES, Locus, hook_name
+from star_tl.models.backend import MODELS, Model
+from star_tl.models.load import fingerprint
 
 if TYPE_CHECKING:
     import pandas
@@ -119,16 +121,16 @@ class AttributionMap:
             for name in _TENSORS:
                 value = getattr(self, name)
                 if not isinstance(value, kinds[name]):
-                    found = (
-                        f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-                        if isinstance(value, Tensor)
-                        else value
-                    )
-                    raise StarError(
-                        f"{name} of an attribution map is {shown(str(found))}, which does not fit: attribute again."
-                    )
+                    found = quoted(value)
+                    if isinstance(value, Tensor):
+                        found = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+                    raise StarError(f"{name} of an attribution map is {found}, which does not fit: attribute again.")
         if self.position_effects.shape[-1] != (self.window if self.prices_layers else 0):
             raise StarError("An attribution map's position_effects do not fit its gradients: attribute again.")
+        lists = (self.tokens, self.spans, self.pair_ids, self.control_names)
+        rows = [row for table in lists[:2] if isinstance(table, (list, tuple)) for row in table]
+        if not all(isinstance(x, (list, tuple)) for x in (*lists, *rows)):
+            raise StarError("An attribution map's tokens, spans or names are no lists: attribute again.")
         pairs, components, _, width = self.scores.shape
         alike = len(self.pair_ids) == len(self.tokens) == len(self.spans) == pairs > 0
         if not alike or components != len(COMPONENTS) or self.span_steering.shape[-1] != len(STRETCHES):
@@ -136,15 +138,17 @@ class AttributionMap:
                 "An attribution map's scores, tokens and pairs differ in number: it was put together wrongly."
             )
         if not _is_whole(self.prompt_end) or not 1 <= self.window <= self.prompt_end <= width:
-            raise StarError(f"prompt_end of an attribution map is {shown(repr(self.prompt_end))}: attribute again.")
+            raise StarError(f"prompt_end of an attribution map is {quoted(self.prompt_end)}: attribute again.")
         if not bool((self.metric_clean + self.metric_corrupted + self.unaligned).isfinite().all()):
             raise StarError("An attribution map's metric is NaN or infinite: attribute again.")
         for name in ("trait", "method", "metric", "model", "fingerprint"):
-            if not isinstance(getattr(self, name), str):
-                raise StarError(f"{name} of an attribution map is {shown(repr(getattr(self, name)))}: give a text.")
+            check_text(getattr(self, name), f"{name} of an attribution map")
         named = all(len(row) == width and all(isinstance(t, str) for t in row) for row in self.tokens)
         spans = [s for row in self.spans for s in row]
-        placed = all(isinstance(s.name, str) and s.name and _is_whole(s.start) and _is_whole(s.end) for s in spans)
+        placed = all(
+            isinstance(s, Span) and isinstance(s.name, str) and s.name and _is_whole(s.start) and _is_whole(s.end)
+            for s in spans
+        )
         if not (named and placed and all(isinstance(i, str) for i in (*self.pair_ids, *self.control_names))):
             raise StarError("An attribution map's tokens, spans or names are no texts: attribute again.")
         if len(self.control_names) != len(self.controls):
@@ -163,8 +167,7 @@ class AttributionMap:
 
     def component(self, name: str) -> Float[Tensor, "pair layer position"]:
         """Scores at one hook point of every layer, per pair and position."""
-        if name not in COMPONENTS:
-            raise StarError(f"Unknown component {name!r}: use one of {', '.join(COMPONENTS)}.")
+        check_name(name, COMPONENTS, "component")
         found = self.scores[:, COMPONENTS.index(name)]
         if bool(found.isnan().any()):
             raise StarError(f"This map holds no scores at {name}: attribute with hook_points that include it.")
@@ -177,10 +180,6 @@ class AttributionMap:
     def head_layer_scores(self) -> Float[Tensor, "layer head"]:
         """Mean over pairs of the head scores summed over all positions."""
         return self.head_scores.sum(-1).mean(0)
-
-    def prompt_scores(self) -> Float[Tensor, "pair component layer window"]:
-        """Scores at the last ``window`` prompt positions: the places where a vector can go in."""
-        return self.scores[..., self.prompt_end - self.window : self.prompt_end]
 
     def writes(self) -> Float[Tensor, "pair layer"]:
         """What every layer writes (attn_out + mlp_out) into the shared prompt positions.
@@ -203,8 +202,7 @@ class AttributionMap:
         """
         import pandas as pd
 
-        if form not in ("classical", "steering"):
-            raise StarError(f"Unknown form {form!r}: use 'classical' or 'steering'.")
+        check_name(form, ("classical", "steering"), "form")
         if form == "steering":
             index = pd.MultiIndex.from_product([STRETCHES, range(self.n_layers)], names=["span", "layer"])
             values = self.span_steering.permute(2, 1, 0).flatten(0, 1)
@@ -268,6 +266,9 @@ class AttributionMap:
             remedy = "method='atp'" if self.method == "exact" else "hook_points that include it"
             raise StarError(f"This map holds no gradient at resid_post to choose by: attribute with {remedy}.")
         check_kind(vector, Tensor, "a tensor [d] or [layer d]")
+        usable = vector.is_floating_point() and vector.layout == torch.strided and not vector.is_meta
+        if not usable or not bool(vector.isfinite().all()):
+            raise StarError("A vector for this map is no dense tensor of finite floating-point numbers: give one.")
         width = self.gradients.shape[-1]
         if tuple(vector.shape) not in {(width,), (1, width), (self.n_layers, width)}:
             raise StarError(f"A vector of shape {tuple(vector.shape)} does not fit a width of {width}.")
@@ -354,6 +355,14 @@ class AttributionMap:
         from star_tl.view.plots import plot_choice
 
         return plot_choice(self, **options)
+
+    def check(self, model: Model) -> None:
+        """Raise StarError unless the map was computed with this model."""
+        check_kind(model, MODELS, "a model that load_model returns")
+        if fingerprint(model) != self.fingerprint:
+            ours, theirs = quoted(self.model), quoted(str(model.cfg.model_name))
+            other = f"with {ours}, not with {theirs}" if ours != theirs else f"with other weights than those of {ours}"
+            raise StarError(f"This attribution map was computed {other}: attribute again.")
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file that :meth:`load` reads; missing folders are made.

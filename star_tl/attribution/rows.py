@@ -112,7 +112,7 @@ class PairBatch:
         words = np.empty((draws, self.size, _bytes(vocabulary)), np.uint8)  # eight signs a byte
         tokens = np.zeros((draws, rows, _bytes(longest)), np.uint8)
         for i, own in enumerate(self.seeds):
-            chance = np.random.default_rng((own + seed) % 2**63)
+            chance = np.random.default_rng((own + int(seed)) % 2**63)
             words[:, i] = chance.integers(256, size=words[:, i].shape, dtype=np.uint8)
             for row in (i, i + self.size):
                 drawn = chance.integers(256, size=(draws, _bytes(lengths[row])), dtype=np.uint8)

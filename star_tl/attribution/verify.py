@@ -19,7 +19,7 @@ from star_tl.attribution.map import AttributionMap
 from star_tl.attribution.objective import Metric, pairs_own
 from star_tl.attribution.rows import pair_batch
 from star_tl.data.pairs import Pairs
-from star_tl.errors import StarError, check_kind, check_name, check_whole, shown
+from star_tl.errors import StarError, check_flag, check_kind, check_name, check_whole, quoted
 from star_tl.locus import COMPONENTS, NamedHook, hook_name
 from star_tl.models.backend import Model
 
@@ -136,15 +136,16 @@ def verify(
     check_whole(top_k, "top_k", least=0)
     check_whole(sample, "sample", least=0)
     check_whole(seed, "seed", least=None)
+    check_flag(progress, "progress")
     check_name(alignment, ALIGNMENTS, "alignment")
     if not callable(metric):
-        raise StarError(f"metric is {shown(repr(metric))}: give the function that the map was made with.")
+        raise StarError(f"metric is {quoted(metric)}: give the function that the map was made with.")
     if top_k + sample < 2:
         raise StarError(f"top_k {top_k} and sample {sample} give too few loci: use at least 2 together.")
     if attr.metric and metric is pairs_own:
         raise StarError(f"This map was made with the metric {attr.metric!r}: give verify the same function.")
     places, estimates = candidates(attr)
-    chance = torch.Generator().manual_seed(seed)
+    chance = torch.Generator().manual_seed(int(seed))
     picked, marks = [], []
     for region in REGIONS:
         mine = torch.tensor([i for i, x in enumerate(places) if x.region == region], dtype=torch.long)
@@ -159,13 +160,12 @@ def verify(
 
 
 def _pairs_of(model: Model, pairs: Pairs, attr: AttributionMap) -> Pairs:
-    from star_tl.models.load import fingerprint
-
     check_kind(pairs, Pairs, "pairs that load_pairs returns")
     check_kind(attr, AttributionMap, "a map that attribute returns")
+    attr.check(model)
     pairs = pairs.extraction
-    if tuple(p.id for p in pairs) != attr.pair_ids or fingerprint(model) != attr.fingerprint:
-        raise StarError("This attribution map was computed for other pairs or another model: attribute again.")
+    if tuple(p.id for p in pairs) != attr.pair_ids:
+        raise StarError("This attribution map was computed for other pairs: attribute again.")
     return pairs
 
 

@@ -24,7 +24,7 @@ from os import PathLike
 from typing import Any, Protocol, TypeVar
 
 from star_tl.data.tokenizer import Tokenizer
-from star_tl.errors import StarError, shown
+from star_tl.errors import StarError, check_text, quoted, shown
 
 Message = Mapping[str, str]
 Prompt = str | Sequence[Message]
@@ -80,11 +80,11 @@ class ChatFormat:
 
     def __post_init__(self) -> None:
         if not isinstance(self.template_args, Mapping) or not all(isinstance(k, str) for k in self.template_args):
-            raise StarError(f"template_args is {shown(self.template_args)}: give names and values, as a dict.")
+            raise StarError(f"template_args is {quoted(self.template_args)}: give names and values, as a dict.")
         for key in _OURS & set(self.template_args):
             raise StarError(f"template_args holds {key!r}, which star_tl sets by itself: leave it out.")
         if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in self.stop_ids):
-            raise StarError(f"The end-of-turn tokens are {shown(self.stop_ids)}: give token ids, 0 or more.")
+            raise StarError(f"The end-of-turn tokens are {quoted(self.stop_ids)}: give token ids, 0 or more.")
 
 
 _OURS = {"conversation", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict"}
@@ -133,18 +133,8 @@ def as_messages(prompt: Prompt) -> tuple[dict[str, str], ...]:
     check_text(text, "A prompt")
     for m in messages:
         if m["role"] not in ROLES:
-            raise StarError(f"Unknown role {shown(repr(m['role']))} in a prompt: use one of {', '.join(ROLES)}.")
+            raise StarError(f"Unknown role {quoted(m['role'])} in a prompt: use one of {', '.join(ROLES)}.")
     return messages
-
-
-def check_text(text: str, what: str) -> None:
-    """Raises StarError where a text cannot be written as UTF-8, and so has no tokens."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise StarError(
-            f"{what} holds half a character ({text[error.start]!a}, a lone surrogate): read its source as UTF-8 again."
-        ) from None
 
 
 def as_prompts(prompts: Any) -> list[tuple[dict[str, str], ...]]:
@@ -172,7 +162,7 @@ def as_prompts(prompts: Any) -> list[tuple[dict[str, str], ...]]:
     try:
         given = list(islice(prompts, MOST_PROMPTS + 1))
     except TypeError:
-        raise StarError(f"prompts is {shown(prompts)}: give a list of prompts, each a text or messages.") from None
+        raise StarError(f"prompts is {quoted(prompts)}: give a list of prompts, each a text or messages.") from None
     if not given:
         raise StarError("There are no prompts: give at least one.")
     if len(given) > MOST_PROMPTS:

@@ -30,9 +30,9 @@ from typing import Any, cast
 
 import regex
 
-from star_tl.data.chat import Message, as_messages, check_text, with_instruction
+from star_tl.data.chat import Message, as_messages, with_instruction
 from star_tl.data.markers import compile_markers, find_markers
-from star_tl.errors import StarError, nearest, shown
+from star_tl.errors import StarError, check_kind, check_text, nearest, quoted, shown
 from star_tl.files import JsonObject, parse_json, read_text, replacing
 
 FOLDER = Path(__file__).parent / "traits"
@@ -53,15 +53,20 @@ class Trait:
     description: str = ""
 
     def __post_init__(self) -> None:
-        if not self.name or not self.positive_instruction or not self.negative_instruction:
-            raise StarError("A trait needs a name, a positive_instruction and a negative_instruction.")
-        if not NAME.fullmatch(self.name):  # folders are called by it
+        for key in ("name", "positive_instruction", "negative_instruction"):
+            value = getattr(self, key)
+            if value is None or (isinstance(value, str) and not value):
+                raise StarError("A trait needs a name, a positive_instruction and a negative_instruction.")
+        if not isinstance(self.name, str) or not NAME.fullmatch(self.name):  # folders are called by it
             raise StarError(
-                f"A trait cannot be called {shown(repr(self.name))}: use up to 100 letters, digits, spaces, _, - and "
+                f"A trait cannot be called {quoted(self.name)}: use up to 100 letters, digits, spaces, _, - and "
                 "dots, the first a letter or digit."
             )
-        for text in (self.positive_instruction, self.negative_instruction, self.description):
-            check_text(text, f"Trait {self.name!r}")
+        for key in ("positive_instruction", "negative_instruction", "description"):
+            check_text(getattr(self, key), f"{key} of trait {self.name!r}")
+        if not isinstance(self.markers, (list, tuple)) or not all(isinstance(m, str) for m in self.markers):
+            raise StarError(f"markers of trait {self.name!r} is {quoted(self.markers)}: give a list of texts.")
+        object.__setattr__(self, "markers", tuple(self.markers))
         try:
             self._pattern  # noqa: B018 - compiles
         except StarError as error:
@@ -95,16 +100,19 @@ class ContrastivePair:
 
     def __post_init__(self) -> None:
         check_text(self.id, "A pair's id")
-        for text in (self.positive, self.negative):
-            check_text(text, f"pair {self.id!r}")
+        for name in ("positive", "negative"):
+            check_text(getattr(self, name), f"{name} of pair {quoted(self.id)}")
+        for name in ("context", "clean", "corrupted"):
+            if name == "context" or getattr(self, name) is not None:
+                object.__setattr__(self, name, as_messages(getattr(self, name)))
         if not self.positive.strip() or not self.negative.strip():
             raise StarError(f"pair {self.id!r} has an empty reply: write both.")
         if self.positive.strip() == self.negative.strip():
             raise StarError(f"pair {self.id!r} has equal replies: make them differ in the trait.")
-        if self.split not in SPLITS:
-            raise StarError(f"pair {self.id!r} has split {shown(repr(self.split))}: use {' or '.join(SPLITS)}.")
-        if self.metric not in METRICS:
-            raise StarError(f"pair {self.id!r} has metric {shown(repr(self.metric))}: use {' or '.join(METRICS)}.")
+        for name, known in (("split", SPLITS), ("metric", METRICS)):
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in known:
+                raise StarError(f"pair {self.id!r} has {name} {quoted(value)}: use {' or '.join(known)}.")
         if (self.clean is None) != (self.corrupted is None):
             raise StarError(f"pair {self.id!r} has only one of clean and corrupted: give both or none.")
 
@@ -117,6 +125,10 @@ class Pairs:
     pairs: tuple[ContrastivePair, ...]
 
     def __post_init__(self) -> None:
+        check_kind(self.trait, Trait, "a Trait")
+        if not isinstance(self.pairs, (list, tuple)) or not all(isinstance(p, ContrastivePair) for p in self.pairs):
+            raise StarError(f"pairs is {quoted(self.pairs)}: give a list of ContrastivePair.")
+        object.__setattr__(self, "pairs", tuple(self.pairs))
         if not self.pairs:
             raise StarError(f"Trait {self.trait.name!r} has no pairs: add at least one line.")
 
@@ -216,13 +228,13 @@ def _of_table(table: Any, trait: Trait | None, name: str) -> Pairs:
         table = table.to_dict("records")
     elif isinstance(table, Mapping):
         if not all(hasattr(table, "get") and isinstance(table.get(c), (list, tuple)) for c in COLUMNS):
-            splits = f", as in dataset[{shown(repr(next(iter(table), 'train')))}]" if table else ""
+            splits = f", as in dataset[{quoted(next(iter(table), 'train'))}]" if table else ""
             raise StarError(f"{name} is a dict: {_SHAPE}{splits}.")
         table = [dict(zip(table, row, strict=False)) for row in zip(*table.values(), strict=False)]
     try:
         rows: list[Any] = list(table)
     except TypeError:
-        raise StarError(f"Pairs cannot be made of {shown(repr(table))}: {_SHAPE}.") from None
+        raise StarError(f"Pairs cannot be made of {quoted(table)}: {_SHAPE}.") from None
     if not rows:
         raise StarError(f"{name} is empty: {_SHAPE}.")
     pairs, names = [], set()
@@ -232,7 +244,7 @@ def _of_table(table: Any, trait: Trait | None, name: str) -> Pairs:
             row = cast(JsonObject, dict(zip(COLUMNS, row, strict=True)))
         if not isinstance(row, Mapping) or any(row.get(c) is None for c in COLUMNS):
             lacks = [c for c in COLUMNS if row.get(c) is None] if isinstance(row, Mapping) else []
-            what = f"lacks {' and '.join(lacks)}" if lacks else f"is {shown(repr(row))}"
+            what = f"lacks {' and '.join(lacks)}" if lacks else f"is {quoted(row)}"
             raise StarError(f"{name}, row {number} {what}: {_SHAPE}.")
         for key in COLUMNS[1:]:
             if not isinstance(row[key], str):
@@ -271,7 +283,7 @@ def _of_file(text: str) -> Pairs:
         if "/" in text or text.endswith(".jsonl"):
             names = ", ".join(TRAITS)
             raise StarError(f"No pairs file at {shown(text, 200)}: check the path, or name a built-in trait ({names}).")
-        raise StarError(f"Unknown trait {shown(repr(text))}.{nearest(text[:99], TRAITS)}")
+        raise StarError(f"Unknown trait {quoted(text)}.{nearest(text[:99], TRAITS)}")
     written = read_text(path, "pairs file", "save it as UTF-8 JSONL")
     lines = [(i, line) for i, line in enumerate(written.split("\n"), start=1) if line.strip()]
     if not lines:

@@ -35,7 +35,7 @@ from typing import Any
 
 from star_tl.data.chat import PROMPT_KEYS, Message, as_messages
 from star_tl.data.exports import both_sides, is_folder, talk_of_xml, talks_of_folder, talks_of_text
-from star_tl.errors import StarError, nearest
+from star_tl.errors import StarError, check_name, check_whole
 from star_tl.files import JsonObject, parse_json, read_text, regular_file
 
 MODES = ("single", "multi")
@@ -92,11 +92,11 @@ def load_prompts(
         StarError: unknown mode, limit or max_turns below 1, missing, empty or unreadable file, unknown
             format, a broken line, an id that is used twice.
     """
-    if mode not in MODES:
-        raise StarError(f"Unknown mode {mode!r}.{nearest(str(mode), MODES)}")
-    for name, value in (("limit", limit), ("max_turns", max_turns)):
-        if value is not None and value < 1:
-            raise StarError(f"{name} is {value}: use 1 or more{', or None for all' if name == 'limit' else ''}.")
+    check_name(mode, MODES, "mode")
+    if limit is not None:
+        check_whole(limit, "limit")
+    check_whole(max_turns, "max_turns")
+    check_whole(seed, "seed", least=None)
 
     path = Path(path) if is_folder(path) else regular_file(path, "prompts file")
     items: dict[str, PromptItem] = {}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from star_tl.data.pairs import TRAITS
-from star_tl.errors import StarError, nearest
+from star_tl.errors import StarError, check_kind, nearest
 from star_tl.files import parse_json, read_text
 
 FOLDER = Path(__file__).parent / "tasks"
@@ -50,6 +50,7 @@ def load_task(name_or_path: str | Path) -> Task:
     Raises:
         StarError: unknown name, or a file that is missing or says too little.
     """
+    check_kind(name_or_path, (str, Path), "a task's name, or the path of its file")
     text = str(name_or_path)
     if text not in TASKS and not text.endswith(".json"):
         raise StarError(f"Unknown task {text[:99]!r}.{nearest(text[:99], TASKS)}")

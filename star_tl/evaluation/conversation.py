@@ -17,12 +17,12 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from star_tl.data.chat import as_prompts, render, reply_ids
-from star_tl.errors import StarError
+from star_tl.errors import StarError, check_flag, check_kind
 from star_tl.generation.likelihood import kl_per_token, reply_logits, reply_logprobs
 from star_tl.generation.sampling import generate
 from star_tl.generation.settings import Sampling, SamplingOptions, settled
 from star_tl.locus import NamedHook
-from star_tl.models.backend import Model, tokenizer_of
+from star_tl.models.backend import MODELS, Model, tokenizer_of
 from star_tl.models.batch import make_batch, pad_id
 from star_tl.steering.condition import Condition
 from star_tl.steering.hooks import injection_hooks
@@ -58,7 +58,10 @@ def converse(
             fits the context.
     """
     settings = settled(sampling, options)
-    if isinstance(turns, str) or not turns:
+    check_kind(model, MODELS, "a model that load_model returns")
+    check_kind(condition, Condition, "a Condition")
+    check_flag(carry, "carry")
+    if not isinstance(turns, (list, tuple)) or not turns:
         raise StarError("turns is no list of texts: give what the user says, turn by turn.")
     as_prompts(turns)  # raises where one is empty, before any is answered
     vector = condition.vector

@@ -66,9 +66,9 @@ def effects(
 
 
 def pool_random(samples: pd.DataFrame) -> pd.DataFrame:
-    """Random vectors as one condition, and shuffles; the column ``way`` keeps which each was."""
+    """Random vectors as one condition, and shuffles."""
     pooled = samples.arm.str.replace(r"^(random|shuffled labels) \d+$", r"\1", regex=True)
-    return samples.assign(way=samples.arm, arm=pooled)
+    return samples.assign(arm=pooled)
 
 
 def _margin(measure: str, mean: float) -> float:

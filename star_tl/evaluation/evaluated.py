@@ -10,7 +10,7 @@ import pandas as pd
 
 from star_tl.data.chat import Message
 from star_tl.data.tasks import Task
-from star_tl.evaluation.task_measures import main_measures
+from star_tl.evaluation.measures import main_measures
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

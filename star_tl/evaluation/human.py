@@ -20,7 +20,7 @@ from star_tl import stats
 from star_tl.errors import StarError
 from star_tl.evaluation.conditions import CAA, LOCATED, PRIMED
 from star_tl.evaluation.evaluated import Evaluation
-from star_tl.evaluation.task_measures import main_measures
+from star_tl.evaluation.measures import main_measures
 from star_tl.files import read_text
 from star_tl.steering.condition import UNSTEERED
 
@@ -67,10 +67,10 @@ def read_ratings(paths: Sequence[str | Path], items: pd.DataFrame) -> pd.DataFra
     """The ratings of one file per rater: ``rater``, ``item``, and an answer of ANSWERS to each question, or "".
 
     Raises:
-        StarError: a file of another form, a rating without a rater, an unknown item or answer, or a rater who
-            stands in two files.
+        StarError: a file of another form, a rating without a rater, an unknown item or answer, an item that a rater
+            rates twice, or a rater who stands in two files.
     """
-    rows, raters = [], set()
+    rows, raters, rated = [], set(), set()
     for path in paths:
         records = list(csv.DictReader(io.StringIO(read_text(path, "file of ratings"))))
         if not records or set(COLUMNS) - set(records[0]):
@@ -87,7 +87,11 @@ def read_ratings(paths: Sequence[str | Path], items: pd.DataFrame) -> pd.DataFra
             known = (record["item"] or "").isdecimal() and 1 <= int(record["item"]) <= len(items)
             if not known or any(record[q] not in (*ANSWERS, "") for q in QUESTIONS):
                 raise StarError(f"{path}, line {number}: items are numbers, answers {', '.join(ANSWERS)} or empty.")
-            rows.append({**record, "rater": record["rater"].strip(), "item": int(record["item"])})
+            rating = {**record, "rater": record["rater"].strip(), "item": int(record["item"])}
+            if (key := (rating["rater"], rating["item"])) in rated:
+                raise StarError(f"{path}, line {number}: rater {key[0]!r} rates item {key[1]} twice: keep one of them.")
+            rated.add(key)
+            rows.append(rating)
     return pd.DataFrame(rows, columns=list(COLUMNS)).drop(columns="form")
 
 

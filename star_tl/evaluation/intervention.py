@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -24,16 +25,16 @@ from star_tl.attribution.outcome import Direction, Estimate, OutcomeMap, Reward,
 from star_tl.attribution.outcome.sample import name_of, rewards_of
 from star_tl.data.chat import Prompt, as_prompts
 from star_tl.data.pairs import Pairs
-from star_tl.errors import StarError
+from star_tl.errors import StarError, check_flag, check_kind, check_number, check_whole, quoted
 from star_tl.evaluation.drift import at_drift
 from star_tl.evaluation.measures import Measure, commonest_opening, measured, reward_of, unseen_by
 from star_tl.evaluation.ray_workers import RayWorkers
 from star_tl.evaluation.samples import sample_conditions
 from star_tl.evaluation.scores import mark_coherent
-from star_tl.files import kept
+from star_tl.files import kept, output_folder
 from star_tl.generation.settings import Sampling
 from star_tl.locus import Locus, hook_name
-from star_tl.models.backend import Model
+from star_tl.models.backend import MODELS, Model
 from star_tl.models.load import fingerprint
 from star_tl.stats import compare_paired
 from star_tl.steering.condition import UNSTEERED, Condition
@@ -168,6 +169,20 @@ def choose_intervention(
     Raises:
         StarError: bad arguments, a reward that gives no finite number, or maps of another model.
     """
+    check_kind(model, MODELS, "a model that load_model returns")
+    check_kind(pairs, Pairs, "pairs that load_pairs returns")
+    check_kind(attribution, (AttributionMap, NoneType), "a map that attribute returns")
+    check_kind(outcome, (OutcomeMap, NoneType), "a map that attribute_outcome returns")
+    check_kind(sampling, Sampling, "a Sampling")
+    check_flag(progress, "progress")
+    remedy = "give what the intervention may cost in nats a token, above 0"
+    check_number(drift, "drift", lambda x: math.isfinite(x) and x > 0, remedy)
+    check_whole(n, "n")
+    check_whole(finalists, "finalists")
+    if reward is not None and not callable(reward):
+        raise StarError(f"reward is {quoted(reward)}: give a function of a prompt and a reply's text.")
+    if out is not None:
+        out = output_folder(out)
     if finalists < 3:
         raise StarError(f"finalists is {finalists}: use at least 3, two of them are the classical ways.")
     reward = reward if reward is not None else reward_of(pairs.trait)

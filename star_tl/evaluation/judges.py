@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize
 
 from star_tl.data.chat import Prompt, as_messages
-from star_tl.errors import StarError, nearest
+from star_tl.errors import StarError, check_text, check_whole, nearest, quoted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -116,11 +116,10 @@ def judges_of(trait: str) -> tuple[Judge, Judge]:
 def load_judge(trait: str, features: str) -> Judge:
     """One of the trait's judges, by its features: ``embedding`` or ``ngrams``. Errors as in :func:`judges_of`."""
     if features not in FEATURES:
-        raise StarError(f"A judge's features are {' or '.join(FEATURES)}, not {features!r}.")
-    if trait not in LABELS:
-        raise StarError(
-            f"No judge was trained for trait {trait!r}: use markers or an LLM judge.{nearest(trait, LABELS)}"
-        )
+        raise StarError(f"A judge's features are {' or '.join(FEATURES)}, not {quoted(features)}.")
+    if not isinstance(trait, str) or trait not in LABELS:
+        guess = nearest(trait[:99] if isinstance(trait, str) else "", LABELS)
+        raise StarError(f"No judge was trained for trait {quoted(trait)}: use markers or an LLM judge.{guess}")
     labels, coefficients, intercepts = _weights(features)
     rows = [labels.index(label) for label in LABELS[trait]]
     shares = tuple(LABELS[trait].values())
@@ -135,6 +134,12 @@ def relevance(prompts: Sequence[Prompt], replies: Sequence[str], batch_size: int
     Raises:
         StarError: not as many replies as prompts, a broken prompt, or the embedding model is not installed.
     """
+    for name, given in (("prompts", prompts), ("replies", replies)):
+        if not isinstance(given, (list, tuple)):
+            raise StarError(f"{name} of relevance is {quoted(given)}: give a list.")
+    for reply in replies:
+        check_text(reply, "A reply")
+    check_whole(batch_size, "batch_size")
     if len(prompts) != len(replies):
         raise StarError("relevance needs as many replies as prompts.")
     asked = [next((m["content"] for m in reversed(as_messages(p)) if m["role"] == "user"), "") for p in prompts]

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from star_tl.data.chat import Prompt, as_messages
 from star_tl.data.pairs import Trait
-from star_tl.errors import StarError
+from star_tl.errors import StarError, check_kind, check_number, check_whole, quoted
 
 if TYPE_CHECKING:
     import httpx
@@ -52,12 +52,15 @@ class LLMJudge:
     parallel: int = 8
 
     def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
-            raise StarError(f"An LLM judge's url begins with http:// or https://, {self.url!r} does not.")
-        if not self.model:
+        check_kind(self.trait, Trait, "a trait, such as pairs.trait")
+        if not isinstance(self.url, str) or not self.url.startswith(("http://", "https://")):
+            raise StarError(f"An LLM judge's url begins with http:// or https://, {quoted(self.url)} does not.")
+        if not isinstance(self.model, str) or not self.model:
             raise StarError("An LLM judge needs the model's name, as its endpoint knows it.")
-        if not self.timeout > 0 or self.retries < 0 or self.parallel < 1:
-            raise StarError("An LLM judge needs a timeout above 0 s, retries of at least 0 and parallel of at least 1.")
+        check_kind(self.api_key, str, "an LLM judge's api_key as a text")
+        check_number(self.timeout, "timeout of an LLM judge", lambda x: 0 < x <= 86400, "use seconds, above 0")
+        check_whole(self.retries, "retries of an LLM judge", least=0)
+        check_whole(self.parallel, "parallel of an LLM judge")
 
     @property
     def rubric(self) -> str:

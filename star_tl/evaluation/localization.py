@@ -21,7 +21,8 @@ from star_tl.data.chat import Prompt
 from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError
 from star_tl.evaluation.drift import PRACTICE, PRACTICE_POINTS, PRACTICE_SEED, at_drift
-from star_tl.evaluation.judges import LABELS, load_judge
+from star_tl.evaluation.judges import LABELS
+from star_tl.evaluation.measures import judge, measured
 from star_tl.evaluation.preflight import layers, preflight
 from star_tl.evaluation.samples import sample_conditions
 from star_tl.evaluation.scores import mark_coherent
@@ -92,7 +93,7 @@ def localize(
     samples["markers"] = (samples.shows & samples.coherent).astype(float)
     measures = ["markers"]
     if pairs.trait.name in LABELS:
-        samples["ngrams"] = load_judge(pairs.trait.name, "ngrams").score(samples.text.tolist()).numpy().astype(float)
+        samples = measured(samples, prompts, [replace(judge(pairs.trait.name, "ngrams"), name="ngrams")])
         measures.append("ngrams")
     return {m: compare_rankings(pairs.trait.name, m, table, samples) for m in measures}
 

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from star_tl.data.chat import Message, Prompt, as_prompts, render
 from star_tl.data.pairs import Trait
+from star_tl.errors import check_flag, check_kind
 from star_tl.evaluation.ray_workers import RayWorkers
 from star_tl.evaluation.scores import measure_kept, score, score_table
 from star_tl.files import JsonObject
@@ -60,6 +61,11 @@ def sample_conditions(
         StarError: a prompt that leaves no room, or ``out`` holds the samples of another call, is damaged, or cannot be
             written to; what was written before is kept, and an equal call goes on from there.
     """
+    check_kind(trait, Trait, "a trait, such as pairs.trait")
+    check_kind(sampling, Sampling, "a Sampling")
+    check_flag(progress, "progress")
+    for condition in conditions:
+        check_kind(condition, Condition, "conditions as a list of Condition")
     prompts = as_prompts(prompts)
     asked = [condition.prompted(prompts) for condition in conditions]
     ids = [render_prompts(model, chats, sampling.max_new_tokens) for chats in asked]

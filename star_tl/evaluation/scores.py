@@ -21,11 +21,11 @@ from torch.nn.utils.rnn import pad_sequence
 from star_tl.data.chat import Prompt, as_prompts, render
 from star_tl.data.markers import plain
 from star_tl.data.pairs import Trait
-from star_tl.errors import StarError, check_whole
+from star_tl.errors import StarError, check_kind, check_whole
 from star_tl.generation.decoding import residuals_of
 from star_tl.generation.likelihood import reply_scores
 from star_tl.generation.sampling import Reply
-from star_tl.models.backend import Model, tokenizer_of
+from star_tl.models.backend import MODELS, Model, tokenizer_of
 from star_tl.models.batch import TokenBatch, make_batch, pad_id
 from star_tl.models.memory import fitting_batches
 from star_tl.stats import compare_paired, holm
@@ -68,6 +68,12 @@ def score(
     """
     if batch_size is not None:
         check_whole(batch_size, "batch_size")
+    check_kind(model, MODELS, "a model that load_model returns")
+    check_kind(trait, Trait, "a trait, such as pairs.trait")
+    check_kind(condition, Condition, "a Condition")
+    check_kind(replies, (list, tuple), "replies as generate returns them")
+    for reply in replies:
+        check_kind(reply, Reply, "replies as generate returns them")
     prompts = as_prompts(prompts)
     if len(prompts) != len(replies):
         raise StarError("score needs as many replies as prompts.")

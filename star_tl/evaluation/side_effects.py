@@ -16,8 +16,9 @@ import regex
 import torch
 
 from star_tl.data.chat import Prompt, render, reply_ids
-from star_tl.data.pairs import TRAITS, Trait, load_pairs
-from star_tl.evaluation.judges import LABELS, Judge, load_judge
+from star_tl.data.pairs import TRAITS, load_pairs
+from star_tl.evaluation.judges import LABELS
+from star_tl.evaluation.measures import Measure, judge, markers
 from star_tl.evaluation.ray_workers import RayWorkers
 from star_tl.evaluation.samples import sample_conditions
 from star_tl.files import parse_json, read_text
@@ -50,18 +51,14 @@ def trait_matrix(texts_of: dict[str, Sequence[str]], unsteered: Sequence[str]) -
     """
     rows = []
     for measured in TRAITS:
-        trait = load_pairs(measured).trait
-        judge = load_judge(measured, "ngrams") if measured in LABELS else None
+        ways = [markers(load_pairs(measured).trait)] + ([judge(measured, "ngrams")] if measured in LABELS else [])
 
-        def shows(texts: Sequence[str], of: Trait = trait) -> float:
-            return float(np.mean([of.shown_in(text) for text in texts]))
+        def means(texts: Sequence[str], ways: Sequence[Measure] = ways) -> list[float]:
+            return [float(way([], texts).mean()) for way in ways] + [float("nan")] * (2 - len(ways))
 
-        def judged(texts: Sequence[str], by: Judge | None = judge) -> float:
-            return float(by.score(texts).nanmean()) if by is not None else float("nan")
-
-        base = shows(unsteered), judged(unsteered)
+        base = means(unsteered)
         for steered, texts in texts_of.items():
-            found = shows(texts), judged(texts)
+            found = means(texts)
             row = {"vector": steered, "measured": measured, "markers": found[0] - base[0], "ngrams": found[1] - base[1]}
             rows.append(row)
     return pd.DataFrame(rows)

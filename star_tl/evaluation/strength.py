@@ -14,9 +14,10 @@ from statsmodels.stats.proportion import proportion_confint
 
 from star_tl.data.chat import Prompt, as_prompts
 from star_tl.data.pairs import Trait
-from star_tl.errors import StarError
+from star_tl.errors import StarError, check_kind, check_number, listed
 from star_tl.evaluation.samples import sample_conditions
 from star_tl.evaluation.scores import mark_coherent
+from star_tl.files import output_folder
 from star_tl.generation.settings import Sampling
 from star_tl.models.backend import Model
 from star_tl.steering.condition import Condition
@@ -96,6 +97,8 @@ def choose_strength(
     Raises:
         StarError: strengths that are none, zero or of both signs, or no prompts.
     """
+    check_kind(vector, SteeringVector, "a SteeringVector")
+    strengths = listed(strengths, "strengths")
     for strength in strengths:
         vector.scaled(strength)
     signs = {math.copysign(1, x) for x in strengths if x}
@@ -103,8 +106,9 @@ def choose_strength(
         raise StarError(
             f"strengths is {tuple(strengths)!r}: give positive ones, or negative ones to turn the trait down."
         )
-    if not limit > 0:
-        raise StarError(f"limit is {limit!r}: give the most drift in nats per token, above 0.")
+    check_number(limit, "limit", lambda x: x > 0, "give the most drift in nats per token, above 0")
+    if out is not None:
+        out = output_folder(out)
     chats = as_prompts(prompts)
 
     def at(strengths: Sequence[float], seed: int) -> list[Condition]:

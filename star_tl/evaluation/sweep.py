@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -17,7 +18,7 @@ from typing_extensions import Unpack
 
 from star_tl.data.chat import Prompt, as_prompts, resolve_span
 from star_tl.data.pairs import Pairs
-from star_tl.errors import StarError
+from star_tl.errors import StarError, check_flag, check_kind, check_number, listed
 from star_tl.evaluation.ray_workers import RayWorkers
 from star_tl.evaluation.samples import sample_conditions
 from star_tl.evaluation.scores import mark_coherent
@@ -25,7 +26,7 @@ from star_tl.files import check_writable
 from star_tl.generation.sampling import render_prompts
 from star_tl.generation.settings import Sampling, SamplingOptions, settled
 from star_tl.locus import Locus, hook_name
-from star_tl.models.backend import Model, tokenizer_of
+from star_tl.models.backend import MODELS, Model, tokenizer_of
 from star_tl.steering.condition import UNSTEERED, Condition
 from star_tl.vectors import check_extraction, extract_vectors
 
@@ -63,6 +64,7 @@ class Comparison:
         Raises:
             StarError: none keeps the limit.
         """
+        check_number(limit, "limit", lambda x: x > 0, "give the most drift in nats per token, above 0")
         steered = self.summary().query("arm != @UNSTEERED and drift <= @limit")
         if steered.empty:
             raise StarError(f"No way to steer stays within {limit:g} nat drift: try lower strengths.")
@@ -122,14 +124,15 @@ def compare(
     Raises:
         StarError: bad arguments, or ``out`` cannot be written to or holds the samples of another sweep.
     """
+    check_kind(model, MODELS, "a model that load_model returns")
+    check_kind(pairs, Pairs, "pairs that load_pairs returns")
+    check_kind(workers, (RayWorkers, NoneType), "RayWorkers")
+    check_flag(progress, "progress")
     settings = settled(sampling, options)
     chosen = as_prompts(prompts if prompts is not None else pairs.heldout.prompts)
-    places = loci or [Locus(hook_name("resid_post", i)) for i in range(model.cfg.n_layers)]
-    for name, values in (("strengths", strengths), ("positions", positions), ("seeds", seeds), ("loci", places)):
-        if isinstance(values, str) or not len(values):
-            raise StarError(f"{name} is {values!r}: give a list with at least one.")
-        if len(set(values)) < len(values):
-            raise StarError(f"{name} names one twice: each would count as two samples.")
+    everywhere = [Locus(hook_name("resid_post", i)) for i in range(model.cfg.n_layers)]
+    places = listed(loci if loci is not None else everywhere, "loci")
+    strengths, positions, seeds = listed(strengths, "strengths"), listed(positions, "positions"), listed(seeds, "seeds")
     if out is not None:
         check_writable(out)
     # All is checked before vectors are extracted, which takes minutes on a large model.

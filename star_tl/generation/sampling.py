@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from types import NoneType
+from typing import ParamSpec
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +26,7 @@ from typing_extensions import Unpack
 
 from star_tl.data.chat import Prompt, as_prompts, render, stop_ids
 from star_tl.data.tokenizer import Tokenizer
-from star_tl.errors import StarError, check_kind
+from star_tl.errors import StarError, check_flag, check_kind
 from star_tl.generation.decoding import Pass, begin
 from star_tl.generation.settings import Sampling, SamplingOptions, settled
 from star_tl.locus import NamedHook
@@ -38,6 +41,7 @@ CACHE_SHARE = 0.25  # of the free memory: the most that the KV cache of a batch 
 PIECE = 256  # words whose probabilities are summed up first
 PICKING = 48  # bytes for each word of a row, while its token is chosen
 ROWS, ROWS_ON_GPU = 64, 1024  # of a batch, where nothing is said: beyond it rows get no cheaper
+Asked = ParamSpec("Asked")
 
 
 @dataclass(frozen=True)
@@ -56,24 +60,6 @@ class Reply:
     broken: bool = False
     log_probs: tuple[float, ...] = ()
     residual: Float[Tensor, "token d_model"] | None = field(default=None, repr=False, compare=False)
-
-
-def sample(
-    model: Model,
-    prompts: Sequence[Prompt],
-    hooks: Sequence[NamedHook] = (),
-    *,
-    condition: Condition | None = None,
-    seed: int | None = None,
-    sampling: Sampling | None = None,
-    progress: bool = True,
-    **options: Unpack[SamplingOptions],
-) -> list[str]:
-    """One reply to each prompt, as text; arguments as in :func:`generate`."""
-    replies = generate(
-        model, prompts, hooks, condition=condition, seed=seed, sampling=sampling, progress=progress, **options
-    )
-    return [reply.text for reply in replies]
 
 
 def generate(
@@ -104,6 +90,7 @@ def generate(
             arguments that say the same, or logits that are NaN or infinite where nothing was steered.
     """
     settings, prompts = settled(sampling, options), as_prompts(prompts)
+    check_flag(progress, "progress")
     hooks, asked, seed = _meant(model, prompts, hooks, condition, seed)
     rendered = render_prompts(model, asked, settings.max_new_tokens)
     replies: list[Reply | None] = [None] * len(rendered)
@@ -115,6 +102,19 @@ def generate(
         for i, reply in zip(rows, written, strict=True):
             replies[i] = reply
     return [r for r in replies if r is not None]
+
+
+def _texts_of(write: Callable[Asked, list[Reply]]) -> Callable[Asked, list[str]]:
+    def sample(*args: Asked.args, **kwargs: Asked.kwargs) -> list[str]:
+        """One reply to each prompt, as text; arguments as in :func:`generate`."""
+        return [reply.text for reply in write(*args, **kwargs)]
+
+    vars(sample)["__signature__"] = inspect.signature(write).replace(return_annotation="list[str]")
+    sample.__qualname__ = "sample"
+    return sample
+
+
+sample = _texts_of(generate)
 
 
 def stream(
@@ -152,7 +152,7 @@ def _meant(
 ) -> tuple[Sequence[NamedHook], Sequence[Prompt], int]:
     """Hooks, prompts and seed, checked."""
     check_kind(model, MODELS, "a model that load_model returns")
-    check_kind(condition, (Condition, type(None)), "a Condition")
+    check_kind(condition, (Condition, NoneType), "a Condition")
     _check_hooks(model, hooks)
     if condition is None:
         return hooks, prompts, Condition(seed=0 if seed is None else seed).seed  # which is checked there
@@ -482,10 +482,12 @@ def _uniforms(seed: int, ids: tuple[int, ...], count: int) -> Tensor:
 
 def _check_hooks(model: Model, hooks: Sequence[NamedHook]) -> None:
     try:
-        names = [name for name, _ in hooks]
+        names = [(name, callable(function)) for name, function in hooks]
     except (TypeError, ValueError):
-        raise StarError("hooks is not a list of (name, function): pass vector.hooks(strength=...).") from None
-    for name in names:
+        names = [(None, False)]
+    if not all(can and (isinstance(name, str) or callable(name)) for name, can in names):
+        raise StarError("hooks is not a list of (name, function): pass vector.hooks(strength=...).")
+    for name, _ in names:
         if isinstance(name, str) and name not in model.hook_dict:
             close = difflib.get_close_matches(name, model.hook_dict, n=1, cutoff=0.0)[0]
             raise StarError(f"The model has no hook point {name!r}: model.hook_dict has {close!r}, say.")

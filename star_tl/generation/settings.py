@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
-from numbers import Real
 from typing import TypedDict
 
-from star_tl.errors import StarError, check_kind, check_whole
+from star_tl.errors import StarError, check_flag, check_kind, check_number, check_whole, quoted
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -57,18 +55,21 @@ class Sampling:
             value = getattr(self, name)
             if name != "batch_size" or value is not None:
                 check_whole(value, name)
-        if not (isinstance(self.temperature, Real) and 0 <= self.temperature <= 1e6):
-            raise StarError(f"temperature is {self.temperature!r}: use 0 (greedy) or more, at most 1e6.")
-        if not (isinstance(self.top_p, Real) and 0 < self.top_p <= 1):
-            raise StarError(f"top_p is {self.top_p!r}: use a share above 0, at most 1.")
-        if not (isinstance(self.min_p, Real) and 0 <= self.min_p < 1):
-            raise StarError(f"min_p is {self.min_p!r}: use a share of the likeliest token's probability, 0 to below 1.")
-        penalty = self.repetition_penalty
-        if not (isinstance(penalty, Real) and math.isfinite(penalty) and penalty > 0):
-            raise StarError(f"repetition_penalty is {penalty!r}: use 1 (none) or more.")
+        use = "use 0 (greedy) or more, at most 1e6"
+        check_number(self.temperature, "temperature", lambda x: 0 <= x <= 1e6, use)
+        check_number(self.top_p, "top_p", lambda x: 0 < x <= 1, "use a share above 0, at most 1")
+        use = "use a share of the likeliest token's probability, 0 to below 1"
+        check_number(self.min_p, "min_p", lambda x: 0 <= x < 1, use)
+        use = "use 1 (none) or more, at most 1e6"
+        check_number(self.repetition_penalty, "repetition_penalty", lambda x: 0 < x <= 1e6, use)
         if not isinstance(self.stop, (list, tuple)) or not all(isinstance(s, str) and s for s in self.stop):
-            raise StarError(f"stop is {self.stop!r}: give a list of texts.")
+            raise StarError(f"stop is {quoted(self.stop)}: give a list of texts.")
+        check_flag(self.log_probs, "log_probs")
         object.__setattr__(self, "stop", tuple(self.stop))
+
+    def describe(self) -> str:
+        """In words, for reports."""
+        return f"temperature {self.temperature:g}, top-p {self.top_p:g}, at most {self.max_new_tokens} tokens"
 
 
 def settled(sampling: Sampling | None, options: SamplingOptions) -> Sampling:

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from star_tl.data.tokenizer import Tokenizer
+from star_tl.errors import check_kind
 from star_tl.locus import NamedHook
 from star_tl.models import bridge
 from star_tl.models.lens import (
@@ -41,6 +42,8 @@ def turn(model: Model) -> RLock:
 
 def tokenizer_of(model: Model) -> Tokenizer:
     """The tokenizer that ``load_model`` saw to; TransformerLens allows a model to have none."""
+    if not hasattr(model, "tokenizer"):
+        check_kind(model, MODELS, "a model that load_model returns")
     return cast(Tokenizer, model.tokenizer)
 
 

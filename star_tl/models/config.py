@@ -9,7 +9,7 @@ from typing import Any, TypedDict, TypeGuard, cast
 
 from typing_extensions import Required
 
-from star_tl.errors import StarError, shown
+from star_tl.errors import StarError, quoted
 from star_tl.models.weights import read_json
 
 LLAMA = "LlamaForCausalLM"
@@ -135,4 +135,4 @@ def _is_count(value: object) -> TypeGuard[int]:
 
 
 def _wrong(source: str, key: str, value: object, should: str) -> StarError:
-    return StarError(f"{source}: {key} is {shown(repr(value))} and should be {should}: {_AGAIN}.")
+    return StarError(f"{source}: {key} is {quoted(value)} and should be {should}: {_AGAIN}.")

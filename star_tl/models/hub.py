@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from star_tl.data.tokenizer import Tokenizer
-from star_tl.errors import StarError, nearest, shown
+from star_tl.errors import StarError, nearest, quoted, shown
 from star_tl.models.checkpoint import Checkpoint, EndTokens, Folder
 from star_tl.models.gguf import GgufFile, is_gguf
 from star_tl.models.size import SHAPES, Size
@@ -120,7 +120,7 @@ def download(name: str, files: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     if "/" not in name and "\\" not in name and name != "gpt2":
-        raise StarError(f"Unknown model {shown(repr(name))}: give a folder or a Hub name.{nearest(name[:99], KNOWN)}")
+        raise StarError(f"Unknown model {quoted(name)}: give a folder or a Hub name.{nearest(name[:99], KNOWN)}")
     try:
         return Path(snapshot_download(name, allow_patterns=list(files)))
     except Exception as error:

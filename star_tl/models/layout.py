@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from star_tl.errors import check_kind
+
 Model = TypeVar("Model", bound=nn.Module)
 
 # For each parameter: the order of its dimensions in memory, outermost first.
@@ -44,6 +46,7 @@ def copy_free_layout(model: Model) -> Model:
     parameters of one group of neighbours at a time are held twice while they are rewritten. Moving
     the model to another device or dtype afterwards keeps it copy-free but parts neighbours: call this again.
     """
+    check_kind(model, nn.Module, "a HookedTransformer")
     with torch.no_grad():
         for group in _groups(model):
             if neighbours(group) is not None:

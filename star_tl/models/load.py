@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
+from types import NoneType
 from typing import cast
 
 import torch
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from star_tl.data.chat import chat_format, check_template, set_chat_format
 from star_tl.data.tokenizer import Tokenizer
-from star_tl.errors import StarError, check_name, check_whole, nearest, shown
+from star_tl.errors import StarError, check_kind, check_name, check_whole, nearest, shown
 from star_tl.models.bridge import load_bridge
 from star_tl.models.bridge import weights as bridge_weights
 from star_tl.models.checkpoint import Checkpoint, EndTokens, Folder, InMemory, end_tokens_of
@@ -88,20 +89,23 @@ def load_model(
             that are no numbers, or is larger than memory; the device cannot be used, or the backend does not know
             the architecture.
     """
+    check_kind(tokenizer, (PreTrainedTokenizerBase, NoneType), "a tokenizer of transformers")
     if isinstance(name, HookedTransformer | TransformerBridge):
         if (dtype, device, first_n_layers) != (None, None, None):
             raise StarError("A model of TransformerLens is taken as it is: leave out dtype, device and first_n_layers.")
         return _taken(name, tokenizer, template_args)
+    check_kind(dtype, (str, torch.dtype, NoneType), "a dtype by name, as 'float32', or torch's own")
+    check_kind(device, (str, torch.device, NoneType), "a device by name, as 'cpu' or 'cuda:0'")
     dtype = str(dtype).removeprefix("torch.") if dtype is not None else None
     if dtype is not None and dtype not in DTYPES:
         raise StarError(f"Unknown dtype {shown(dtype)!r}.{nearest(dtype[:99], DTYPES)}")
-    backend = backend or ("hooked" if HAS_HOOKED_TRANSFORMER else "bridge")
+    backend = backend if backend is not None else "hooked" if HAS_HOOKED_TRANSFORMER else "bridge"
     check_name(backend, BACKENDS, "backend")
     if first_n_layers is not None:
         check_whole(first_n_layers, "first_n_layers")
     if backend == "hooked":
         require_hooked_transformer()
-    device = _usable(str(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    device = _usable(str(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu"))
     if isinstance(name, str | Path):
         checkpoint, called = find_checkpoint(name), str(name)
     elif isinstance(name, PreTrainedModel):
@@ -126,7 +130,8 @@ def load_model(
     chosen = DTYPES[dtype] if dtype else default_dtype(size.parameters, device)
     check_memory(called, size, chosen, device, copies=1 if kind == LLAMA or backend == "bridge" else 2)
     read = load_bridge if backend == "bridge" else load_llama if kind == LLAMA else load_other
-    completed = _completed(cast(Tokenizer, tokenizer or checkpoint.tokenizer()), checkpoint.end_tokens(), template_args)
+    own = tokenizer if tokenizer is not None else checkpoint.tokenizer()
+    completed = _completed(cast(Tokenizer, own), checkpoint.end_tokens(), template_args)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         model = read(checkpoint, kind, chosen, device, first_n_layers)
@@ -143,7 +148,7 @@ def _taken(
     template_args: Mapping[str, object] | None,
 ) -> HookedTransformer | TransformerBridge:
     """A model that somebody else has made, with all that star_tl wants of one."""
-    tokenizer = tokenizer or model.tokenizer
+    tokenizer = tokenizer if tokenizer is not None else model.tokenizer
     if tokenizer is None:
         raise StarError("This model has no tokenizer: give load_model one.")
     ends = chat_format(tokenizer).stop_ids
@@ -186,6 +191,7 @@ def fingerprint(model: HookedTransformer | TransformerBridge) -> str:
     the same weights; for float16, and for the norms of Gemma, where the checkpoint itself has 16 bits a number. Weights
     that were processed, such as by ``fold_ln``, are others.
     """
+    check_kind(model, (HookedTransformer, TransformerBridge), "a model that load_model returns")
     digest = hashlib.sha256()
     cfg = model.cfg
     digest.update(repr((cfg.n_layers, cfg.d_model, cfg.n_heads, cfg.d_vocab)).encode())

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from star_tl.errors import StarError, shown
+from star_tl.errors import StarError, quoted, shown
 from star_tl.files import parse_json, read_text, regular_file
 
 _STORED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -127,9 +127,7 @@ def _shards(index: Path) -> list[str]:
         raise StarError(f"{index} holds no weight_map of names and files: {_AGAIN}.")
     for shard in places.values():
         if not isinstance(shard, str) or Path(shard).name != shard:
-            raise StarError(
-                f"{index} places a tensor in {shown(repr(shard))}, which is no file of the folder: {_AGAIN}."
-            )
+            raise StarError(f"{index} places a tensor in {quoted(shard)}, which is no file of the folder: {_AGAIN}.")
     return sorted(set(places.values()))
 
 

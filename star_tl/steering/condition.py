@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Protocol
+from numbers import Integral
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
 from star_tl.data.chat import SPANS, Message, Prompt, resolve_span, with_instruction
 from star_tl.data.tokenizer import Tokenizer
-from star_tl.errors import StarError, check_kind
+from star_tl.errors import StarError, check_flag, check_kind, check_number, check_text, quoted
 from star_tl.locus import Locus, NamedHook
 from star_tl.steering.hooks import Row, injection_hooks, row_hooks
-from star_tl.steering.positions import schedule
+from star_tl.steering.positions import schedule, whole_numbers
 
 UNSTEERED = "unsteered"  # the name of the condition that all others are compared with
 
 
+@runtime_checkable
 class Steers(Protocol):
     """What a condition asks of a vector; a :class:`star_tl.SteeringVector` is one."""
 
@@ -64,17 +65,25 @@ class Condition:
     remove: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.strength, bool) or not isinstance(self.strength, Real) or not math.isfinite(self.strength):
-            raise StarError(f"strength is {self.strength!r}: give a finite number, 1 is the natural difference.")
+        check_text(self.name, "The name of a condition", least=1)
+        if self.instruction is not None:
+            check_text(self.instruction, "The instruction of a condition", least=1)
+        check_number(self.strength, "strength", math.isfinite, "give a finite number, 1 is the natural difference")
         if not isinstance(self.seed, Integral) or isinstance(self.seed, bool):  # of any size: a row's seed is hashed
-            raise StarError(f"seed is {self.seed!r}: use a whole number.")
+            raise StarError(f"seed is {quoted(self.seed)}: use a whole number.")
+        object.__setattr__(self, "seed", int(self.seed))
         if self.positions is not None and not isinstance(self.positions, str):
-            check_kind(self.positions, Iterable, "positions as a schedule's name or as numbers")
-            object.__setattr__(self, "positions", tuple(self.positions))
+            object.__setattr__(self, "positions", whole_numbers(self.positions))
         if self.positions not in (None, "locus", *SPANS):
             schedule(self.positions)
+        if not isinstance(self.more, (list, tuple)):
+            raise StarError(f"more is {quoted(self.more)}: give a list of vectors.")
+        object.__setattr__(self, "more", tuple(self.more))
+        for vector in (*self.more, *([self.vector] if self.vector is not None else [])):
+            check_kind(vector, Steers, "a SteeringVector")
         if self.more and self.vector is None:
             raise StarError("more holds further vectors, and there is no first one: give it as vector.")
+        check_flag(self.remove, "remove")
         if self.remove and (self.vector is None or self.strength < 0):
             raise StarError("remove takes away what lies along a vector: give one, and a strength of at least 0.")
         for vector in self.vectors:

@@ -253,7 +253,7 @@ class Removal(Injection):
 
 
 def _positions(locus: Locus, positions: Positions) -> str | tuple[int, ...]:
-    if positions is None or positions == "locus":
+    if positions is None or (isinstance(positions, str) and positions == "locus"):
         return locus.positions
     if isinstance(positions, str):
         schedule(positions)  # raises where it is unknown

@@ -11,8 +11,11 @@ import operator
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import SupportsIndex, cast
 
-from star_tl.errors import StarError
+import torch
+
+from star_tl.errors import StarError, quoted
 
 SCHEDULES = ("locus", "prompt", "last_prompt", "generated", "all")
 COUNTED = ("first N", "every N", "decay N")
@@ -125,13 +128,19 @@ def read_positions(text: str) -> str | tuple[int, ...]:
         raise StarError(f"Positions {text!r} are not whole numbers: write them as -2, -1.") from None
 
 
+def _whole(number: object) -> int:
+    if isinstance(number, bool) or getattr(number, "dtype", None) in (bool, torch.bool):
+        raise TypeError
+    return operator.index(cast("SupportsIndex", number))
+
+
 def whole_numbers(positions: Sequence[int]) -> tuple[int, ...]:
     """The positions as a tuple. Raises StarError where they are none, or not whole numbers."""
     try:
-        numbers = tuple(operator.index(p) for p in positions)
-    except TypeError:
+        numbers = tuple(_whole(p) for p in positions) if not isinstance(positions, (bytes, set, dict)) else ()
+    except (TypeError, ValueError, OverflowError):
         numbers = ()
-    if not numbers:
+    if not numbers or max(map(abs, numbers)) >= 2**31:
         names = ", ".join(SCHEDULES + COUNTED)
-        raise StarError(f"positions is {positions!r}: use one of {names} or a list of whole numbers.")
+        raise StarError(f"positions is {quoted(positions)}: use one of {names} or a list of whole numbers.")
     return numbers

@@ -77,21 +77,26 @@ def _batchwise(pairs: Pairs, batch_size: int, work: Callable[[Sequence[Contrasti
 
 
 @torch.no_grad()
-def _at(
-    model: Model, batch: TokenBatch, loci: Sequence[Locus], columns: Sequence[slice | list[int]]
-) -> list[Float[Tensor, "row column d"]]:
-    """In float64, of one forward pass."""
+def read(
+    model: Model, batch: TokenBatch, hook_points: Sequence[str], columns: Sequence[slice | list[int]]
+) -> list[Float[Tensor, "row column ..."]]:
+    """The activations at these columns of one forward pass, in float64; with a head axis at ``attn.hook_z``."""
     found: dict[int, Tensor] = {}
 
     def keep(number: int) -> NamedHook:
-        locus = loci[number]
-
         def hook(activation: Tensor, hook: object) -> None:
-            value = activation if locus.head is None else activation[:, :, locus.head]
-            found[number] = value[:, columns[number]].double().cpu()
+            found[number] = activation[:, columns[number]].double().cpu()
 
-        return locus.hook_point, hook
+        return hook_points[number], hook
 
-    hooks, layers = [keep(number) for number in range(len(loci))], max(locus.layer for locus in loci) + 1
-    residual_of(model, hooks, batch.tokens, batch.mask, batch.prompt_end, layers)
-    return [found[number] for number in range(len(loci))]
+    depth = 1 + max(int(name.split(".")[1]) for name in hook_points)
+    hooks = [keep(number) for number in range(len(hook_points))]
+    residual_of(model, hooks, batch.tokens, batch.mask, batch.prompt_end, depth)
+    return [found[number] for number in range(len(hook_points))]
+
+
+def _at(
+    model: Model, batch: TokenBatch, loci: Sequence[Locus], columns: Sequence[slice | list[int]]
+) -> list[Float[Tensor, "row column d"]]:
+    found = read(model, batch, [locus.hook_point for locus in loci], columns)
+    return [x if locus.head is None else x[:, :, locus.head] for x, locus in zip(found, loci, strict=True)]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
 from operator import add
 
-from star_tl.errors import StarError
+from star_tl.errors import StarError, check_kind, check_number
 from star_tl.vectors.vector import SteeringVector, check_alike
 
 
@@ -17,6 +18,12 @@ def combine(vectors: Sequence[SteeringVector], weights: Sequence[float]) -> Stee
     Raises:
         StarError: no vectors, another number of weights, or vectors of different models or loci.
     """
+    for name, given in (("vectors", vectors), ("weights", weights)):
+        check_kind(given, (list, tuple), f"{name} as a list")
+    for vector in vectors:
+        check_kind(vector, SteeringVector, "vectors as a list of SteeringVector")
+    for weight in weights:
+        check_number(weight, "A weight", math.isfinite, "give a finite number")
     if not vectors or len(vectors) != len(weights):
         raise StarError(f"combine got {len(vectors)} vectors and {len(weights)} weights: give a weight for each.")
     total = reduce(add, (float(w) * v for v, w in zip(vectors, weights, strict=True)))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from star_tl.data.chat import template_hash
 from star_tl.data.pairs import Pairs
-from star_tl.errors import StarError
+from star_tl.errors import StarError, check_kind, check_whole
 from star_tl.locus import Locus, hook_name
-from star_tl.models.backend import Model, tokenizer_of
+from star_tl.models.backend import MODELS, Model, tokenizer_of
 from star_tl.models.load import fingerprint
 from star_tl.vectors.activations import in_prompts
 from star_tl.vectors.export.steering_vectors import LAYER_TYPES, read_layers
@@ -25,6 +25,10 @@ def from_steering_vectors(source: object, model: Model, pairs: Pairs, layer: int
     Raises:
         StarError: no such vector, several layers of which none is named, or another model's width.
     """
+    check_kind(model, MODELS, "a model that load_model returns")
+    check_kind(pairs, Pairs, "pairs that load_pairs returns")
+    if layer is not None:
+        check_whole(layer, "layer", least=0)
     layers, kind = read_layers(source)
     if layer is None and len(layers) == 1:
         (layer,) = layers

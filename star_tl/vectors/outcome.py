@@ -8,11 +8,12 @@ reinforcement (arXiv 2509.06608) take hundreds of such steps where this takes on
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
+from star_tl.errors import check_kind
 from star_tl.locus import Locus
 from star_tl.vectors.vector import SteeringVector
 
@@ -42,6 +43,7 @@ class Direction(Protocol):
     def template(self) -> str: ...
 
 
+@runtime_checkable
 class Outcome(Protocol):
     """What :func:`star_tl.attribute_outcome` returns."""
 
@@ -65,7 +67,9 @@ def extract_outcome_vector(
     Raises:
         StarError: as the map's ``direction``.
     """
-    return vector_along(outcome.direction(locus or outcome.top_locus(positions), positions, method))
+    check_kind(outcome, Outcome, "a map that attribute_outcome returns")
+    place = locus if locus is not None else outcome.top_locus(positions)
+    return vector_along(outcome.direction(place, positions, method))
 
 
 def vector_along(found: Direction) -> SteeringVector:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
-import torch
 from torch import Tensor
 
 from star_tl.data.chat import Prompt, render, template_hash
 from star_tl.data.pairs import ContrastivePair, Pairs
 from star_tl.errors import StarError
 from star_tl.locus import POINTS, Locus, hook_name
-from star_tl.models.backend import Model, attached, residual_stream, tokenizer_of
+from star_tl.models.backend import Model, tokenizer_of
 from star_tl.models.batch import make_batch
 from star_tl.models.memory import TOO_LONG, fitting_batches
+from star_tl.vectors.activations import read
 from star_tl.vectors.vector import SteeringVector
 
 
@@ -60,7 +59,6 @@ def survey(
     model: Model,
     pairs: Pairs,
     window: int,
-    points: Sequence[str] = POINTS,
     batch_size: int = 16,
     progress: Callable[[float], None] | None = None,
 ) -> Survey:
@@ -70,7 +68,6 @@ def survey(
         model: the model that the vectors will steer.
         pairs: contrastive pairs.
         window: prompt tokens, counted from the end, that are kept; every prompt has as many.
-        points: some of POINTS.
         batch_size: pairs in a forward pass.
         progress: told the share that is done.
 
@@ -80,7 +77,7 @@ def survey(
     from star_tl.models.load import fingerprint
 
     pairs = pairs.extraction
-    names = [hook_name(p, layer) for p in points for layer in range(model.cfg.n_layers)]
+    names = [hook_name(p, layer) for p in POINTS for layer in range(model.cfg.n_layers)]
     names = [name for name in names if name in model.hook_dict]
     sums: dict[str, Tensor] = {}
     norms: dict[str, Tensor] = {}
@@ -112,16 +109,10 @@ def survey(
     )
 
 
-@torch.no_grad()
 def _at_the_end(model: Model, prompts: Sequence[Prompt], names: Sequence[str], window: int) -> dict[str, Tensor]:
     rendered = [render(tokenizer_of(model), p).ids for p in prompts]
     if min(map(len, rendered)) < window:
         raise StarError(f"A prompt is shorter than the {window} tokens that are looked at: use a smaller window.")
-    batch, found = make_batch(model, rendered), {}
-
-    def keep(activation: Tensor, hook: object, name: str) -> None:
-        found[name] = activation[:, batch.prompt_end - window : batch.prompt_end].double().cpu()
-
-    with attached(model, [(name, partial(keep, name=name)) for name in names]):
-        residual_stream(model, batch.tokens, batch.mask)
-    return found
+    batch = make_batch(model, rendered)
+    columns = slice(batch.prompt_end - window, batch.prompt_end)
+    return dict(zip(names, read(model, batch, names, [columns] * len(names)), strict=True))

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from star_tl.data.chat import check_text, template_hash
-from star_tl.errors import StarError, check_whole, shown
+from star_tl.data.chat import template_hash
+from star_tl.errors import StarError, check_kind, check_number, check_text, check_whole, quoted
 from star_tl.files import load_tensors, reading, save_tensors
 from star_tl.locus import Locus, NamedHook
 from star_tl.models.backend import Model, tokenizer_of
@@ -49,20 +49,19 @@ class SteeringVector:
             raise StarError(
                 f"A steering vector is made of {kind}: give floating-point numbers, as vector.float() does."
             )
+        if self.vector.layout != torch.strided or self.vector.is_meta:
+            raise StarError("A steering vector is sparse or on the meta device: give a dense tensor of numbers.")
+        check_kind(self.locus, Locus, 'a Locus, such as attr.top_locus() or Locus("blocks.5.hook_resid_post")')
         shape = tuple(self.vector.shape)
         if len(shape) != 2 or shape[0] != len(self.locus.positions) or shape[1] < 2:
             raise StarError(
                 f"A vector of shape {shape} does not fit {len(self.locus.positions)} positions: give a row for each."
             )
         for name in _TEXTS:
-            if not isinstance(getattr(self, name), str):
-                raise StarError(f"{name} of a steering vector is {shown(repr(getattr(self, name)))}: give a text.")
             check_text(getattr(self, name), f"{name} of a steering vector")
-        norm, n = self.residual_norm, self.n_pairs
-        if isinstance(norm, bool) or not isinstance(norm, Real) or not (math.isfinite(norm) and norm > 0):
-            raise StarError(f"residual_norm is {shown(repr(norm))}: give the mean norm at the locus, above 0.")
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise StarError(f"n_pairs is {shown(repr(n))}: give the number of pairs, at least 1.")
+        remedy = "give the mean norm at the locus, above 0"
+        check_number(self.residual_norm, "residual_norm", lambda x: math.isfinite(x) and x > 0, remedy)
+        check_whole(self.n_pairs, "n_pairs")
         if not bool(torch.isfinite(self.vector).all()):
             raise StarError("The steering vector holds NaN or infinite values: extract it again.")
 
@@ -110,6 +109,8 @@ class SteeringVector:
         prompt_length: int | None = None,
     ) -> list[NamedHook]:
         """``[(name, fn)]`` for TransformerLens; see :func:`star_tl.steering.hooks.injection_hooks`."""
+        if prompt_length is not None:
+            check_whole(prompt_length, "prompt_length")
         return injection_hooks(self.scaled(strength), self.locus, positions, prompt_length)
 
     def to_hf_hook(self, strength: float = 1.0) -> Callable[..., object]:
@@ -141,19 +142,22 @@ class SteeringVector:
 
     def scaled(self, strength: float) -> Float[Tensor, "position d"]:
         """What is added at ``strength``. Raises StarError unless it is a finite number."""
-        if isinstance(strength, bool) or not isinstance(strength, Real) or not math.isfinite(strength):
-            raise StarError(f"strength is {strength!r}: give a finite number, 1 is the natural difference.")
-        return self.vector * float(strength)
+        remedy = "give a finite number, 1 is the natural difference"
+        check_number(strength, "strength", math.isfinite, remedy)
+        added = self.vector * float(strength)
+        check_number(strength, "strength", lambda _: bool(added.isfinite().all()), remedy)
+        return added
 
     def random_like(self, seed: int = 0) -> SteeringVector:
         """A random direction of the same norm at the same place: the control."""
         check_whole(seed, "seed", least=None)
-        noise = torch.randn(self.vector.shape, generator=torch.Generator().manual_seed(seed))
+        noise = torch.randn(self.vector.shape, generator=torch.Generator().manual_seed(int(seed)))
         noise *= self.vector.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)
         return replace(self, vector=noise, method=f"random, seed {seed}")
 
     def at_layer(self, layer: int) -> SteeringVector:
         """The same vector at the same positions of another layer: a wrong locus, as a control."""
+        check_whole(layer, "layer", least=0)
         prefix, _, kind = self.locus.hook_point.partition(f".{self.locus.layer}.")
         return replace(self, locus=replace(self.locus, hook_point=f"{prefix}.{layer}.{kind}"))
 
@@ -162,7 +166,7 @@ class SteeringVector:
         from star_tl.models.load import fingerprint
 
         if fingerprint(model) != self.fingerprint:
-            ours, theirs = shown(repr(self.model)), shown(repr(str(model.cfg.model_name)))
+            ours, theirs = quoted(self.model), quoted(str(model.cfg.model_name))
             other = (
                 f"from {ours}, not from {theirs}" if ours != theirs else f"from other weights than those of this {ours}"
             )
@@ -274,6 +278,8 @@ class SteeringVector:
 
 def check_alike(one: SteeringVector, other: SteeringVector) -> None:
     """Raises StarError unless two vectors are of one model and at one locus."""
+    for vector in (one, other):
+        check_kind(vector, SteeringVector, "a SteeringVector")
     if (one.fingerprint, one.locus) != (other.fingerprint, other.locus):
         raise StarError(
             f"The vectors are of {one.model!r} at {one.locus} and of {other.model!r} at {other.locus}: "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import regex
 
+from star_tl.attribution.choose import GAIN_DRIFT
 from star_tl.data.chat import Message, as_messages
 from star_tl.data.markers import at_edges
 from star_tl.evaluation.strength import DRIFT_LIMIT
@@ -74,14 +75,14 @@ FLUENCY: Columns = (
 )
 INTERVALS = {"trait_rate": ("low_rate", "high_rate"), "difference": ("low", "high")}
 
-READING = """
+READING = f"""
 <dl>
 <dt>Score</dt><dd>(clean activation − corrupted activation) · gradient of the trait metric, in nats. Clean is the run
 that shows the trait, corrupted the one that does not. Positive: moving toward clean raises the trait. It is a
 first-order estimate.</dd>
-<dt>Gain</dt><dd>What 0.1 nat of drift per token buys of the metric (nats) when the vector is added there, to leading
-order: effect per root of drift. The layer of the largest gain is taken, and called chosen only where most resamples of
-the pairs choose it and random directions under the same search over layers gain less (p).</dd>
+<dt>Gain</dt><dd>What {GAIN_DRIFT:g} nat of drift per token buys of the metric (nats) when the vector is added there,
+to leading order: effect per root of drift. The layer of the largest gain is taken, and called chosen only where most
+resamples of the pairs choose it and random directions under the same search over layers gain less (p).</dd>
 <dt>Coherent</dt><dd>The unsteered model finds the reply at least as probable (log-probability, nats per token) as the
 2 % quantile of its own replies. Broken text is full of marker words, so a marker counts only in a coherent reply.</dd>
 <dt>Drift</dt><dd>How far the model that wrote the reply is from the unsteered model: the KL divergence of their

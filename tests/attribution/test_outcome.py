@@ -13,6 +13,8 @@ from typing import Any
 import families
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformer_lens import HookedTransformer
@@ -630,6 +632,36 @@ def test_a_map_comes_back_as_it_was_saved(sampled: star.OutcomeMap, tmp_path: Pa
     assert repr(loaded) == repr(sampled)
     path.write_bytes(b"nothing")
     with pytest.raises(StarError, match="cannot be read"):
+        star.OutcomeMap.load(path)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"seed": "much"},
+        {"budget": "0"},
+        {"sampling": "[" * 9000},
+        {"sampling": '{"temperature": -1, "stop": []}'},
+        {"kept": "null"},
+        {"kept": '{"nowhere": "resid_post"}'},
+        {"prompts": "[1]"},
+        {"prompts": "[]"},
+        {"replies": "[1]"},
+        {"reward": None},
+        {"format": "star_tl outcome 0"},
+    ],
+    ids=str,
+)
+def test_a_damaged_or_edited_map_is_refused_in_one_line(
+    sampled: star.OutcomeMap, tmp_path: Path, changed: dict[str, str | None]
+) -> None:
+    path = tmp_path / "outcome.safetensors"
+    sampled.save(path)
+    with safe_open(str(path), framework="pt") as file:
+        meta = {k: v for k, v in (file.metadata() | changed).items() if v is not None}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    save_file(tensors, str(path), metadata=meta)
+    with pytest.raises(star.StarError, match=r"^[^\n]*outcome\.safetensors[^\n]*$"):
         star.OutcomeMap.load(path)
 
 

@@ -280,8 +280,8 @@ CASES: list[tuple[str, str, dict[str, Any], list[str]]] = [
     ('[{"chat_logs": [{"text": "a"}]}]', "camp.json", {}, ["entry 1", "CaSiNo", "'id'"]),
     ('[{"events": []}]', "sale.json", {}, ["entry 1", "CraigslistBargain", "'scenario'"]),
     ("A prompt.", "mine.txt", {"mode": "dialogue"}, ["Unknown mode 'dialogue'", "single", "multi"]),
-    ("A prompt.", "mine.txt", {"limit": 0}, ["limit is 0", "1 or more", "None"]),
-    ("A prompt.", "mine.txt", {"max_turns": 0}, ["max_turns is 0", "1 or more"]),
+    ("A prompt.", "mine.txt", {"limit": 0}, ["limit is 0", "at least 1"]),
+    ("A prompt.", "mine.txt", {"max_turns": 0}, ["max_turns is 0", "at least 1"]),
 ]
 
 

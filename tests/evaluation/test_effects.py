@@ -47,10 +47,9 @@ def test_the_share_made_worse_and_the_difference_are_those_of_the_prompts() -> N
     assert found.p_mcnemar == pytest.approx(1.0), "two up and one down"
 
 
-def test_random_vectors_are_one_condition_and_keep_their_names() -> None:
+def test_random_vectors_are_one_condition_and_shuffles_another() -> None:
     pooled = pool_random(
         replies({"unsteered": 0.3, "random 0": 0.2, "random 11": 0.4, "shuffled labels 1": 0.1}, 10, 1)
     )
     assert set(pooled.arm) == {"unsteered", "random", "shuffled labels"}
-    assert set(pooled.way) == {"unsteered", "random 0", "random 11", "shuffled labels 1"}
     assert effects(pooled, ["markers"]).set_index("condition").n["random"] == 10

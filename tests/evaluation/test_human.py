@@ -112,6 +112,9 @@ def test_files_of_another_form_and_broken_ones_are_refused(tmp_path) -> None:
         (write(tmp_path / "nobody.csv", items, prefers_located, ""), "no rater"),
         (write(tmp_path / "columns.csv", items, prefers_located, columns=[*"abcde"]), "no file that the form saved"),
     ]
+    twice = tmp_path / "twice.csv"
+    twice.write_text(good.read_text() + good.read_text().splitlines()[3].replace(",A,", ",B,") + "\n")
+    cases.append((twice, r"line 22: rater 'r1' rates item 3 twice"))
     for path, said in cases:
         with pytest.raises(StarError, match=said):
             read_ratings([path], items)

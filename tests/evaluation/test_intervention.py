@@ -8,19 +8,18 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 
 import star_tl as star
 from star_tl.evaluation import measures
 from star_tl.evaluation.drift import at_drift
 from star_tl.evaluation.intervention import GENERATED, LARGEST, choose_intervention, first_strength, propose, shortlist
-from star_tl.evaluation.judges import LABELS
 from star_tl.evaluation.samples import sample_conditions
 from star_tl.generation.settings import Sampling
 from star_tl.models.lens import HookedTransformer
 from star_tl.steering.condition import Condition
 
-PAIRS = star.load_pairs("gratitude")
+WHOLE = star.load_pairs("gratitude")
+PAIRS = dataclasses.replace(WHOLE, pairs=WHOLE.extraction.pairs[:20])
 SAMPLING = Sampling(max_new_tokens=16)
 
 
@@ -36,52 +35,6 @@ def maps(demo: HookedTransformer) -> tuple[star.AttributionMap, star.OutcomeMap]
         demo, PAIRS.extraction.prompts, reward, 160, SAMPLING, least=160, hook_points=["resid_post"], progress=False
     )
     return attr, outcome
-
-
-# --- measures ----------------------------------------------------------------------------------
-
-
-def test_measures_multiply_add_and_remember_what_they_are_made_of() -> None:
-    kind, blunt = "Thank you so much!", "No."
-    shown, judged = measures.markers(PAIRS.trait), measures.judge("gratitude", "ngrams")
-    both = 0.5 * (shown * judged) + judged
-    prompts = ["Here is your book."] * 2
-    values = both(prompts, [kind, blunt])
-    single = judged(prompts, [kind, blunt])
-    torch.testing.assert_close(values, torch.stack([0.5 * single[0] + single[0], single[1]]))
-    assert both.parts == {"markers", "word judge"}
-    assert both.name == "0.5 × markers × word judge + word judge"
-    assert (judged * (shown + judged)).name == "word judge × (markers + word judge)"
-    assert single[0] > single[1]
-
-
-def test_an_empty_reply_earns_nothing() -> None:
-    for measure in measures.measures_of(PAIRS.trait):
-        assert measure(["Here is your book."], [" "]).tolist() == [0.0], measure.name
-
-
-def test_a_reward_is_tested_by_what_it_did_not_see() -> None:
-    trait = PAIRS.trait
-    assert measures.reward_of(trait).parts == {"embedding judge", "relevance"}
-    assert measures.reward_of(trait).name == "embedding judge × relevance up to 0.3"
-    assert [m.name for m in measures.unseen_by(measures.reward_of(trait), trait)] == ["word judge", "markers"]
-    assert [m.name for m in measures.unseen_by(measures.markers(trait), trait)] == ["embedding judge", "word judge"]
-    assert [m.name for m in measures.unseen_by(sighs, trait)] == ["embedding judge", "word judge", "markers"]
-    trust = star.load_pairs("trust").trait
-    assert "trust" not in LABELS
-    assert measures.reward_of(trust).name == "markers"
-
-
-def test_without_the_embedding_model_the_word_judge_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measures.judges, "EMBEDDING_PACKAGE", "not_installed_here")
-    assert measures.reward_of(PAIRS.trait).name == "word judge"
-    assert [m.name for m in measures.measures_of(PAIRS.trait)] == ["word judge", "markers"]
-
-
-def test_openings_are_counted() -> None:
-    texts = ["Thank you so much.", "thank you so kindly", "No, thank you.", "Yes."]
-    assert measures.commonest_opening(texts) == 0.5
-    assert measures.common_opening()([""] * 4, texts).tolist() == [0.5, 0.5, 0.25, 0.25]
 
 
 # --- drift -------------------------------------------------------------------------------------
@@ -159,9 +112,9 @@ def test_the_choice_does_more_than_nothing_and_resumes_to_the_same(
     assert best.reward > choice.unsteered.reward + 0.2
     assert best.drift < 0.16
     assert list(choice.table["rounds"]) == sorted(choice.table["rounds"], reverse=True)
-    # a reply and then another to each of forty contexts
-    assert set(choice.table.n[:2]) == {80}
-    assert set(choice.table.n[2:]) == {40}
+    # a reply and then another to each of twenty contexts
+    assert set(choice.table.n[:2]) == {40}
+    assert set(choice.table.n[2:]) == {20}
     assert choice.unseen["word judge"]["low"] > 0
     assert choice.confirmed
     drawn = choice.plot()

@@ -42,4 +42,9 @@ def test_every_layer_of_a_model_is_steered_and_ranked(tiny) -> None:
     assert table.layers.layer.tolist() == [0, 1, 2]
     assert {"gain by atp", "probe's AUC", "agreement", "largest norm", "middle layer"} <= set(table.rankings.ranking)
     assert table.rankings.set_index("ranking").layer["middle layer"] == 1
-    assert (table.rankings.regret >= 0).all()
+    done = table.layers.effect
+    assert done.max() > done.min(), "or no ranking could be wrong"
+    for row in table.rankings.itertuples():
+        score = table.layers[row.ranking]
+        assert row.layer in set(table.layers.layer[score == score.max()]), row.ranking
+        assert row.regret == pytest.approx(max(done[i] - done[row.layer] for i in range(3))), row.ranking

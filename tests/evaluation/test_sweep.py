@@ -24,6 +24,7 @@ from star_tl.errors import StarError
 from star_tl.evaluation import samples, sweep
 from star_tl.generation import samples_file
 from star_tl.locus import Locus
+from star_tl.steering.condition import Condition
 from star_tl.steering.hooks import injection_hooks, row_hooks
 
 PROMPTS = ["I lost my job.", "My dog is ill and I cannot sleep at all.", "Would you take $40 for the lamp?"]
@@ -143,6 +144,20 @@ def test_a_file_of_other_pairs_is_refused(tiny, pairs, tmp_path: Path) -> None:
     assert grid(tiny, marked, out=out).to_frame().shows.any(), "markers only score what was written"
     with pytest.raises(StarError, match="holds the samples of another call"):
         grid(tiny, replace(pairs, pairs=pairs.pairs[1:]), out=out)
+
+
+def test_a_call_that_would_write_other_texts_is_another_one(tiny_folder: Path) -> None:
+    """In bfloat16 texts depend on what shares their batch; elsewhere a batch size changes nothing."""
+
+    def call(batch_size: int | None = None, **loading: Any) -> dict[str, object]:
+        model = star.load_model(str(tiny_folder), **loading)
+        return samples.describe(model, [[(1, 5)]], [Condition()], star.Sampling(batch_size=batch_size))
+
+    assert call() == call(batch_size=3)
+    assert call(dtype="bfloat16") == call(dtype="bfloat16")
+    assert call(dtype="bfloat16") != call(dtype="bfloat16", batch_size=3)
+    others = [call(dtype="bfloat16"), call(backend="bridge"), call(first_n_layers=2)]
+    assert all(other != call() for other in others)
 
 
 def replies_in(path: Path) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from types import NoneType
 
 import torch
 from tqdm.auto import tqdm
@@ -29,10 +30,11 @@ from star_tl.attribution.outcome.gradients import (
 from star_tl.attribution.outcome.map import Direction, OutcomeMap
 from star_tl.attribution.outcome.sample import Reward, check_sampling, name_of, rewards_of, spread, write_replies
 from star_tl.data.chat import SPANS, Prompt, as_prompts, template_hash
-from star_tl.errors import StarError, nearest
+from star_tl.errors import StarError, check_flag, check_kind, check_name, check_whole, quoted
+from star_tl.files import output_path
 from star_tl.generation.sampling import Reply, render_prompts
 from star_tl.generation.settings import Sampling
-from star_tl.models.backend import Model, tokenizer_of
+from star_tl.models.backend import MODELS, Model, tokenizer_of
 from star_tl.models.load import fingerprint
 from star_tl.models.size import free_memory
 from star_tl.steering.condition import Condition
@@ -82,7 +84,18 @@ def attribute_outcome(
         StarError: bad arguments, a reward that gives no finite number for a reply, ``out`` is another call's or cannot
             be written to, or gradients of so many replies do not fit into memory.
     """
-    Condition(seed=seed)  # raises where it is none
+    check_kind(model, MODELS, "a model that load_model returns")
+    check_kind(sampling, Sampling, "a Sampling")
+    check_flag(progress, "progress")
+    seed = Condition(seed=seed).seed  # raises where it is none
+    if not callable(reward):
+        raise StarError(f"reward is {quoted(reward)}: give a function of a prompt and a reply's text.")
+    check_whole(n, "n")
+    if least is not None:
+        check_whole(least, "least")
+    if out is not None:
+        out = output_path(out)
+    check_kind(under, Condition, "a Condition")
     if under.instruction is not None or under.positions in SPANS:
         raise StarError("attribute_outcome takes a vector and its positions in under, no instruction and no span.")
     chats = tuple(as_prompts(prompts))
@@ -137,10 +150,11 @@ def attribute_outcome(
 
 def _points(model: Model, asked: Sequence[str] | None) -> tuple[str, ...]:
     there = points_there(model)
-    points = there if asked is None else (asked,) if isinstance(asked, str) else tuple(dict.fromkeys(asked))
+    check_kind(asked, (str, Sequence, NoneType), "hook_points as a list of names")
+    points = there if asked is None else (asked,) if isinstance(asked, str) else tuple(asked)
     for point in points:
-        if point not in there:
-            raise StarError(f"No outcome gradients at hook point {point!r}.{nearest(point, there)}")
+        check_name(point, there, "hook point with outcome gradients")
+    points = tuple(dict.fromkeys(points))
     if not points:
         raise StarError(f"There are no hook points: name some of {', '.join(there)}.")
     return points

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -16,9 +16,9 @@ from torch import Tensor
 from star_tl.attribution.choose import GAIN_DRIFT
 from star_tl.attribution.outcome import estimate
 from star_tl.attribution.outcome.estimate import CrossFit, Estimate
-from star_tl.data.chat import Message
-from star_tl.errors import StarError
-from star_tl.files import save_tensors
+from star_tl.data.chat import Message, as_prompts
+from star_tl.errors import StarError, check_flag, check_kind, check_name, check_text, check_whole, quoted, shown
+from star_tl.files import reading, regular_file, save_tensors
 from star_tl.generation.settings import Sampling
 from star_tl.locus import HOOK_POINTS, POINTS, Locus, hook_name
 from star_tl.steering.positions import whole_numbers
@@ -35,6 +35,7 @@ FAR = 10  # layers of which a tenth of the depth lies between are rivals, not ne
 Positions = str | Sequence[int] | None
 
 
+@runtime_checkable
 class Vector(Protocol):
     """What an effect is asked of: a :class:`star_tl.SteeringVector`, say."""
 
@@ -102,12 +103,30 @@ class OutcomeMap:
     norms: Mapping[str, Tensor]
 
     def __post_init__(self) -> None:
+        for name in ("reward", "model", "fingerprint", "template"):
+            check_text(getattr(self, name), f"{name} of an outcome map")
+        check_kind(self.sampling, Sampling, "an outcome map's sampling as a Sampling")
+        check_whole(self.seed, "seed", least=None)
+        check_whole(self.budget, "budget")
+        for name in ("prompts", "replies"):
+            check_kind(getattr(self, name), (list, tuple), f"an outcome map's {name} as a list")
+        for name in ("gradients", "norms"):
+            check_kind(getattr(self, name), Mapping, f"an outcome map's {name} by hook point")
+        numbers = (self.prompt, self.rewards, self.tokens, self.log_probs)
+        for tensor in (*numbers, *self.gradients.values(), *self.norms.values()):
+            check_kind(tensor, Tensor, "an outcome map's numbers as tensors")
+        if any(t.ndim != 1 for t in numbers) or any(g.ndim < 4 for g in self.gradients.values()):
+            raise StarError("An outcome map's rewards or gradients have another shape: attribute again.")
+        if not all(isinstance(text, str) for text in self.replies):
+            raise StarError("An outcome map's replies are no texts: attribute again.")
         n = len(self.replies)
         counts = {n, len(self.prompt), len(self.rewards), len(self.tokens), len(self.log_probs)}
         if len(counts | {g.shape[2] for g in self.gradients.values()}) != 1 or not self.gradients:
             raise StarError("An outcome map's replies, rewards and gradients differ in number: attribute again.")
         if not bool(self.rewards.isfinite().all()):
             raise StarError("An outcome map holds rewards that are not finite: attribute again.")
+        if not bool(((self.prompt >= 0) & (self.prompt < len(self.prompts))).all()):
+            raise StarError("An outcome map's replies are to prompts that it does not hold: attribute again.")
         if set(self.gradients) - set(POINTS) or set(self.gradients) != set(self.norms):
             raise StarError(f"An outcome map's hook points are some of {', '.join(POINTS)}: attribute again.")
 
@@ -151,6 +170,7 @@ class OutcomeMap:
 
     def drift(self, vector: Vector, positions: Positions = None, per_token: bool = True) -> Estimate:
         """What strength 1 costs, to second order: nats a token, or a whole reply. Arguments as in :meth:`effect`."""
+        check_flag(per_token, "per_token")
         return estimate.drift_of(self._along(vector, positions), self.tokens, self.prompt, per_token)
 
     def gain(self, vector: Vector, positions: Positions = None) -> Estimate:
@@ -171,10 +191,10 @@ class OutcomeMap:
         Raises:
             StarError: an unknown method, a place that the map does not hold, or rewards that are all the same.
         """
-        if method not in METHODS:
-            raise StarError(f"Unknown method {method!r}: use one of {', '.join(METHODS)}.")
-        if positions not in (None, GENERATED):
-            raise StarError(f"positions is {positions!r}: use 'generated', or a locus with the positions wanted.")
+        check_name(method, METHODS, "method")
+        check_kind(locus, Locus, "a Locus, such as outcome.top_locus()")
+        if positions is not None and not (isinstance(positions, str) and positions == GENERATED):
+            raise StarError(f"positions is {quoted(positions)}: use 'generated', or a locus with the positions wanted.")
         if not bool(self.advantages.any()):
             raise StarError("The reward is the same for every reply to a prompt: nothing raises it.")
         point, places = self._places(locus, positions)
@@ -226,10 +246,10 @@ class OutcomeMap:
         ``positions="generated"``, of all layers, at generated tokens (then the locus's own position is the last).
         """
         gains = self.gains()
-        if positions == GENERATED:
+        if isinstance(positions, str) and positions == GENERATED:
             return Locus(hook_name("resid_post", int(gains[:, -1].argmax())), (-1,))
         if positions is not None:
-            raise StarError(f"positions is {positions!r}: use 'generated', or leave it out for one prompt token.")
+            raise StarError(f"positions is {quoted(positions)}: use 'generated', or leave it out for one prompt token.")
         layer, place = divmod(int(gains[:, :-1].argmax()), self.window)
         return Locus(hook_name("resid_post", layer), (place - self.window,))
 
@@ -302,9 +322,10 @@ class OutcomeMap:
 
     @classmethod
     def load(cls, path: str | Path) -> OutcomeMap:
-        """Read a file that :meth:`save` wrote. Raises StarError where it is something else."""
+        """Read a file that :meth:`save` wrote. Raises StarError where it is something else, damaged or edited."""
         from safetensors import SafetensorError, safe_open
 
+        path = regular_file(path, "outcome map")
         try:
             with safe_open(str(path), framework="pt") as file:
                 meta = file.metadata() or {}
@@ -312,25 +333,20 @@ class OutcomeMap:
                     raise StarError(f"{path} is no outcome map of this version of star_tl: attribute again.")
                 found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         except (SafetensorError, OSError) as error:
-            raise StarError(f"{path} cannot be read as safetensors ({error}).") from None
-        kept, sampling = json.loads(meta["kept"]), json.loads(meta["sampling"])
-        return cls(
-            reward=meta["reward"],
-            model=meta["model"],
-            fingerprint=meta["fingerprint"],
-            template=meta["template"],
-            sampling=Sampling(**sampling | {"stop": tuple(sampling["stop"])}),
-            seed=int(meta["seed"]),
-            budget=int(meta["budget"]),
-            prompts=tuple(tuple(messages) for messages in json.loads(meta["prompts"])),
-            prompt=found["prompt"],
-            replies=tuple(json.loads(meta["replies"])),
-            rewards=found["rewards"],
-            tokens=found["tokens"],
-            log_probs=found["log_probs"],
-            gradients={point: found[f"gradients.{first}"] for point, first in kept.items()},
-            norms={point: found[f"norms.{point}"] for point in kept},
-        )
+            raise StarError(f"{path} cannot be read as safetensors ({shown(str(error))}): attribute again.") from None
+        with reading(path):
+            kept, sampling = json.loads(meta["kept"]), json.loads(meta["sampling"])
+            return cls(
+                **{name: meta[name] for name in ("reward", "model", "fingerprint", "template")},
+                **{name: found[name] for name in ("prompt", "rewards", "tokens", "log_probs")},
+                sampling=Sampling(**sampling | {"stop": tuple(sampling["stop"])}),
+                seed=int(meta["seed"]),
+                budget=int(meta["budget"]),
+                prompts=tuple(as_prompts(json.loads(meta["prompts"]))),
+                replies=tuple(json.loads(meta["replies"])),
+                gradients={point: found[f"gradients.{first}"] for point, first in kept.items()},
+                norms={point: found[f"norms.{point}"] for point in kept},
+            )
 
     def __repr__(self) -> str:
         n, known = len(self.replies), f"OutcomeMap({self.reward}, mean {self.mean_reward}"
@@ -385,13 +401,14 @@ class OutcomeMap:
             raise StarError(f"The map has {self.n_layers} layers and no {locus.hook_point}: name another.")
         if locus.head is not None and not 0 <= locus.head < self.gradients[point].shape[3]:
             raise StarError(f"The map has no head {locus.head}: it has {self.gradients[point].shape[3]} a layer.")
-        if positions == GENERATED:
+        if isinstance(positions, str) and positions == GENERATED:
             return point, [self.window]
         if isinstance(positions, str) and positions not in ("locus", "last_prompt"):
             raise StarError(
-                f"An outcome map knows no positions {positions!r}: use 'generated', 'last_prompt' or prompt positions."
+                f"An outcome map knows no positions {quoted(positions)}: use 'generated', 'last_prompt' or positions "
+                "of prompt tokens."
             )
-        if positions is None or positions == "locus":
+        if positions is None or (isinstance(positions, str) and positions == "locus"):
             numbers = locus.positions
         else:
             numbers = (-1,) if isinstance(positions, str) else whole_numbers(positions)
@@ -407,11 +424,12 @@ class OutcomeMap:
         return found.transpose(0, 1)
 
     def _along(self, vector: Vector, positions: Positions) -> Float[Tensor, " reply"]:
+        check_kind(vector, Vector, "a SteeringVector")
         if getattr(vector, "fingerprint", self.fingerprint) != self.fingerprint:
             raise StarError(f"The vector is of another model than this outcome map's {self.model!r}: extract it again.")
         point, places = self._places(vector.locus, positions)
         rows = vector.vector
-        own = positions in (None, "locus") or (
+        own = (positions is None or (isinstance(positions, str) and positions == "locus")) or (
             not isinstance(positions, str) and set(whole_numbers(positions)) == set(vector.locus.positions)
         )
         if own:

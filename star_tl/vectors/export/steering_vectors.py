@@ -9,8 +9,8 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
-from star_tl.errors import StarError
-from star_tl.files import save_tensors
+from star_tl.errors import StarError, quoted
+from star_tl.files import regular_file, save_tensors
 from star_tl.vectors.export.request import Format, Request
 
 LAYER_TYPES = {"decoder_block": "resid_post", "self_attn": "attn_out", "mlp": "mlp_out"}  # theirs, and our points
@@ -31,15 +31,18 @@ def read_layers(source: object) -> tuple[dict[int, Float[Tensor, " d"]], str]:
     else:
         tensors, kind = getattr(source, "layer_activations", None), getattr(source, "layer_type", None)
     if not isinstance(tensors, Mapping) or not tensors:
-        raise StarError(f"{source} holds no vector per layer: give a SteeringVector of steering-vectors, or its file.")
+        raise StarError(
+            f"{quoted(source)} holds no vector per layer: give a SteeringVector of steering-vectors, or its file."
+        )
     if kind not in LAYER_TYPES:
-        raise StarError(f"{kind!r} is no layer type that can be imported: use one of {', '.join(LAYER_TYPES)}.")
+        raise StarError(f"{quoted(kind)} is no layer type that can be imported: use one of {', '.join(LAYER_TYPES)}.")
     return {int(layer): tensor.detach().float().cpu().flatten() for layer, tensor in tensors.items()}, kind
 
 
 def _read(path: str | Path) -> tuple[dict[int, Tensor], str]:
     from safetensors import SafetensorError, safe_open
 
+    path = regular_file(path, "file of a steering vector")
     try:
         with safe_open(str(path), framework="pt") as file:
             kind = (file.metadata() or {}).get("layer_type", "decoder_block")

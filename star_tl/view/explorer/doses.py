@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from star_tl.evaluation.reach import DriftReach
+from star_tl.evaluation.drift import DriftReach
 from star_tl.evaluation.scores import mark_coherent
 from star_tl.evaluation.strength import DRIFT_LIMIT, best_dose, dose_table
 from star_tl.files import JsonObject

@@ -7,6 +7,7 @@ from typing import TypedDict
 from torch import Tensor
 
 from star_tl.attribution import AttributionMap
+from star_tl.attribution.choose import GAIN_DRIFT
 from star_tl.data.chat import Span
 from star_tl.files import JsonObject
 from star_tl.locus import COMPONENTS, WRITES
@@ -114,7 +115,7 @@ def _with_gain(attr: AttributionMap, panel: Panel) -> Panel:
         panel["low"] = [[x if known else None, *row] for x, row in zip(low, panel["low"], strict=True)]
         panel["high"] = [[x if known else None, *row] for x, row in zip(high, panel["high"], strict=True)]
     panel["z"] = [[x, *row] for x, row in zip(gain, panel["z"], strict=True)]
-    panel["columns"] = [{"label": "at 0.1 nat", "hook": "hook_resid_post", "gain": True}, *panel["columns"]]
+    panel["columns"] = [{"label": f"at {GAIN_DRIFT:g} nat", "hook": "hook_resid_post", "gain": True}, *panel["columns"]]
     for group in panel["groups"]:
         group["start"], group["end"] = group["start"] + 1, group["end"] + 1
     panel["groups"] = [{"label": "gain", "start": 0, "end": 1, "limit": limit}, *panel["groups"]]

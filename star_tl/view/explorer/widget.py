@@ -21,15 +21,15 @@ import torch
 from star_tl.attribution import ESTIMATORS, AttributionMap, attribute
 from star_tl.data.chat import Message, as_messages, render, resolve_span
 from star_tl.data.pairs import ContrastivePair, Pairs, load_pairs
-from star_tl.errors import StarError
-from star_tl.evaluation.reach import drift_reach
+from star_tl.errors import StarError, check_kind
+from star_tl.evaluation.drift import drift_reach
 from star_tl.evaluation.scores import score
 from star_tl.evaluation.strength import DRIFT_LIMIT
 from star_tl.files import JsonObject
 from star_tl.generation.sampling import Reply, generate, stream
 from star_tl.generation.settings import Sampling
 from star_tl.locus import Locus
-from star_tl.models.backend import Model, attached, residual_stream, tokenizer_of
+from star_tl.models.backend import MODELS, Model, attached, residual_stream, tokenizer_of
 from star_tl.models.batch import make_batch
 from star_tl.steering.condition import Condition, batch_hooks
 from star_tl.steering.hooks import row_hooks
@@ -86,8 +86,12 @@ def explore(model: Model, pairs: Pairs | str | Path, attr: AttributionMap | None
             dose–response.
         attr: an attribution map of these pairs, where you have one; default: attribute now.
     """
+    check_kind(model, MODELS, "a model that load_model returns")
     if not isinstance(pairs, Pairs):
         pairs = load_pairs(pairs)
+    if attr is not None:
+        check_kind(attr, AttributionMap, "a map that attribute returns")
+        attr.check(model)
     return Explorer(model, pairs, attr if attr is not None else attribute(model, pairs))
 
 

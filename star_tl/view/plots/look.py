@@ -17,7 +17,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import ArrayLike
 
-from star_tl.errors import StarError
+from star_tl.errors import check_name, check_number
 
 # Okabe & Ito's colours, which colour-blind readers tell apart.
 BLUE, SKY, GREEN, ORANGE, PINK, VERMILION, GREY = (
@@ -97,10 +97,9 @@ def restyle(fig: go.Figure, style: str = "screen", width: float | None = None) -
     Raises:
         StarError: an unknown style, or a width that is no number of inches.
     """
-    if style not in STYLES:
-        raise StarError(f"Unknown style {style!r}: use one of {', '.join(STYLES)}.")
-    if width is not None and not 1 <= width <= 40:
-        raise StarError(f"width is {width!r}: give inches, 1 to 40.")
+    check_name(style, STYLES, "style")
+    if width is not None:
+        check_number(width, "width", lambda x: 1 <= x <= 40, "give inches, 1 to 40")
     fig = on_paper(fig) if style == "paper" else on_dark(fig) if style == "dark" else fig
     return fig if width is None else _as_wide(fig, width)
 

@@ -6,6 +6,7 @@ zero.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from star_tl.attribution.map import AttributionMap
 from star_tl.attribution.outcome import OutcomeMap
 from star_tl.attribution.verify import TOP
 from star_tl.data.chat import Span
-from star_tl.errors import StarError
+from star_tl.errors import StarError, check_whole, quoted
 from star_tl.locus import COMPONENTS, WRITES
 from star_tl.stats import mean_interval
 from star_tl.view.plots.look import (
@@ -134,9 +135,14 @@ def components_of(attr: AttributionMap) -> list[str]:
 
 
 def _chosen(attr: AttributionMap, layers: Sequence[int] | None) -> list[int]:
-    rows = sorted(set(range(attr.n_layers) if layers is None else map(int, layers)))
+    try:
+        rows = sorted(set(range(attr.n_layers) if layers is None else map(operator.index, layers)))
+    except TypeError:
+        rows = []
     if not rows or rows[0] < 0 or rows[-1] >= attr.n_layers:
-        raise StarError(f"layers is {layers!r} and the map has {attr.n_layers}: give some of 0 to {attr.n_layers - 1}.")
+        raise StarError(
+            f"layers is {quoted(layers)} and the map has {attr.n_layers}: give some of 0 to {attr.n_layers - 1}."
+        )
     return rows
 
 
@@ -190,7 +196,8 @@ def plot_tokens(
         StarError: no such pair, component or layer.
     """
     rows = _chosen(attr, layers)
-    component = component or next(iter(sorted(components_of(attr), key=lambda c: c != "resid_post")), "resid_post")
+    if component is None:
+        component = next(iter(sorted(components_of(attr), key=lambda c: c != "resid_post")), "resid_post")
     scores, end, n = attr.component(component), attr.prompt_end, len(attr.pair_ids)
     if pair is None:
         first, last = end - attr.window, end
@@ -200,6 +207,7 @@ def plot_tokens(
         ticks = [f"{name}  {i - end}" if name else str(i - end) for i, name in enumerate(names, first)]
         where, of = "at the end of the prompt", _mean(attr)
     else:
+        check_whole(pair, "pair", least=None)
         if not -n <= pair < n:
             raise StarError(f"pair is {pair} and the map has {n} pairs: use 0 to {n - 1}.")
         scores, spans = scores[pair][None], [s for s in attr.spans[pair] if s.name != "negative reply"]

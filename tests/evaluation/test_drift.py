@@ -9,7 +9,7 @@ from by_hand import unequal_pairs
 import star_tl as star
 from star_tl.data.chat import render, reply_ids
 from star_tl.errors import StarError
-from star_tl.evaluation.reach import drift_reach
+from star_tl.evaluation.drift import drift_reach
 
 
 def drift_by_hand(model, vector, pairs, strength: float) -> float:
