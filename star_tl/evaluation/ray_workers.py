@@ -24,6 +24,7 @@ from star_tl.models.load import fingerprint, load_model
 from star_tl.steering.condition import Condition, Row, batch_hooks
 
 _TRIES = 3  # workers that may die over one piece of work
+_STARTS = 3  # of a cluster of our own: Ray gives its processes 15 s, which a busy machine may not have
 
 
 class RayWorkers:
@@ -49,12 +50,15 @@ class RayWorkers:
         except ModuleNotFoundError:
             raise StarError("Ray is not installed: pip install 'star_tl[ray]'.") from None
         self._ray: Any = ray
-        local = {"num_cpus": count or 1, "object_store_memory": 10**8}  # for each of which Ray starts a process
-        settings = local if address == "local" else {}
-        try:
-            ray.init(address, include_dashboard=False, log_to_driver=False, **settings)
-        except Exception as error:  # Ray raises this itself where a machine is too slow to start it
-            raise StarError(f"There is no Ray cluster at {shown(address)} ({shown(str(error))}): see --ray.") from None
+        for started in range(1, _STARTS + 1):
+            try:
+                self._connect(address, count or 1)
+                break
+            except Exception as error:  # Ray raises this itself where a machine is too slow to start it
+                ray.shutdown()
+                if address != "local" or started == _STARTS:
+                    problem = f"There is no Ray cluster at {shown(address)} ({shown(str(error))})"
+                    raise StarError(f"{problem}: see --ray.") from None
         cfg = model.cfg
         gpu = str(cfg.device).startswith("cuda")
         there = ray.cluster_resources()
@@ -72,6 +76,10 @@ class RayWorkers:
         self._identity = fingerprint(model)
         self._threads = torch.get_num_threads()  # sums may depend on it
         self._actors = [self._started() for _ in range(self.count)]
+
+    def _connect(self, address: str, count: int) -> None:
+        local = {"num_cpus": count, "object_store_memory": 10**8}  # Ray starts a process for each at once
+        self._ray.init(address, include_dashboard=False, log_to_driver=False, **(local if address == "local" else {}))
 
     def __enter__(self) -> RayWorkers:
         return self

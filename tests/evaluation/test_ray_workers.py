@@ -8,10 +8,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 pytest.importorskip("ray", reason="pip install 'star_tl[ray]'")
 
 import star_tl as star
+from star_tl.cli import app
 from star_tl.errors import StarError
 from star_tl.evaluation import ray_workers
 from star_tl.evaluation.ray_workers import RayWorkers
@@ -64,32 +66,13 @@ def test_two_workers_one_of_them_killed_make_the_table_of_one_process(
     assert out.read_text() == alone[1]
 
 
-class Stopped(RayWorkers):
-    """A worker whose caller is stopped after some pieces of work."""
-
-    left = 12
-
-    def run(self, method: str, pieces: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        for found in super().run(method, pieces):
-            if not self.left:
-                raise KeyboardInterrupt
-            self.left -= 1
-            yield found
-
-
-def test_an_evaluation_that_was_stopped_goes_on_to_the_tables_of_one_process(tiny: Any, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"max_new_tokens": 4, "progress": False, "drift": 0.05, "turns": 1}
-    prompts = PAIRS.heldout.prompts[:2]
-    star.evaluate(tiny, "joy", prompts, tmp_path / "alone", **options)
-    with Stopped(tiny, count=1) as workers:
-        with pytest.raises(KeyboardInterrupt):
-            star.evaluate(tiny, "joy", prompts, tmp_path / "shared", workers=workers, **options)
-        assert not (tmp_path / "shared/effects.csv").exists()
-        workers.left = -1
-        star.evaluate(tiny, "joy", prompts, tmp_path / "shared", workers=workers, **options)
-    files = sorted(p.relative_to(tmp_path / "alone") for p in (tmp_path / "alone").rglob("*.jsonl"))
-    assert len(files) > 5
-    for name in ("effects.csv", "against.csv", "samples.csv", "tables.md", *files):
+def test_the_command_evaluates_on_workers_as_it_does_alone(tiny_folder: Path, tmp_path: Path) -> None:
+    given = ["evaluate", "--task", "joy", "--model", str(tiny_folder), "--limit", "2", "--max-new-tokens", "4"]
+    given += ["--drift", "0.05", "--no-choose", "--no-side-effects"]
+    for name, more in (("alone", []), ("shared", ["--ray", "local", "--workers", "1"])):
+        done = CliRunner().invoke(app, [*given, "--out", str(tmp_path / name), *more])
+        assert done.exit_code == 0, done.output
+    for name in ("effects.csv", "samples.csv", "replies/arms.jsonl"):
         assert (tmp_path / "shared" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
 
 
