@@ -39,7 +39,8 @@ class RayWorkers:
             count: workers; default one to a GPU of the cluster, or without GPUs one to a machine.
 
         Raises:
-            StarError: Ray is not installed, there is no cluster at the address, or ``count`` is below 1.
+            StarError: Ray is not installed, there is no cluster at the address, or ``count`` is below 1 or more than
+                there is room for.
         """
         if count is not None and count < 1:
             raise StarError(f"workers is {count}: use at least 1.")
@@ -52,7 +53,7 @@ class RayWorkers:
         self._ray: Any = ray
         for started in range(1, _STARTS + 1):
             try:
-                self._connect(address, count or 1)
+                self._connect(address, count or os.cpu_count() or 1)
                 break
             except Exception as error:  # Ray raises this itself where a machine is too slow to start it
                 ray.shutdown()
@@ -61,9 +62,13 @@ class RayWorkers:
                     raise StarError(f"{problem}: see --ray.") from None
         cfg = model.cfg
         gpu = str(cfg.device).startswith("cuda")
-        there = ray.cluster_resources()
-        machines = len([node for node in ray.nodes() if node["Alive"]])
-        self.count = count or max(1, int(there.get("GPU", 0)) if gpu else machines)
+        kind = "GPU" if gpu else "CPU"
+        machines = [int(node["Resources"].get(kind, 0)) for node in ray.nodes() if node["Alive"]]
+        room, each = sum(machines), len([n for n in machines if n])
+        self.count = count or max(1, room if gpu else each)
+        if self.count > room:
+            ray.shutdown()
+            raise StarError(f"The Ray cluster has {room} {kind}s, for {self.count} workers: use fewer --workers.")
         self._actor = ray.remote(num_cpus=1, num_gpus=1 if gpu else 0)(_Replica)
         self._loading = {
             "name": cfg.model_name,
