@@ -126,7 +126,7 @@ def two_hosts() -> Iterator[tuple[list[str], list[str]]]:
     """What a command is begun with on either of two hosts, which are network namespaces joined by a wire."""
     names = [f"star{os.getpid()}{side}" for side in "ab"]
     try:
-        for name, address in zip(names, (HEAD, WORKER), strict=True):
+        for name in names:
             ip("netns", "add", name)
             ip("-n", name, "link", "set", "lo", "up")
         ip("-n", names[0], "link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns", names[1])
