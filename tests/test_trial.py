@@ -6,10 +6,13 @@ import dataclasses
 import os
 import signal
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from forked import forks
 from typer.testing import CliRunner
 
@@ -19,6 +22,7 @@ from star_tl.data.scenarios import POINTS, Camp
 from star_tl.data.tasks import load_task
 from star_tl.errors import StarError
 from star_tl.evaluation import conditions
+from star_tl.evaluation.ray_workers import RayWorkers, _Replica
 
 OPTIONS = {"max_new_tokens": 5, "progress": False, "drift": 0.05}
 WRITTEN = ("effects.csv", "against.csv", "samples.csv", "tables.md", "tables.tex", "report.html")
@@ -73,6 +77,36 @@ def test_every_condition_is_in_the_tables(folder, tiny, prompts) -> None:
     assert result.dose.strength.iloc[0] == 0
     assert list(result.tables()["overview"].condition) == list(found)
     assert all((folder / name).stat().st_size for name in WRITTEN)
+
+
+class Here(RayWorkers):
+    """The work of replicas, done in this process, the last piece first; ``left`` pieces until the caller is stopped."""
+
+    def __init__(self, model: Any, left: int) -> None:
+        self.left = left
+        self._replica = _Replica({}, "", torch.get_num_threads())
+        self._replica._model = model
+
+    def run(self, method: str, pieces: Sequence[tuple[object, ...]]) -> Iterator[tuple[int, Any]]:
+        for i in reversed(range(len(pieces))):
+            if not self.left:
+                raise KeyboardInterrupt
+            self.left -= 1
+            yield i, getattr(self._replica, method)(*pieces[i])
+
+
+def test_an_evaluation_on_workers_that_was_stopped_goes_on_to_the_same_tables(folder, tiny, prompts, tmp_path) -> None:
+    given = tiny, "negotiation_politeness", prompts, tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        star.evaluate(*given, workers=Here(tiny, 12), **OPTIONS)
+    assert list((tmp_path / "out").rglob("*.jsonl"))
+    assert not (tmp_path / "out" / "effects.csv").exists()
+    star.evaluate(*given, workers=(workers := Here(tiny, 10_000)), **OPTIONS)
+    assert workers.left < 9_950, "the workers had little to do"
+    found = sorted(p.relative_to(folder) for p in folder.rglob("*.jsonl"))
+    assert len(found) > 4
+    for name in (*WRITTEN[:-1], *found):
+        assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes(), name
 
 
 def test_another_evaluation_in_the_folder_is_refused(folder, tiny, prompts) -> None:

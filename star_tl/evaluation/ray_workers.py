@@ -24,6 +24,7 @@ from star_tl.models.load import fingerprint, load_model
 from star_tl.steering.condition import Condition, Row, batch_hooks
 
 _TRIES = 3  # workers that may die over one piece of work
+_STARTS = 3  # of a cluster of our own: Ray gives its processes 15 s, which a busy machine may not have
 
 
 class RayWorkers:
@@ -38,7 +39,8 @@ class RayWorkers:
             count: workers; default one to a GPU of the cluster, or without GPUs one to a machine.
 
         Raises:
-            StarError: Ray is not installed, there is no cluster at the address, or ``count`` is below 1.
+            StarError: Ray is not installed, there is no cluster at the address, or ``count`` is below 1 or more than
+                there is room for.
         """
         if count is not None and count < 1:
             raise StarError(f"workers is {count}: use at least 1.")
@@ -49,17 +51,24 @@ class RayWorkers:
         except ModuleNotFoundError:
             raise StarError("Ray is not installed: pip install 'star_tl[ray]'.") from None
         self._ray: Any = ray
-        local = {"num_cpus": count or 1, "object_store_memory": 10**8}  # for each of which Ray starts a process
-        settings = local if address == "local" else {}
-        try:
-            ray.init(address, include_dashboard=False, log_to_driver=False, **settings)
-        except Exception as error:  # Ray raises this itself where a machine is too slow to start it
-            raise StarError(f"There is no Ray cluster at {shown(address)} ({shown(str(error))}): see --ray.") from None
+        for started in range(1, _STARTS + 1):
+            try:
+                self._connect(address, count or os.cpu_count() or 1)
+                break
+            except Exception as error:  # Ray raises this itself where a machine is too slow to start it
+                ray.shutdown()
+                if address != "local" or started == _STARTS:
+                    problem = f"There is no Ray cluster at {shown(address)} ({shown(str(error))})"
+                    raise StarError(f"{problem}: see --ray.") from None
         cfg = model.cfg
         gpu = str(cfg.device).startswith("cuda")
-        there = ray.cluster_resources()
-        machines = len([node for node in ray.nodes() if node["Alive"]])
-        self.count = count or max(1, int(there.get("GPU", 0)) if gpu else machines)
+        kind = "GPU" if gpu else "CPU"
+        machines = [int(node["Resources"].get(kind, 0)) for node in ray.nodes() if node["Alive"]]
+        room, each = sum(machines), len([n for n in machines if n])
+        self.count = count or max(1, room if gpu else each)
+        if self.count > room:
+            ray.shutdown()
+            raise StarError(f"The Ray cluster has {room} {kind}s, for {self.count} workers: use fewer --workers.")
         self._actor = ray.remote(num_cpus=1, num_gpus=1 if gpu else 0)(_Replica)
         self._loading = {
             "name": cfg.model_name,
@@ -72,6 +81,10 @@ class RayWorkers:
         self._identity = fingerprint(model)
         self._threads = torch.get_num_threads()  # sums may depend on it
         self._actors = [self._started() for _ in range(self.count)]
+
+    def _connect(self, address: str, count: int) -> None:
+        local = {"num_cpus": count, "object_store_memory": 10**8}  # Ray starts a process for each at once
+        self._ray.init(address, include_dashboard=False, log_to_driver=False, **(local if address == "local" else {}))
 
     def __enter__(self) -> RayWorkers:
         return self

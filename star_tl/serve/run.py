@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
 from collections.abc import Callable, Mapping
 
 import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from star_tl.errors import StarError
 from star_tl.models.backend import Model
@@ -50,17 +53,59 @@ def serve(
         raise StarError(f"{host}:{port} cannot be bound ({error}): choose another --port or --host.") from None
     hosts = {"127.0.0.1", "localhost", "[::1]", f"[{host}]" if ":" in host else host}
     app = make_app(model, vectors, name, limits, key, tuple(hosts))
-    config = uvicorn.Config(
+    config = server_config(app, limits)
+    shown = f"[{host}]" if ":" in host else host
+    tell(f"http://{shown}:{bound.getsockname()[1]}")
+    with bound:
+        uvicorn.Server(config).run(sockets=[bound])
+
+
+def server_config(app: FastAPI, limits: Limits) -> uvicorn.Config:
+    """How uvicorn serves the application within its limits."""
+    return uvicorn.Config(
         app,
+        http=_Impatient,
         log_level="warning",
         limit_concurrency=limits.rows + limits.waiting + 64,  # connections; what is more is refused at once (503)
         timeout_graceful_shutdown=int(limits.patience),
         h11_max_incomplete_event_size=2**16,
     )
-    shown = f"[{host}]" if ":" in host else host
-    tell(f"http://{shown}:{bound.getsockname()[1]}")
-    with bound:
-        uvicorn.Server(config).run(sockets=[bound])
+
+
+class _Impatient(H11Protocol):
+    """Closes a connection whose request line and headers do not come: uvicorn would wait for them for ever.
+
+    They may take as long as replies may at a stop; the body's time is the application's.
+    """
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._forget()
+
+    def _watch(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._forget()
+        elif self._late is None and not self.transport.is_closing():
+            self._late = self.loop.call_later(self.config.timeout_graceful_shutdown or 0, self._close)
+
+    def _close(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+    def _forget(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
 
 
 def _loopback(host: str) -> bool:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 pytest.importorskip("ray", reason="pip install 'star_tl[ray]'")
 
 import star_tl as star
+from star_tl.cli import app
 from star_tl.errors import StarError
 from star_tl.evaluation import ray_workers
 from star_tl.evaluation.ray_workers import RayWorkers
@@ -64,32 +70,13 @@ def test_two_workers_one_of_them_killed_make_the_table_of_one_process(
     assert out.read_text() == alone[1]
 
 
-class Stopped(RayWorkers):
-    """A worker whose caller is stopped after some pieces of work."""
-
-    left = 12
-
-    def run(self, method: str, pieces: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        for found in super().run(method, pieces):
-            if not self.left:
-                raise KeyboardInterrupt
-            self.left -= 1
-            yield found
-
-
-def test_an_evaluation_that_was_stopped_goes_on_to_the_tables_of_one_process(tiny: Any, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"max_new_tokens": 4, "progress": False, "drift": 0.05, "turns": 1}
-    prompts = PAIRS.heldout.prompts[:2]
-    star.evaluate(tiny, "joy", prompts, tmp_path / "alone", **options)
-    with Stopped(tiny, count=1) as workers:
-        with pytest.raises(KeyboardInterrupt):
-            star.evaluate(tiny, "joy", prompts, tmp_path / "shared", workers=workers, **options)
-        assert not (tmp_path / "shared/effects.csv").exists()
-        workers.left = -1
-        star.evaluate(tiny, "joy", prompts, tmp_path / "shared", workers=workers, **options)
-    files = sorted(p.relative_to(tmp_path / "alone") for p in (tmp_path / "alone").rglob("*.jsonl"))
-    assert len(files) > 5
-    for name in ("effects.csv", "against.csv", "samples.csv", "tables.md", *files):
+def test_the_command_evaluates_on_workers_as_it_does_alone(tiny_folder: Path, tmp_path: Path) -> None:
+    given = ["evaluate", "--task", "joy", "--model", str(tiny_folder), "--limit", "2", "--max-new-tokens", "4"]
+    given += ["--drift", "0.05", "--no-choose", "--no-side-effects"]
+    for name, more in (("alone", []), ("shared", ["--ray", "local", "--workers", "1"])):
+        done = CliRunner().invoke(app, [*given, "--out", str(tmp_path / name), *more])
+        assert done.exit_code == 0, done.output
+    for name in ("effects.csv", "samples.csv", "replies/arms.jsonl"):
         assert (tmp_path / "shared" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
 
 
@@ -107,6 +94,82 @@ def test_what_a_worker_finds_is_said_as_it_is(tiny: Any, monkeypatch: pytest.Mon
             list(workers.run("score", [piece]))
         with pytest.raises(StarError, match="1 workers died"):
             list(workers.run("score", [(Deadly(), *piece[1:])]))
+
+
+HEAD, WORKER = "10.77.19.1", "10.77.19.2"
+PORTS = ("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port", "metrics-export-port")
+DRIVER = """
+import sys
+import pandas as pd
+import ray
+import star_tl as star
+from star_tl.evaluation.ray_workers import RayWorkers
+
+folder, address, *hosts = sys.argv[1:]
+model, pairs = star.load_model(folder), star.load_pairs("politeness")
+options = dict(prompts=pairs.heldout.prompts[:4], strengths=(1.0,), max_new_tokens=8, batch_size=8, progress=False)
+with RayWorkers(model, address) as workers:
+    assert {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]} == set(hosts)
+    assert workers.count == 1
+    found = star.compare(model, pairs, workers=workers, **options).frame
+pd.testing.assert_frame_equal(found, star.compare(model, pairs, **options).frame, check_exact=True)
+print("equal")
+"""
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+
+
+@pytest.fixture
+def two_hosts() -> Iterator[tuple[list[str], list[str]]]:
+    """What a command is begun with on either of two hosts, which are network namespaces joined by a wire."""
+    names = [f"star{os.getpid()}{side}" for side in "ab"]
+    try:
+        for name in names:
+            ip("netns", "add", name)
+            ip("-n", name, "link", "set", "lo", "up")
+        ip("-n", names[0], "link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns", names[1])
+        for name, address in zip(names, (HEAD, WORKER), strict=True):
+            ip("-n", name, "address", "add", f"{address}/24", "dev", "wire")
+            ip("-n", name, "link", "set", "wire", "up")
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"network namespaces cannot be made here: {getattr(error, 'stderr', None) or error}")
+    try:
+        yield (["ip", "netns", "exec", names[0]], ["ip", "netns", "exec", names[1]])
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+
+
+def test_a_worker_on_another_host_makes_the_table_of_one_process(tiny_folder: Path, two_hosts, tmp_path: Path) -> None:
+    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+    start += [f"--{name}={52365 + i}" for i, name in enumerate(PORTS)]
+    head = ["--head", f"--node-ip-address={HEAD}", "--port=6379", "--num-cpus=0", "--include-dashboard=false"]
+    other = [f"--address={HEAD}:6379", f"--node-ip-address={WORKER}", "--num-cpus=1"]
+    (tmp_path / "driver.py").write_text(DRIVER)
+    driver = [sys.executable, "driver.py", str(tiny_folder), f"{HEAD}:6379", HEAD, WORKER]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(star.__file__).parents[1]), *sys.path])}
+    running: list[subprocess.Popen[bytes]] = []
+    try:
+        for host, options in zip(two_hosts, (head, other), strict=True):
+            with (tmp_path / f"{len(running)}.log").open("wb") as log:
+                running.append(subprocess.Popen([*host, *start, *options], stdout=log, stderr=log, env=environment))
+            wait_for(tmp_path / f"{len(running) - 1}.log", b"Ray runtime started")
+        done = subprocess.run([*two_hosts[0], *driver], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.stdout.splitlines()[-1:] == ["equal"], done.stderr
+    finally:
+        for process in reversed(running):
+            process.terminate()
+            process.wait()
+
+
+def wait_for(log: Path, said: bytes) -> None:
+    for _ in range(1200):
+        if said in log.read_bytes():
+            return
+        time.sleep(0.1)
+    pytest.fail(log.read_text())
 
 
 def test_what_cannot_be_started_is_one_line(tiny: Any) -> None:

@@ -191,3 +191,29 @@ def test_memory_bounds_how_many_rows_there_may_be(tiny: Any, monkeypatch: pytest
     monkeypatch.setattr(batch, "columns", 3 * one.columns)
     assert batch.room_for([one] * 3)
     assert not batch.room_for([one] * 4)
+
+
+@pytest.mark.hooked
+def test_the_cache_holds_no_more_than_its_rows_may_take(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long row leaves its columns behind, many rows theirs: neither is kept for the other kind."""
+    batch, held = RunningBatch(tiny), []
+    monkeypatch.setattr(batch, "columns", 1200)
+    own = LlamaRows._take
+    monkeypatch.setattr(
+        LlamaRows, "_take", lambda self, cache: (held.append(cache.shape[2] * cache.shape[4]), own(self, cache))
+    )
+    short = [ask(tiny, PROMPTS[1], Condition(seed=i), Sampling(max_new_tokens=8)) for i in range(30)]
+    long = [ask(tiny, PROMPTS[1], Condition(seed=i), Sampling(max_new_tokens=400)) for i in range(2)]
+    for row in long:
+        row.writing.stops = frozenset()
+    waiting = [long[0], *short[:15], long[1], *short[15:]]
+    while waiting or batch.asked:
+        joining = []
+        while waiting and batch.room_for([*joining, waiting[0]]):
+            joining.append(waiting.pop(0))
+        if joining:
+            batch.join(joining)
+        batch.step()
+    assert all(len(row.writing.tokens) == 400 for row in long)
+    assert max(held) <= 1200 + 64 * 16, held  # up to a grain of 64 columns a row
+    assert max(held) > 400

@@ -32,7 +32,7 @@ from star_tl.generation.sampling import Reply, Sampling, render_prompts
 from star_tl.locus import Locus
 from star_tl.serve.app import make_app
 from star_tl.serve.engine import Engine, Full, Job, Limits
-from star_tl.serve.run import check_reach
+from star_tl.serve.run import check_reach, server_config
 from star_tl.serve.text import printable_text
 from star_tl.serve.vectors import Served, read_vectors, with_drift
 from star_tl.steering.condition import Condition
@@ -60,7 +60,7 @@ def served(model: Any, vectors: dict[str, Served], limits: Limits, key: str | No
     """The address of a server that runs in a thread."""
     with socket.create_server(("127.0.0.1", 0)) as bound:
         app = make_app(model, vectors, "demo", limits, key)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+        server = uvicorn.Server(server_config(app, limits))
         thread = threading.Thread(target=server.run, args=([bound],))
         thread.start()
         try:
@@ -291,6 +291,27 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(address: str) -> 
 def test_a_body_that_does_not_come_is_not_waited_for(address: str, client: Any) -> None:
     assert " 408 " in raw(address, f"{JSON}Content-Length: 100", b'{"model": ')
     assert client.chat.completions.create(model="demo", messages=MESSAGE, max_tokens=3).choices
+
+
+@pytest.mark.parametrize("begun", [b"", b"POST /v1/chat/comp", b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n"])
+def test_a_request_that_does_not_come_is_not_waited_for(address: str, begun: bytes) -> None:
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as there:
+        there.sendall(begun)
+        assert there.recv(4096) == b"", "the connection is still open"
+
+
+def test_a_client_that_does_not_read_holds_no_row(address: str) -> None:
+    before = measured(address)
+    data = json.dumps(ENDLESS | {"stream": True, "max_tokens": 200, "logprobs": True, "top_logprobs": 20}).encode()
+    host, port = address.removeprefix("http://").split(":")
+    with socket.socket() as there:
+        there.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        there.connect((host, int(port)))
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\n{JSON}Content-Length: {len(data)}\r\n\r\n"
+        there.sendall(head.encode() + data)
+        until(lambda: measured(address)["star_tl_tokens"] >= before["star_tl_tokens"] + 200, "the reply was written")
+        until(lambda: measured(address)["star_tl_rows_running"] == 0, "the row is free")
 
 
 @pytest.mark.parametrize("stream", [False, True])
