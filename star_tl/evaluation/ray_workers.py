@@ -14,14 +14,12 @@ import torch
 from star_tl.data.chat import Message, chat_format
 from star_tl.data.pairs import Trait
 from star_tl.errors import StarError, shown
-from star_tl.evaluation.scores import score
-from star_tl.generation.sampling import Reply, in_batches
-from star_tl.generation.settings import Sampling
-from star_tl.locus import NamedHook
+from star_tl.evaluation.scores import score, write_measured
+from star_tl.generation.sampling import Reply
 from star_tl.models.backend import Model, tokenizer_of
 from star_tl.models.lens import HookedTransformer
 from star_tl.models.load import fingerprint, load_model
-from star_tl.steering.condition import Condition, Row, batch_hooks
+from star_tl.steering.condition import Condition
 
 _TRIES = 3  # workers that may die over one piece of work
 _STARTS = 3  # of a cluster of our own: Ray gives its processes 15 s, which a busy machine may not have
@@ -151,19 +149,9 @@ class _Replica:
                 raise StarError(f"{name} is another model on a worker: load it from a folder that all share.")
         return self._model
 
-    def write(
-        self, prompts: list[tuple[int, ...]], seeds: list[int], rows: list[list[Row]], sampling: Sampling
-    ) -> list[Reply]:
-        """Replies to the prompts, in their order."""
-        found: list[Reply | None] = [None] * len(prompts)
-
-        def hooks_of(batch: list[int]) -> list[NamedHook]:
-            return batch_hooks([rows[i] for i in batch])
-
-        for batch, replies in in_batches(self.model, prompts, seeds, hooks_of, sampling, False):
-            for i, reply in zip(batch, replies, strict=True):
-                found[i] = reply
-        return [reply for reply in found if reply is not None]
+    def write(self, *piece: Any) -> tuple[list[Reply], list[dict[str, float]] | None]:
+        """Replies and what was measured, as :func:`star_tl.evaluation.scores.write_measured` gives them."""
+        return write_measured(self.model, *piece)
 
     def score(
         self, trait: Trait, prompts: list[tuple[Message, ...]], replies: list[Reply], condition: Condition

@@ -7,9 +7,9 @@ replies and not on how many conditions there are.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from tqdm.auto import tqdm
@@ -18,17 +18,15 @@ from star_tl.data.chat import Message, Prompt, as_prompts, render
 from star_tl.data.pairs import Trait
 from star_tl.errors import check_flag, check_kind
 from star_tl.evaluation.ray_workers import RayWorkers
-from star_tl.evaluation.scores import measure_kept, score, score_table
+from star_tl.evaluation.scores import score, score_table, write_measured
 from star_tl.files import JsonObject
 from star_tl.generation.samples_file import SamplesFile, how_computed, number_below, reply_of, reply_row, samples_file
-from star_tl.generation.sampling import Reply, batch_order, in_batches, render_prompts, rows_at_once
+from star_tl.generation.sampling import Reply, batch_order, render_prompts, rows_at_once
 from star_tl.generation.settings import Sampling
-from star_tl.locus import NamedHook
 from star_tl.models.backend import Model, tokenizer_of
 from star_tl.models.load import fingerprint
-from star_tl.steering.condition import Condition, Row, batch_hooks
+from star_tl.steering.condition import Condition
 
-_PIECE = 64  # rows that a worker writes at a time, where no batch_size is given
 Key = tuple[int, int]  # numbers of a condition and of a prompt
 
 
@@ -76,16 +74,7 @@ def sample_conditions(
         todo = [(c, i) for c in range(len(conditions)) for i in range(len(prompts)) if (c, i) not in kept.replies]
         file.check_room(len(todo) * sampling.max_new_tokens)
 
-        if workers is not None:
-
-            def rows_of(batch: Sequence[int]) -> list[list[Row]]:
-                return [conditions[c].rows(tokenizer_of(model), prompts[i]) for c, i in (todo[k] for k in batch)]
-
-            own_ids, seeds = [ids[c][i] for c, i in todo], [conditions[c].seed for c, _ in todo]
-            for batch, replies in _shared_out(workers, own_ids, seeds, rows_of, sampling, progress):
-                kept.add({todo[k]: reply for k, reply in zip(batch, replies, strict=True)})
-        else:
-            _written_here(model, kept, prompts, ids, conditions, sampling, progress)
+        _write(model, kept, prompts, ids, conditions, sampling, progress, workers)
         unscored = []
         for c in range(len(conditions)):
             if c not in kept.scores:
@@ -108,7 +97,7 @@ def sample_conditions(
     return pd.concat(frames, ignore_index=True)
 
 
-def _written_here(
+def _write(
     model: Model,
     kept: Kept,
     prompts: Sequence[tuple[Message, ...]],
@@ -116,6 +105,7 @@ def _written_here(
     conditions: Sequence[Condition],
     sampling: Sampling,
     progress: bool,
+    workers: RayWorkers | None,
 ) -> None:
     """What ``kept`` has no replies of, with what can be measured while they are at hand.
 
@@ -123,46 +113,30 @@ def _written_here(
     """
     keys = [(c, i) for c in range(len(conditions)) for i in range(len(prompts))]
     plain = [render(tokenizer_of(model), chat).ids for chat in prompts]
-    itself = [c.vector is None and c.instruction is None for c in conditions]
+    unsteered = [c.vector is None and c.instruction is None for c in conditions]
     order, most = batch_order([ids[c][i] for c, i in keys]), rows_at_once(model, sampling)
-    missing = sum(key not in kept.replies for key in keys)
-    with tqdm(total=missing, desc="sampling", unit="reply", disable=not progress, delay=2) as bar:
-        for first in range(0, len(order), most):
-            piece = [keys[k] for k in order[first : first + most]]
-            missing = sum(key not in kept.replies for key in piece)
-            if not missing:
-                continue
-            added = [conditions[c].rows(tokenizer_of(model), prompts[i]) for c, i in piece]
+    batches = [[keys[k] for k in order[first : first + most]] for first in range(0, len(order), most)]
+    batches = [batch for batch in batches if any(key not in kept.replies for key in batch)]
 
-            def hooks_of(batch: list[int], added: Sequence[list[Row]] = added) -> list[NamedHook]:
-                return batch_hooks([added[k] for k in batch])
+    def piece(batch: Sequence[Key]) -> tuple[Any, ...]:
+        """What :func:`star_tl.evaluation.scores.write_measured` takes."""
+        return (
+            [ids[c][i] for c, i in batch],
+            [conditions[c].seed for c, _ in batch],
+            [conditions[c].rows(tokenizer_of(model), prompts[i]) for c, i in batch],
+            [plain[i] for _, i in batch],
+            [unsteered[c] for c, _ in batch],
+            sampling,
+        )
 
-            own_ids, seeds = [ids[c][i] for c, i in piece], [conditions[c].seed for c, _ in piece]
-            for batch, replies in in_batches(model, own_ids, seeds, hooks_of, sampling, progress=False, keep=True):
-                own, measured = [piece[k] for k in batch], None
-                if all(reply.residual is not None for reply in replies):
-                    asked, unsteered = [plain[i] for _, i in own], [itself[c] for c, _ in own]
-                    measured = measure_kept(model, asked, replies, unsteered)
-                kept.add(dict(zip(own, replies, strict=True)), measured)
-            bar.update(missing)
-
-
-def _shared_out(
-    workers: RayWorkers,
-    prompts: Sequence[tuple[int, ...]],
-    seeds: Sequence[int],
-    rows_of: Callable[[Sequence[int]], list[list[Row]]],
-    sampling: Sampling,
-    progress: bool,
-) -> Iterator[tuple[list[int], list[Reply]]]:
-    """What :func:`star_tl.generation.sampling.in_batches` yields, from workers: batches of the same rows."""
-    order = batch_order(prompts)
-    most = sampling.batch_size or _PIECE
-    batches = [order[i : i + most] for i in range(0, len(order), most)]
-    pieces = [([prompts[k] for k in b], [seeds[k] for k in b], rows_of(b), sampling) for b in batches]
-    with tqdm(total=len(prompts), desc="sampling", unit="reply", disable=not progress, delay=2) as bar:
-        for n, replies in workers.run("write", pieces):
-            yield batches[n], replies
+    if workers is None:
+        written = ((n, write_measured(model, *piece(batch))) for n, batch in enumerate(batches))
+    else:
+        written = workers.run("write", [piece(batch) for batch in batches])
+    total = sum(map(len, batches))
+    with tqdm(total=total, desc="sampling", unit="reply", disable=not progress, delay=2) as bar:
+        for n, (replies, measured) in written:
+            kept.add(dict(zip(batches[n], replies, strict=True)), measured)
             bar.update(len(replies))
 
 
@@ -219,7 +193,7 @@ class Kept:
 
     def add(self, found: Mapping[Key, Reply], measured: Sequence[dict[str, float]] | None = None) -> None:
         """Keep these replies."""
-        self.replies |= {key: replace(reply, residual=None) for key, reply in found.items()}
+        self.replies.update(found)
         self.measured |= dict(zip(found, measured or (), strict=measured is not None))
         self.file.append([self._reply_row(key) for key in found])
 

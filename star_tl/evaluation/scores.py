@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,14 @@ from star_tl.data.pairs import Trait
 from star_tl.errors import StarError, check_kind, check_whole
 from star_tl.generation.decoding import residuals_of
 from star_tl.generation.likelihood import reply_scores
-from star_tl.generation.sampling import Reply
+from star_tl.generation.sampling import Reply, in_batches
+from star_tl.generation.settings import Sampling
+from star_tl.locus import NamedHook
 from star_tl.models.backend import MODELS, Model, tokenizer_of
 from star_tl.models.batch import TokenBatch, make_batch, pad_id
 from star_tl.models.memory import fitting_batches
 from star_tl.stats import compare_paired, holm
-from star_tl.steering.condition import UNSTEERED, Condition
+from star_tl.steering.condition import UNSTEERED, Condition, Row, batch_hooks
 
 FIRST_PERSON = re.compile(r"\b(?:i|me|my|mine|myself)\b", re.IGNORECASE)
 WORD = re.compile(r"\w+(?:'\w+)*")
@@ -90,6 +93,41 @@ def score(
     return pd.DataFrame(rows)
 
 
+def write_measured(
+    model: Model,
+    prompts: Sequence[tuple[int, ...]],
+    seeds: Sequence[int],
+    rows: Sequence[list[Row]],
+    plain: Sequence[tuple[int, ...]],
+    unsteered: Sequence[bool],
+    sampling: Sampling,
+) -> tuple[list[Reply], list[dict[str, float]] | None]:
+    """Replies to token ids, and what :func:`measure_kept` says of them; None where no residual stream was at hand.
+
+    Args:
+        model: from :func:`star_tl.load_model`.
+        prompts: as they are answered, an instruction among them.
+        seeds: of every reply.
+        rows: what is added in every reply, see :meth:`star_tl.Condition.rows`.
+        plain: the prompts as the unsteered model sees them.
+        unsteered: whether a reply is that model's own.
+        sampling: how to sample.
+    """
+    replies: dict[int, Reply] = {}
+    measured: dict[int, dict[str, float]] = {}
+
+    def hooks_of(batch: list[int]) -> list[NamedHook]:
+        return batch_hooks([rows[i] for i in batch])
+
+    for batch, written in in_batches(model, prompts, seeds, hooks_of, sampling, progress=False, keep=True):
+        replies |= {i: replace(reply, residual=None) for i, reply in zip(batch, written, strict=True)}
+        if all(reply.residual is not None for reply in written):
+            found = measure_kept(model, [plain[i] for i in batch], written, [unsteered[i] for i in batch])
+            measured |= dict(zip(batch, found, strict=True))
+    order = range(len(prompts))
+    return [replies[i] for i in order], [measured[i] for i in order] if len(measured) == len(prompts) else None
+
+
 def measure_kept(
     model: Model, prompts: Sequence[tuple[int, ...]], replies: Sequence[Reply], unsteered: Sequence[bool]
 ) -> list[dict[str, float]]:
@@ -120,7 +158,7 @@ def measure_kept(
 
 def score_table(trait: Trait, replies: Sequence[Reply], measured: Sequence[Mapping[str, float]]) -> pd.DataFrame:
     """The table of :func:`score` from what :func:`measure_kept` gave."""
-    return pd.DataFrame([_words(trait, reply) | m for reply, m in zip(replies, measured, strict=True)])
+    return pd.DataFrame([_words(trait, reply) | dict(m) for reply, m in zip(replies, measured, strict=True)])
 
 
 def _predicted(model: Model, reply: Reply) -> tuple[int, ...]:

@@ -264,6 +264,7 @@ def _written(
     if options.repetition_penalty != 1:
         seen = torch.stack([row.seen(logits.shape[-1]) for row in rows]).to(device)
     lasts: list[tuple[list[int], Tensor]] = []  # of every step the rows and what their logits were made from
+    step = 0
     for step in range(options.max_new_tokens):
         if keep and batch.last is not None:
             lasts.append((alive, batch.last))
