@@ -75,7 +75,7 @@ def with_measures(
         columns["vader"] = _vader(texts)
     if "lexicon" in task.measures and lexicon and task.trait in lexicon:
         columns["lexicon"] = words_in_100(texts, lexicon[task.trait])
-    return samples.assign(**columns), sorted(columns, key=lambda name: name != task.measures[0])
+    return samples.assign(**columns), sorted(columns, key=lambda name: name not in task.measures[:1])
 
 
 def main_measures(names: Sequence[str]) -> list[str]:
