@@ -140,6 +140,8 @@ def _views(where: str, record: object) -> list[list[Turn]]:
             messages = as_messages(own)
         except StarError as error:
             raise StarError(f"{where}: {error}") from None
+        except (KeyError, TypeError, AttributeError):
+            raise StarError(f"{where}: not a dialogue or prompt: give {READABLE}.") from None
         return [_merged([(m["role"], m["content"]) for m in messages if m["role"] != "system"])]
     if not isinstance(record, dict):
         raise StarError(f"{where}: not a dialogue or prompt: give {READABLE}.")
@@ -198,16 +200,21 @@ def _rows(path: Path, text: str) -> Iterator[tuple[str, object]]:
     if FULL_TEXT not in (reader.fieldnames or ()):
         raise StarError(f"{path}: unknown format, for a table it has no column {FULL_TEXT}: give {READABLE}.")
     labels, seen = [name for name in reader.fieldnames or () if name.endswith("_disclosure")], set()
-    for number, row in enumerate(reader, start=2):
-        words = _ESCAPED.sub(lambda m: _cp1252(int(m[1], 16)), row[FULL_TEXT] or "").strip()
-        if words and words not in seen and (not labels or "1" in {row[name] for name in labels}):
-            seen.add(words)
-            yield f"row {number}", row | {FULL_TEXT: words}
+    try:
+        for number, row in enumerate(reader, start=2):
+            words = _ESCAPED.sub(lambda m: _sign(int(m[1], 16)), row[FULL_TEXT] or "").strip()
+            if words and words not in seen and (not labels or "1" in {row[name] for name in labels}):
+                seen.add(words)
+                yield f"row {number}", row | {FULL_TEXT: words}
+    except csv.Error as error:
+        raise StarError(f"{path}: not a table in CSV ({error}): save it again.") from None
 
 
-def _cp1252(code: int) -> str:
+def _sign(code: int) -> str:
     """The sign that was meant: OffMyChest writes those of Windows by their number there."""
-    return bytes([code]).decode("cp1252", "replace") if 0x80 <= code < 0xA0 else chr(min(code, 0x10FFFF))
+    if 0x80 <= code < 0xA0:
+        return bytes([code]).decode("cp1252", "replace")
+    return "\ufffd" if 0xD800 <= code < 0xE000 or code > 0x10FFFF else chr(code)
 
 
 def _read(path: Path) -> str:

@@ -1,8 +1,8 @@
 """Tasks: what is evaluated on which prompts, one small JSON file each in ``data/tasks``.
 
 A file names the trait, whose held-out contexts are the built-in prompts, the published dialogues that may take their
-place, who the two sides are, the judges that see more than the trait's own, further measures of every reply, and
-whether a deal can come of the talk.
+place, who the two sides are, the judges that see more than the trait's own, the measures of every reply, of which the
+first is what the task is about, and whether a deal can come of the talk.
 """
 
 from __future__ import annotations

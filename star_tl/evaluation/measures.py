@@ -270,7 +270,7 @@ def with_measures(
     if "lexicon" in task.measures and lexicon and task.trait in lexicon:
         last.append(lexicon_words(lexicon[task.trait]))
     names = [*told, *(m.name for m in asked), *scored, *(m.name for m in last)]
-    first = sorted(names, key=lambda name: name != task.measures[0])
+    first = sorted(names, key=lambda name: name not in task.measures[:1])
     return measured(samples.assign(**told), prompts, [*asked, *last]), first
 
 
