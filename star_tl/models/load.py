@@ -17,7 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from star_tl.data.chat import chat_format, check_template, set_chat_format
+from star_tl.data.chat import chat_format, set_chat_format
+from star_tl.data.template import check_template
 from star_tl.data.tokenizer import Tokenizer
 from star_tl.errors import StarError, check_kind, check_name, check_whole, nearest, shown
 from star_tl.models.bridge import load_bridge
