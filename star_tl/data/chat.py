@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from star_tl.data.template import Message, plain_pieces, template_pieces
 from star_tl.data.tokenizer import Tokenizer
-from star_tl.errors import StarError, check_text, quoted, shown
+from star_tl.errors import StarError, check_text, quoted
 
 Prompt = str | Sequence[Message]
 ROLES = ("system", "user", "assistant")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -93,11 +93,11 @@ class Evaluation:
             if table is not None and len(table)
         }
 
-    def plot(self, measure: str | None = None) -> go.Figure:
+    def plot(self, measure: str | None = None, **options: Any) -> go.Figure:
         """Differences with their intervals, by condition; of the first measure, or of the one that is named."""
-        from star_tl.view.evaluation_plots import plot_conditions
+        from star_tl.view.plots import plot_conditions
 
-        return plot_conditions(self.table, measure or self.measures[0])
+        return plot_conditions(self.table, measure or self.measures[0], **options)
 
     def __repr__(self) -> str:
         rows = self.table[self.table.measure == self.measures[0]].set_index("condition")

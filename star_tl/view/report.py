@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import html
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import regex
 
-from star_tl.attribution.choose import GAIN_DRIFT
 from star_tl.data.chat import Message, as_messages
 from star_tl.data.markers import at_edges
 from star_tl.evaluation.strength import DRIFT_LIMIT
@@ -29,6 +27,8 @@ from star_tl.view.plots import (
     plot_loci,
     plot_tokens,
 )
+from star_tl.view.report_tables import FLUENCY, JUDGED, RESULTS, TRIED, number, table_of
+from star_tl.view.report_words import READING, finding, in_short
 
 if TYPE_CHECKING:
     import pandas
@@ -38,65 +38,6 @@ if TYPE_CHECKING:
 
 OPEN_PROMPTS = 4  # the others unfold
 SHOWN_ARMS = ("unsteered", "steered", "primed")
-
-
-def _number(digits: int, sign: str = "") -> Callable[[float], str]:
-    return lambda v: f"{v:{sign}.{digits}f}".replace("-", "−") if math.isfinite(v) else "–"
-
-
-def _p_value(value: float) -> str:
-    return "&lt; 0.001" if value < 0.001 else _number(3)(value)
-
-
-# Column of the summary, its heading, how to show its values; the first table is what matters most.
-Columns = tuple[tuple[str, str, Callable[[float], str]], ...]
-RESULTS: Columns = (
-    ("n", "replies", _number(0)),
-    ("trait_rate", "coherent, with the trait", percent),
-    ("difference", "difference (points)", _number(0, "+")),
-    ("p_value", "p", _p_value),
-    ("wrong_way", "prompts that fell", percent),
-    ("coherent_rate", "coherent", percent),
-    ("drift", "drift (nats per token)", _number(2)),
-)
-JUDGED: Columns = (
-    ("embedding judge", "embedding judge", _number(2)),
-    ("word judge", "word judge", _number(2)),
-    ("relevance", "relevance", _number(2)),
-)
-FLUENCY: Columns = (
-    ("marker_rate", "with a marker", percent),
-    ("drift_p95", "drift, 95th percentile", _number(2)),
-    ("drift_total", "drift of the whole reply (nats)", _number(2)),
-    ("perplexity", "perplexity", _number(2)),
-    ("length", "words", _number(1)),
-    ("first_person", "first person per 100 words", _number(1)),
-    ("repetition", "repetition", percent),
-)
-INTERVALS = {"trait_rate": ("low_rate", "high_rate"), "difference": ("low", "high")}
-
-READING = f"""
-<dl>
-<dt>Score</dt><dd>(clean activation − corrupted activation) · gradient of the trait metric, in nats. Clean is the run
-that shows the trait, corrupted the one that does not. Positive: moving toward clean raises the trait. It is a
-first-order estimate.</dd>
-<dt>Gain</dt><dd>What {GAIN_DRIFT:g} nat of drift per token buys of the metric (nats) when the vector is added there,
-to leading order: effect per root of drift. The layer of the largest gain is taken, and called chosen only where most
-resamples of the pairs choose it and random directions under the same search over layers gain less (p).</dd>
-<dt>Coherent</dt><dd>The unsteered model finds the reply at least as probable (log-probability, nats per token) as the
-2 % quantile of its own replies. Broken text is full of marker words, so a marker counts only in a coherent reply.</dd>
-<dt>Drift</dt><dd>How far the model that wrote the reply is from the unsteered model: the KL divergence of their
-next-token distributions, averaged over the reply, in nats per token. It is the cost of steering; 0 is no change.</dd>
-<dt>Strength</dt><dd>1 is the mean clean − corrupted difference itself.</dd>
-<dt>Arms</dt><dd>Random: ten random directions of the same norm at the same place, a reply to each
-prompt from each. Last ranked layer: the same vector at the layer with the lowest gain. Reply mean
-everywhere: the mean difference over reply tokens, added at every position. Primed: no vector, but an instruction that
-asks for the trait.</dd>
-<dt>Prompts that fell</dt><dd>Share of prompts whose rate is lower than unsteered.</dd>
-<dt>Perplexity, repetition</dt><dd>Perplexity of the reply under the unsteered model; share of its word trigrams that
-had occurred in it before.</dd>
-</dl>
-"""
 
 
 def write_report(path: str | Path, result: RunResult) -> Path:
@@ -109,82 +50,6 @@ def write_report(path: str | Path, result: RunResult) -> Path:
     with replacing(path) as partial:
         partial.write_text(_page(result), encoding="utf-8")
     return Path(path)
-
-
-def finding(result: RunResult) -> str:
-    """What was found, in a few plain words."""
-    choice, locus = result.attribution.choose_layer(), result.vector.locus
-    if choice.singled_out:
-        agree = percent(float(choice.frequency[choice.layer]))
-        text = f"At layer {choice.layer} drift buys most of the trait ({agree} of resamples agree)"
-    else:
-        words = choice.describe()
-        text = f"{words[0].upper()}{words[1:]}; layer {choice.layer} was taken"
-    rows = result.summary.set_index("arm")
-    if not {"unsteered", "steered"} <= set(rows.index):
-        return f"{text}."
-    before, after = rows.loc["unsteered"], rows.loc["steered"]
-    layer = "there" if locus.layer == choice.layer else f"at layer {locus.layer}"
-    listed = ", ".join(map(str, locus.positions))
-    token = "the last prompt token" if locus.positions == (-1,) else f"prompt positions {listed}"
-    if result.intervention is not None:
-        text = f"Real replies chose: {result.intervention.table.iloc[0].source}"
-        layer = f"at layer {locus.layer}"
-        token = "generated tokens" if result.intervention.condition.positions == "generated" else token
-    known = math.isfinite(after.low) and math.isfinite(after.high)
-    verb = "raises" if after.low > 0 else "lowers" if after.high < 0 else "moves"
-    text += (
-        f"; adding the vector {layer}, on {token}, {verb} coherent replies that show it "
-        f"from {percent(before.trait_rate)} to {percent(after.trait_rate)}"
-    )
-    if known:
-        difference, low, high = map(_number(0, "+"), (after.difference, after.low, after.high))
-        text += f" ({difference} points, 95\N{NO-BREAK SPACE}% interval {low} to {high})"
-    if verb == "moves":
-        text += ", which may be chance" if known else ", on too few prompts to tell from chance"
-    text += "."
-    if "random" in rows.index:
-        text += f" Random vectors of the same norm give {percent(rows.trait_rate['random'])}."
-    if "primed" in rows.index:
-        text += f" Asking for the trait in an instruction gives {percent(rows.trait_rate['primed'])}."
-    return text
-
-
-def in_short(result: RunResult) -> list[str]:
-    """What was asked, what came out, and how far to believe it: a sentence each, for readers who know no terms."""
-    trait, rows = result.trait.replace("_", " "), result.summary.set_index("arm")
-    asked = (
-        f"Asked was whether {result.model} writes with more {trait} when one vector is added inside of it, without an "
-        "instruction."
-    )
-    if not {"unsteered", "steered"} <= set(rows.index):
-        return [asked]
-    before, after = rows.loc["unsteered"], rows.loc["steered"]
-    change, low, high = after.difference, after.low, after.high
-    rates = f"{percent(before.trait_rate)} of its replies without the vector and {percent(after.trait_rate)} with it"
-    if not (math.isfinite(low) and math.isfinite(high)):
-        verdict = "too few prompts to tell that from chance"
-    elif low > 0 or high < 0:
-        verdict = f"{'more' if change > 0 else 'less'} than chance explains"
-    else:
-        verdict = "a difference that may be chance"
-    came_out = f"{rates} show it and stay fluent: {verdict}."
-    choice, better = result.attribution.choose_layer(), []
-    if "random" in rows.index and rows.high_rate.get("random", 0) >= after.trait_rate:
-        better.append("random vectors of that size do about as much")
-    if "primed" in rows.index and rows.trait_rate["primed"] >= after.trait_rate:
-        better.append("an instruction that asks for it does as much or more")
-    place = (
-        "The pairs single out the layer where it was added"
-        if choice.singled_out
-        else "The pairs do not single out a layer, so that the place is a guess"
-    )
-    own = next((v for v in result.settings.values() if TESTED in v), "")
-    believe = "; ".join([place, *better]) + (f"; {TESTED}." if own else ".")
-    return [asked, came_out, believe]
-
-
-TESTED = "steering is tested on the contexts that the vector was made from"
 
 
 def write_sweep(path: str | Path, found: Comparison, model: str, settings: Sequence[str]) -> Path:
@@ -219,7 +84,7 @@ def write_sweep(path: str | Path, found: Comparison, model: str, settings: Seque
                 figure("places-figure", plot_comparison(found), "Each cell: rate of replies, and drift below it.")
                 + (figure("loci-figure", plot_loci(found), "The same as curves.") if _few_places(steered) else ""),
             ),
-            "table": ("All ways to steer", scroll("All ways to steer", _table(rows, columns))),
+            "table": ("All ways to steer", scroll("All ways to steer", table_of(rows, columns))),
             "settings": ("Settings", f"<ul>{lines}</ul>"),
             "reading": ("How to read this", READING),
         },
@@ -267,7 +132,7 @@ def _arms(result: RunResult) -> str:
         "points. Under a rate or a difference stands its 95 % interval. p is Holm-corrected over arms; it comes from "
         "2,000 random flips of signs, so that it is at least 0.0005 times the number of arms compared."
     )
-    results, judged, fluency = (_table(result.summary, columns) for columns in (RESULTS, JUDGED, FLUENCY))
+    results, judged, fluency = (table_of(result.summary, columns) for columns in (RESULTS, JUDGED, FLUENCY))
     judged = scroll("What judges say", judged) if any(c[0] in result.summary for c in JUDGED) else ""
     told = (
         '<h3>What judges say</h3><p class="soft">Means over replies, 0 to 1, of judges trained on people\'s labels; '
@@ -281,21 +146,6 @@ def _arms(result: RunResult) -> str:
         f"{figure('arms-figure', plot_arms(result.summary), cost)}"
         f"{told}<h3>Words and fluency of the replies</h3>{scroll('Words and fluency of the replies', fluency)}"
     )
-
-
-def _table(summary: pandas.DataFrame, columns: Columns) -> str:
-    columns = tuple(c for c in columns if c[0] in summary)
-    head = "".join(f'<th scope="col">{heading}</th>' for _, heading, _ in columns)
-    body = ""
-    for row in summary.to_dict("records"):
-        cells = ""
-        for key, _, show in columns:
-            low, high = (row.get(name, math.nan) for name in INTERVALS.get(key, ("", "")))
-            known = math.isfinite(low) and math.isfinite(high)
-            interval = f'<span class="range">{show(low)} to {show(high)}</span>' if known else ""
-            cells += f"<td>{show(row[key])}{interval}</td>"
-        body += f'<tr><th scope="row">{arm_name(row["arm"])}</th>{cells}</tr>\n'
-    return f'<table><thead><tr><th scope="col">arm</th>{head}</tr></thead>\n<tbody>{body}</tbody></table>'
 
 
 def _replies(result: RunResult) -> str:
@@ -330,7 +180,7 @@ def _reply(arm: str, rows: pandas.DataFrame) -> str:
     row = rows.iloc[0]
     verdict = f"{'shows the trait' if row.shows else 'no marker'}, {'coherent' if row.coherent else 'not coherent'}"
     words = _highlight(str(row.text), str(row.markers)) or "(empty)"
-    measures = f"log-probability {_number(2)(row.logprob)}, drift {_number(2)(row.drift)}"
+    measures = f"log-probability {number(2)(row.logprob)}, drift {number(2)(row.drift)}"
     return (
         f'<div><h4>{arm_name(arm)}</h4><p class="text" dir="auto">{words}</p>'
         f'<p class="soft">{verdict}<br>{measures}</p></div>'
@@ -358,27 +208,11 @@ def _where(result: RunResult) -> str:
     return "".join(figure(name, fig, caption) for name, (fig, caption) in figures.items())
 
 
-TRIED: Columns = (
-    ("layer", "layer", _number(0)),
-    ("strength", "strength", _number(2)),
-    ("drift", "drift (nats per token)", _number(2)),
-    ("predicted", "predicted gain", _number(3)),
-    ("rank", "rank predicted", _number(0)),
-    ("reward", "reward", _number(3)),
-    ("n", "replies", _number(0)),
-    ("coherent_rate", "coherent", percent),
-    ("opening", "commonest opening", percent),
-    ("embedding judge", "embedding judge (unseen)", _number(2)),
-    ("word judge", "word judge (unseen)", _number(2)),
-    ("markers", "markers (unseen)", percent),
-)
-
-
 def _intervention(result: RunResult) -> str:
     choice = result.intervention
     assert choice is not None
     named = choice.table.assign(arm=choice.table["source"] + " @ " + choice.table["where"])
-    table = scroll("What was tried", _table(named, TRIED))
+    table = scroll("What was tried", table_of(named, TRIED))
     words = choice.describe()
     caption = "Attribution proposed, replies to the extraction contexts decided; all were brought to one drift."
     return (

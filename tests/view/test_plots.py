@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -15,6 +18,7 @@ from synthetic import attribution, dose, outcome, priced, result, summary
 from star_tl.errors import StarError
 from star_tl.evaluation.sweep import Comparison
 from star_tl.locus import COMPONENTS
+from star_tl.view import plots
 from star_tl.view.plots import (
     ARM_COLOURS,
     BLUE,
@@ -392,3 +396,17 @@ def test_a_deep_model_fits_a_page(layers, heads):
     fig = plot_layers(deep)
     assert fig.layout.height < 1300
     assert layers / fig.layout.yaxis.dtick <= 24, "labels have room"
+
+
+@pytest.mark.parametrize("name", [name for name in plots.__all__ if name.startswith("plot_")])
+def test_every_figure_has_an_example_that_names_its_keywords(name):
+    """The example calls the function, or the method of a result that draws it, with arguments that it takes."""
+    function = getattr(plots, name)
+    assert {"style", "width"} & set(inspect.signature(function, follow_wrapped=False).parameters) == {"style", "width"}
+    examples = re.findall(r"^ +(.*?\bplot\w*\(.*)$", function.__doc__, re.M)
+    assert examples, "show how it is called"
+    for call in (node for line in examples for node in ast.walk(ast.parse(line)) if isinstance(node, ast.Call)):
+        if not ast.unparse(call.func).rpartition(".")[2].startswith("plot"):
+            continue
+        known = {"style", "width", *inspect.signature(function).parameters}
+        assert {keyword.arg for keyword in call.keywords} <= known

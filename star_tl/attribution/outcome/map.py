@@ -297,11 +297,11 @@ class OutcomeMap:
 
         return plot_outcome(self, **options)
 
-    def plot_heads(self, positions: str | int = GENERATED) -> go.Figure:
+    def plot_heads(self, positions: str | int = GENERATED, **options: Any) -> go.Figure:
         """Layer × head heatmap of the same at ``attn.hook_z``, of generated tokens or one prompt position."""
         from star_tl.view.plots import plot_outcome_heads
 
-        return plot_outcome_heads(self, positions)
+        return plot_outcome_heads(self, positions, **options)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file that :meth:`load` reads."""

@@ -5,6 +5,7 @@ arguments, and returns a plotly figure: ``fig.write_image("figure.pdf")`` writes
 'star_tl[images]'``.
 """
 
+from star_tl.view.plots.evaluation import plot_conditions, plot_frontier, plot_matrix, plot_turns
 from star_tl.view.plots.look import (
     ARM_COLOURS,
     BLUE,
@@ -73,15 +74,19 @@ __all__ = [
     "plot_arms",
     "plot_choice",
     "plot_comparison",
+    "plot_conditions",
     "plot_dose",
     "plot_effects",
+    "plot_frontier",
     "plot_heads",
     "plot_interventions",
     "plot_layers",
     "plot_loci",
+    "plot_matrix",
     "plot_outcome",
     "plot_outcome_heads",
     "plot_tokens",
+    "plot_turns",
     "plot_verification",
     "restyle",
     "shared_spans",

@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from star_tl.view.plots.look import BLUE, GREEN, GREY, INK, ORANGE, PINK, SKY, coloraxis, finish, whiskers
+from star_tl.view.plots.look import BLUE, GREEN, GREY, INK, ORANGE, PINK, SKY, coloraxis, finish, styled, whiskers
 
 if TYPE_CHECKING:
     import pandas
@@ -28,8 +28,12 @@ ANOTHER = SKY
 DOTTED = ("located", "few-shot")  # beside another of the same colour
 
 
+@styled
 def plot_conditions(table: pandas.DataFrame, measure: str) -> go.Figure:
-    """Difference of every condition to the unsteered replies of the same prompts, with 95 % intervals."""
+    """Difference of every condition to the unsteered replies of the same prompts, with 95 % intervals.
+
+    plot_conditions(evaluation.table, "markers")
+    """
     rows = table[(table.measure == measure) & (table.condition != "unsteered")]
     value, low, high = (rows[c].to_numpy(dtype=float) for c in ("difference", "low", "high"))
     fig = go.Figure(
@@ -51,8 +55,12 @@ def plot_conditions(table: pandas.DataFrame, measure: str) -> go.Figure:
     return finish(fig, f"What each condition does to {measure}", subtitle, 760, 34 * len(rows) + 150)
 
 
+@styled
 def plot_frontier(table: pandas.DataFrame, measure: str) -> go.Figure:
-    """Effect over what it cost: difference to unsteered against drift, a point per condition."""
+    """Effect over what it cost: difference to unsteered against drift, a point per condition.
+
+    plot_frontier(evaluation.table, "markers", style="paper", width=3.3)
+    """
     rows = table[(table.measure == measure) & (table.condition != "unsteered")]
     value, low, high = (rows[c].to_numpy(dtype=float) for c in ("difference", "low", "high"))
     fig = go.Figure(
@@ -73,8 +81,12 @@ def plot_frontier(table: pandas.DataFrame, measure: str) -> go.Figure:
     return finish(fig, "Effect against drift", "upper left: much effect for little drift", 760, 520)
 
 
+@styled
 def plot_matrix(matrix: pandas.DataFrame) -> go.Figure:
-    """Every trait's vector on every trait: change of the share of replies with a marker."""
+    """Every trait's vector on every trait: change of the share of replies with a marker.
+
+    plot_matrix(evaluation.matrix)
+    """
     table = matrix.pivot(index="vector", columns="measured", values="markers")
     values = table.to_numpy(dtype=float)
     fig = go.Figure(
@@ -93,8 +105,12 @@ def plot_matrix(matrix: pandas.DataFrame) -> go.Figure:
     return finish(fig, "Side effects on other traits", "all vectors at one place and at equal drift", 760, 480)
 
 
+@styled
 def plot_turns(turns: pandas.DataFrame) -> go.Figure:
-    """Coherent replies with a marker, and drift, turn by turn: a line per condition."""
+    """Coherent replies with a marker, and drift, turn by turn: a line per condition.
+
+    plot_turns(evaluation.turns)
+    """
     fig = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
     for name, group in turns.groupby("condition", sort=False):
         colour = COLOURS.get(str(name), ANOTHER)

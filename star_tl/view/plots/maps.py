@@ -295,7 +295,10 @@ def plot_choice(attr: AttributionMap) -> go.Figure:
 
 @styled
 def plot_outcome(outcome: OutcomeMap) -> go.Figure:
-    """Layer × position: what drift buys of the reward along the outcome's own direction there, cross-fitted."""
+    """Layer × position: what drift buys of the reward along the outcome's own direction there, cross-fitted.
+
+    star.attribute_outcome(model, pairs.prompts, reward_of(pairs.trait)).plot()
+    """
     names = [*map(str, range(-outcome.window, 0)), "generated"]
     hover = "blocks.%{y}.hook_resid_post<br>layer %{y}, position %{x}"
     fig = _gain_map(outcome, outcome.gains(), outcome.errors(), names, hover)
@@ -308,6 +311,8 @@ def plot_outcome(outcome: OutcomeMap) -> go.Figure:
 @styled
 def plot_outcome_heads(outcome: OutcomeMap, positions: str | int = "generated") -> go.Figure:
     """Layer × head: the same at ``attn.hook_z``, at generated tokens or at one prompt position.
+
+        outcome.plot_heads(positions=-1)
 
     Raises:
         StarError: a position that the map does not hold.
@@ -342,7 +347,10 @@ def _outcome_subtitle(outcome: OutcomeMap, where: str) -> str:
 
 @styled
 def plot_verification(verification: Verification) -> go.Figure:
-    """Attribution's estimate against exact patching, nats, a point per locus; on the line they agree."""
+    """Attribution's estimate against exact patching, nats, a point per locus; on the line they agree.
+
+    star.verify(model, pairs, attr).plot(style="dark")
+    """
     estimate, exact = verification.estimate.numpy(), verification.exact.numpy()
     chosen = np.array(verification.chosen)
     low, high = float(min(estimate.min(), exact.min())), float(max(estimate.max(), exact.max()))

@@ -93,7 +93,10 @@ def plot_dose(dose: pandas.DataFrame, chosen: float | None = None, limit: float 
 
 @styled
 def plot_arms(summary: pandas.DataFrame) -> go.Figure:
-    """Share of replies that are coherent and show the trait (%, 95 % interval), and drift (nats per token), by arm."""
+    """Share of replies that are coherent and show the trait (%, 95 % interval), and drift (nats per token), by arm.
+
+    plot_arms(star.run(model, pairs).summary)
+    """
     names = [arm_name(a) for a in summary["arm"]]
     colours = [ARM_COLOURS.get(a, OTHER_ARM) for a in summary["arm"]]
     rate, low, high = (100 * summary[c].to_numpy(dtype=float) for c in ("trait_rate", "low_rate", "high_rate"))
@@ -135,7 +138,10 @@ def plot_arms(summary: pandas.DataFrame) -> go.Figure:
 
 @styled
 def plot_comparison(comparison: Comparison) -> go.Figure:
-    """Place × strength: percentage of coherent replies with the trait, and the drift (nats per token) below it."""
+    """Place × strength: percentage of coherent replies with the trait, and the drift (nats per token) below it.
+
+    star.compare(model, pairs, prompts, loci, strengths=(1.0, 2.0)).plot()
+    """
     table = comparison.summary()
     unsteered = float(table.loc[table.strength == 0, "trait_rate"].iloc[0])
     steered = table[table.layer >= 0].copy()
@@ -171,7 +177,10 @@ def plot_comparison(comparison: Comparison) -> go.Figure:
 
 @styled
 def plot_loci(comparison: Comparison) -> go.Figure:
-    """Rate of coherent replies with the trait (%) and drift (nats per token) against strength, a line per place."""
+    """Rate of coherent replies with the trait (%) and drift (nats per token) against strength, a line per place.
+
+    plot_loci(star.compare(model, pairs, prompts, loci), style="paper", width=6.5)
+    """
     table = comparison.summary()
     unsteered, steered = table.loc[table.layer < 0], table.loc[table.layer >= 0]
     shared = steered.positions.nunique() == 1
@@ -201,7 +210,10 @@ def plot_loci(comparison: Comparison) -> go.Figure:
 
 @styled
 def plot_effects(summary: pandas.DataFrame) -> go.Figure:
-    """Difference of every arm to the unsteered replies of the same prompts, percentage points, 95 % intervals."""
+    """Difference of every arm to the unsteered replies of the same prompts, percentage points, 95 % intervals.
+
+    plot_effects(star.run(model, pairs).summary)
+    """
     rows = summary[summary["arm"] != "unsteered"]
     names = [arm_name(a) for a in rows["arm"]]
     value, low, high = (rows[c].to_numpy(dtype=float) for c in ("difference", "low", "high"))

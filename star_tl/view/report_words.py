@@ -1,0 +1,110 @@
+"""What a run found, in sentences, and how its terms are to be read."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from star_tl.attribution.choose import GAIN_DRIFT
+from star_tl.view.plots import percent
+from star_tl.view.report_tables import number
+
+if TYPE_CHECKING:
+    from star_tl.evaluation.result import RunResult
+
+TESTED = "steering is tested on the contexts that the vector was made from"
+READING = f"""
+<dl>
+<dt>Score</dt><dd>(clean activation − corrupted activation) · gradient of the trait metric, in nats. Clean is the run
+that shows the trait, corrupted the one that does not. Positive: moving toward clean raises the trait. It is a
+first-order estimate.</dd>
+<dt>Gain</dt><dd>What {GAIN_DRIFT:g} nat of drift per token buys of the metric (nats) when the vector is added there,
+to leading order: effect per root of drift. The layer of the largest gain is taken, and called chosen only where most
+resamples of the pairs choose it and random directions under the same search over layers gain less (p).</dd>
+<dt>Coherent</dt><dd>The unsteered model finds the reply at least as probable (log-probability, nats per token) as the
+2 % quantile of its own replies. Broken text is full of marker words, so a marker counts only in a coherent reply.</dd>
+<dt>Drift</dt><dd>How far the model that wrote the reply is from the unsteered model: the KL divergence of their
+next-token distributions, averaged over the reply, in nats per token. It is the cost of steering; 0 is no change.</dd>
+<dt>Strength</dt><dd>1 is the mean clean − corrupted difference itself.</dd>
+<dt>Arms</dt><dd>Random: ten random directions of the same norm at the same place, a reply to each
+prompt from each. Last ranked layer: the same vector at the layer with the lowest gain. Reply mean
+everywhere: the mean difference over reply tokens, added at every position. Primed: no vector, but an instruction that
+asks for the trait.</dd>
+<dt>Prompts that fell</dt><dd>Share of prompts whose rate is lower than unsteered.</dd>
+<dt>Perplexity, repetition</dt><dd>Perplexity of the reply under the unsteered model; share of its word trigrams that
+had occurred in it before.</dd>
+</dl>
+"""
+
+
+def finding(result: RunResult) -> str:
+    """What was found, in a few plain words."""
+    choice, locus = result.attribution.choose_layer(), result.vector.locus
+    if choice.singled_out:
+        agree = percent(float(choice.frequency[choice.layer]))
+        text = f"At layer {choice.layer} drift buys most of the trait ({agree} of resamples agree)"
+    else:
+        words = choice.describe()
+        text = f"{words[0].upper()}{words[1:]}; layer {choice.layer} was taken"
+    rows = result.summary.set_index("arm")
+    if not {"unsteered", "steered"} <= set(rows.index):
+        return f"{text}."
+    before, after = rows.loc["unsteered"], rows.loc["steered"]
+    layer = "there" if locus.layer == choice.layer else f"at layer {locus.layer}"
+    listed = ", ".join(map(str, locus.positions))
+    token = "the last prompt token" if locus.positions == (-1,) else f"prompt positions {listed}"
+    if result.intervention is not None:
+        text = f"Real replies chose: {result.intervention.table.iloc[0].source}"
+        layer = f"at layer {locus.layer}"
+        token = "generated tokens" if result.intervention.condition.positions == "generated" else token
+    known = math.isfinite(after.low) and math.isfinite(after.high)
+    verb = "raises" if after.low > 0 else "lowers" if after.high < 0 else "moves"
+    text += (
+        f"; adding the vector {layer}, on {token}, {verb} coherent replies that show it "
+        f"from {percent(before.trait_rate)} to {percent(after.trait_rate)}"
+    )
+    if known:
+        difference, low, high = map(number(0, "+"), (after.difference, after.low, after.high))
+        text += f" ({difference} points, 95\N{NO-BREAK SPACE}% interval {low} to {high})"
+    if verb == "moves":
+        text += ", which may be chance" if known else ", on too few prompts to tell from chance"
+    text += "."
+    if "random" in rows.index:
+        text += f" Random vectors of the same norm give {percent(rows.trait_rate['random'])}."
+    if "primed" in rows.index:
+        text += f" Asking for the trait in an instruction gives {percent(rows.trait_rate['primed'])}."
+    return text
+
+
+def in_short(result: RunResult) -> list[str]:
+    """What was asked, what came out, and how far to believe it: a sentence each, for readers who know no terms."""
+    trait, rows = result.trait.replace("_", " "), result.summary.set_index("arm")
+    asked = (
+        f"Asked was whether {result.model} writes with more {trait} when one vector is added inside of it, without an "
+        "instruction."
+    )
+    if not {"unsteered", "steered"} <= set(rows.index):
+        return [asked]
+    before, after = rows.loc["unsteered"], rows.loc["steered"]
+    change, low, high = after.difference, after.low, after.high
+    rates = f"{percent(before.trait_rate)} of its replies without the vector and {percent(after.trait_rate)} with it"
+    if not (math.isfinite(low) and math.isfinite(high)):
+        verdict = "too few prompts to tell that from chance"
+    elif low > 0 or high < 0:
+        verdict = f"{'more' if change > 0 else 'less'} than chance explains"
+    else:
+        verdict = "a difference that may be chance"
+    came_out = f"{rates} show it and stay fluent: {verdict}."
+    choice, better = result.attribution.choose_layer(), []
+    if "random" in rows.index and rows.high_rate.get("random", 0) >= after.trait_rate:
+        better.append("random vectors of that size do about as much")
+    if "primed" in rows.index and rows.trait_rate["primed"] >= after.trait_rate:
+        better.append("an instruction that asks for it does as much or more")
+    place = (
+        "The pairs single out the layer where it was added"
+        if choice.singled_out
+        else "The pairs do not single out a layer, so that the place is a guess"
+    )
+    own = next((v for v in result.settings.values() if TESTED in v), "")
+    believe = "; ".join([place, *better]) + (f"; {TESTED}." if own else ".")
+    return [asked, came_out, believe]
