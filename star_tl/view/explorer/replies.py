@@ -1,13 +1,14 @@
-"""What a card shows of a reply: its text cut at tokens and markers, how far each token is from the unsteered model."""
+"""What a card shows of its replies: text cut at tokens and markers, how far each token is from the unsteered model."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor
+from typing_extensions import Required
 
 from star_tl.data.chat import Prompt, render
 from star_tl.data.pairs import Trait
@@ -17,6 +18,7 @@ from star_tl.generation.sampling import Reply
 from star_tl.locus import NamedHook
 from star_tl.models.backend import Model, tokenizer_of
 from star_tl.models.batch import make_batch
+from star_tl.view.explorer.ways import Way, place_words
 
 Piece = tuple[str, float | None, str]  # text, drift in nats, what the unsteered model would have written
 LIKELY = 3  # tokens that are named as what the unsteered model would have written
@@ -29,6 +31,61 @@ class Segment(TypedDict):
     marked: bool
     drift: float | None
     why: str
+
+
+class Run(TypedDict, total=False):
+    """A reply on a card; ``drift`` and ``logprob``, nats a token, once they are measured."""
+
+    seed: Required[int]
+    segments: Required[list[Segment]]
+    markers: Required[int]
+    writing: Required[bool]
+    drift: float
+    logprob: float
+
+
+class Card(TypedDict):
+    """A way to steer, and its replies."""
+
+    key: str
+    name: str
+    title: str
+    strength: float | None
+    runs: list[Run]
+
+
+def run_of(
+    trait: Trait,
+    reply: Reply,
+    seed: int,
+    found: tuple[list[Piece], float, float] | None = None,
+    writing: bool = False,
+) -> Run:
+    """A reply for its card; ``found`` is what :func:`measured` says of it."""
+    pieces, drift, logprob = found if found is not None else ([(reply.text, None, "")], None, None)
+    going = writing and not reply.stopped
+    parts, markers = segments(trait, pieces), len(trait.find(reply.text))
+    known = {"drift": drift, "logprob": logprob} if found is not None else {}
+    return cast(Run, {"seed": seed, "segments": parts, "markers": markers, "writing": going, **known})
+
+
+def cards(ways: Sequence[Way], runs: Sequence[Sequence[Run]], now: Sequence[Run] = ()) -> list[Card]:
+    """A card a way, with the replies that are written and the one that is being written."""
+    return [
+        {
+            "key": way.key,
+            "name": way.name,
+            "title": way.title or place_words(way.name),
+            "strength": way.strength,
+            "runs": [*before, *now[i : i + 1]],
+        }
+        for i, (way, before) in enumerate(zip(ways, runs, strict=True))
+    ]
+
+
+def text_of(card: Card) -> str:
+    """The first reply of a card."""
+    return "".join(part["text"] for part in card["runs"][0]["segments"]) if card["runs"] else ""
 
 
 def segments(trait: Trait, pieces: Sequence[Piece]) -> list[Segment]:

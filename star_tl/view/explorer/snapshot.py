@@ -5,39 +5,16 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
 
 import pandas as pd
-from typing_extensions import Required
 
 from star_tl.attribution import AttributionMap
 from star_tl.errors import StarError
 from star_tl.evaluation.strength import DRIFT_LIMIT
 from star_tl.files import replacing
-from star_tl.view.explorer.replies import Segment
+from star_tl.view.explorer.replies import Card, Run
 from star_tl.view.page import figure, page, scroll
 from star_tl.view.plots import plot_dose, plot_heads, plot_layers, plot_tokens
-
-
-class Run(TypedDict, total=False):
-    """A reply on a card; ``drift`` and ``logprob``, nats a token, once they are measured."""
-
-    seed: Required[int]
-    segments: Required[list[Segment]]
-    markers: Required[int]
-    writing: Required[bool]
-    drift: float
-    logprob: float
-
-
-class Card(TypedDict):
-    """A way to steer, and its replies."""
-
-    key: str
-    name: str
-    title: str
-    strength: float | None
-    runs: list[Run]
 
 
 def write_snapshot(

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from star_tl.data.chat import SPANS
+from star_tl.data.chat import SPANS, Message
+from star_tl.data.pairs import TRAITS
 from star_tl.errors import StarError
+from star_tl.generation.settings import Sampling
 from star_tl.locus import NamedHook
 from star_tl.steering.condition import batch_hooks
 from star_tl.vectors import SteeringVector
+from star_tl.view.explorer.doses import Chosen, natural
+
+LADDER = (-1.0, -0.5, 0.5, 1.0, 1.5)  # × the strength of the locus
+UNSTEERED_WAY, TOGETHER = "", "together"  # keys of cards that are no single locus
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,36 @@ class Way:
     title: str
     strength: float | None = None
     parts: tuple[tuple[SteeringVector, float, str | tuple[int, ...]], ...] = ()
+
+
+At = str | tuple[int, ...]
+
+
+def ways_of(places: Sequence[tuple[Chosen, At]], together: bool) -> list[Way]:
+    """A card for the unsteered model, one for each place with where it is added, and one for all of them at once."""
+    parts = [(chosen, (_vector(chosen), chosen.natural, at)) for chosen, at in places]
+    ways = [Way(UNSTEERED_WAY, "", "Unsteered")]
+    ways += [Way(c.name, c.name, "", c.strength, (part,)) for c, part in parts]
+    if together and len(parts) > 1:
+        ways.append(Way(TOGETHER, "", "All together", None, tuple(part for _, part in parts)))
+    return ways
+
+
+def ladder_of(chosen: Chosen, at: At) -> list[Way]:
+    """The unsteered model beside one place at several strengths, down as well as up."""
+    ways = [Way(UNSTEERED_WAY, "", "Unsteered")]
+    for factor in LADDER:
+        share = factor * (chosen.strength or 0.0)
+        title = f"Strength {share:+.2f}".replace("-", "−")
+        part = (_vector(chosen), natural(_vector(chosen), share), at)
+        ways.append(Way(f"{chosen.name} × {factor:g}", chosen.name, title, None, (part,)))
+    return ways
+
+
+def _vector(chosen: Chosen) -> SteeringVector:
+    if chosen.vector is None:
+        raise StarError("The vector is being extracted: wait until replies appear.")
+    return chosen.vector
 
 
 def hooks_of(ways: Sequence[Way], prompt_length: int | None = None) -> list[NamedHook]:
@@ -60,3 +96,55 @@ def free_path(path: Path, vector: SteeringVector) -> Path:
         number += 1
         candidate = path.with_stem(f"{path.stem}-{number}")
     return candidate
+
+
+def vector_in_code(chosen: Chosen) -> str:
+    """Python that makes the vector."""
+    if chosen.source and chosen.source not in TRAITS:
+        return "vector = choice.vector"
+    pairs = f"star.load_pairs({chosen.source!r})" if chosen.source else "pairs"
+    return f"vector = star.extract_vector(model, {pairs}, star.{chosen.locus!r})"
+
+
+def reply_in_code(
+    places: Sequence[tuple[Chosen, At]], chat: Sequence[Message], settings: Mapping[str, object]
+) -> list[str]:
+    """Python that writes the reply under ``vector``, or under all of several, which are ``vectors`` then."""
+    usual = Sampling()
+    prompt = chat[0]["content"] if len(chat) == 1 else list(chat)
+    known = (
+        ("temperature", settings["temperature"], usual.temperature),
+        ("max_new_tokens", settings["length"], usual.max_new_tokens),
+    )
+    other = [f"{name}={value!r}" for name, value, default in known if value != default]
+    added = []
+    for k, (chosen, at) in enumerate(places):
+        name = "vector" if len(places) == 1 else f"vectors[{k}]"
+        where, comment = positions_in_code(at, chosen.positions)
+        added.append((f"{name}.hooks(strength={chosen.natural}, positions={where})", comment))
+    hooks = [f"hooks = {call}{comment}" for call, comment in added[:1]]
+    hooks += [f"hooks += {call}{comment}" for call, comment in added[1:]]
+    return [
+        *hooks,
+        f"star.sample(model, [{prompt!r}], hooks, {', '.join(['seed=' + str(settings['seed']), *other])})",
+    ]
+
+
+def all_in_code(
+    model: str,
+    trait: str,
+    places: Sequence[tuple[Chosen, At]],
+    together: bool,
+    chat: Sequence[Message],
+    settings: Mapping[str, object],
+) -> str:
+    """Python that writes every card that steers, from nothing."""
+    code = ["import star_tl as star", f"model = star.load_model({model!r})", f"pairs = star.load_pairs({trait!r})"]
+    if any(c.source and c.source not in TRAITS for c, _ in places):
+        code += ["choice = star.choose_intervention(model, pairs)"]
+    for place in places:
+        code += [vector_in_code(place[0]), *reply_in_code([place], chat, settings)]
+    if together:
+        made = ", ".join(vector_in_code(c).partition(" = ")[2] for c, _ in places)
+        code += [f"vectors = [{made}]", *reply_in_code(places, chat, settings)]
+    return "\n".join(code)

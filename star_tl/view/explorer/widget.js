@@ -32,7 +32,7 @@ const signed = (x, digits = 3) => {
 };
 const percent = x => `${Math.round(100 * x)} %`;
 const visible = t => t == null ? "·" : t.replace(/ /g, "␣").replace(/\n/g, "↵").replace(/\t/g, "⇥") || "∅";
-const where = locus => `Layer ${locus.layer} · ${locus.head != null ? `head ${locus.head}` : part(locus.hook_point)}`;
+const where = locus => `${locus.source ? `${locus.source.replace(/_/g, " ")}: layer` : "Layer"} ${locus.layer} · ${locus.head != null ? `head ${locus.head}` : part(locus.hook_point)}`;
 const part = hook => hook.split("hook_")[1];
 const at = locus => `token ${locus.positions.map(p => minus(String(p))).join(", ")}`;
 
@@ -71,6 +71,7 @@ function render({ model, el: root }) {
     generate();
   } });
   prompt.value = start.prompt;
+  prompt.addEventListener("input", () => { note.hidden = true; });
   const system = el("input", { type: "text", onkeydown: enter, value: start.system, spellcheck: "false", placeholder: "none", onchange: () => generate() });
   const number = (value, attributes) => el("input", { type: "number", value, onkeydown: enter, onchange: () => generate(), ...attributes });
   const seed = number(start.seed, { min: 0, step: 1 });
@@ -147,9 +148,12 @@ function render({ model, el: root }) {
   }
 
   // The kernel looks for a prompt at first; what was typed meanwhile stays.
+  const note = el("p", { class: "soft", hidden: true });
   let offered = start.prompt;
   function sayPrompt() {
-    const shown = model.get("settings").prompt;
+    const { prompt: shown, note: words } = model.get("settings");
+    note.textContent = words;
+    note.hidden = !words || prompt.value !== shown && prompt.value !== offered;
     if (prompt.value === offered) prompt.value = offered = shown;
   }
 
@@ -213,10 +217,11 @@ function render({ model, el: root }) {
     const chosen = columns.findIndex(c => same(locusOf(c, suggested.layer), suggested));
     const moved = cursor[tab]?.end !== columns.length;
     if (moved) cursor[tab] = { row: suggested.layer, col: Math.max(0, chosen), end: columns.length };
-    const width = wide ? "minmax(48px, 1fr)" : tab === "heads" ? "minmax(12px, 54px)" : "minmax(17px, 26px)";
+    const width = wide ? "minmax(48px, 1fr)" : tab === "heads" ? "minmax(8px, 1fr)" : "minmax(17px, 26px)";
     const tall = Math.round(Math.max(5, Math.min(wide ? 42 : 30, (shown.layers > 40 ? 640 : 520) / shown.layers)));
     const step = Math.ceil(13 / tall);  // layers that have a label
     grid.style.gridTemplateColumns = `44px ${groups.map(g => `repeat(${g.end - g.start}, ${width})`).join(" ")}`;
+    grid.style.width = tab === "heads" ? `min(100%, ${44 + 55 * columns.length}px)` : "";  // 32 heads fit, few do not swell
     grid.style.setProperty("--cell", `${tall}px`);
     grid.className = `grid ${tab}`;
     grid.setAttribute("aria-label",
@@ -228,8 +233,7 @@ function render({ model, el: root }) {
         g.label))));
     for (let layer = shown.layers - 1; layer >= 0; layer--)
       rows.push(el("div", { class: "row", role: "row" },
-        el("div", { class: "layer", role: "rowheader" },
-          layer % step ? "" : String(layer)),
+        rowHeader(layer, layer % step ? "" : String(layer), loci.filter(l => l.layer === layer)),
         columns.map((column, col) => cell(panel, column, layer, col, suggested, loci, wide && tall >= 15))));
     rows.push(el("div", { class: "row", role: "row" }, el("div", { class: "corner", role: "gridcell" }),
       columns.map(column => el("div", {
@@ -245,6 +249,14 @@ function render({ model, el: root }) {
     if (moved) grid.parentElement.scrollLeft = tab === "tokens" && shown.mean ? 1e6  // the prompt's last token
       : reached.offsetLeft - grid.parentElement.clientWidth / 2;
     sayWhich();
+  }
+
+  // A locus of another component is seen by its layer, in every tab.
+  function rowHeader(layer, label, here) {
+    const node = el("div", { class: `layer${here.length ? " taken" : ""}`, role: "rowheader",
+      title: here.map(where).join("; ") || null }, here.length ? String(layer) : label);
+    if (here.length) node.style.setProperty("--hue", about.colours.loci[here[0].colour]);
+    return node;
   }
 
   // What the map shows, which is not what was asked for where attribution was stopped.
@@ -274,6 +286,7 @@ function render({ model, el: root }) {
   function cell(panel, column, layer, col, suggested, loci, wide) {
     const score = panel.z[layer][col], group = panel.groups.find(g => g.start <= col && col < g.end);
     const locus = locusOf(column, layer), taken = loci.find(l => holds(l, column, locus));
+    const own = loci.find(l => !l.source && holds(l, column, locus));
     const usable = locus.positions.every(p => p < 0);
     const gains = panel.columns.some(c => c.gain);
     const star = suggested.priced && same(locus, suggested) && (column.gain || !gains) ? "★" : "";
@@ -293,7 +306,7 @@ function render({ model, el: root }) {
         move(layer, col);
         if (event.shiftKey) return choose(locus, usable, true);
         if (column.head != null) cursor.head = { layer, head: column.head };
-        choose(taken && column.position == null ? taken : locus, usable);
+        choose(own && column.position == null ? own : locus, usable);
       },
       onmouseenter: () => showTip(node, said, locus), onmouseleave: hideTip,
       onfocus: () => showTip(node, said, locus), onblur: hideTip,
@@ -384,12 +397,17 @@ function render({ model, el: root }) {
       means.textContent = `× residual norm = ${minus((value / now.fraction).toFixed(1))} natural differences`
         + (drift == null ? "" : `, drift ${drift.toFixed(2)}`);
     }
+    const other = select({ "": "+ vector of …", ...Object.fromEntries(about.traits.map(t => [t, t.replace(/_/g, " ")])) }, "", () => {
+      ask("other", { name, trait: other.value });
+      other.value = "";
+    });
+    put(other, { class: "other", "aria-label": `Add another trait's vector at ${where(locus)}`, title: "Another trait's vector at the same place" }, []);
     const node = el("li", { class: "place", style: hue(name) },
       el("div", { class: "head" }, swatch(name), el("b", {}, where(locus)), el("span", { class: "soft at" }),
-        el("button", { class: "remove", "aria-label": `Remove ${where(locus)}`, title: "Remove", onclick: () => choose(locus) }, "×")),
+        el("button", { class: "remove", "aria-label": `Remove ${where(locus)}`, title: "Remove", onclick: () => ask("remove", { name }) }, "×")),
       el("div", { class: "slider" }, safe, slider),
       el("div", { class: "line" }, exact, means),
-      el("div", { class: "line" }, positionsField, advised, ladder, look));
+      el("div", { class: "line" }, positionsField, advised, ladder, look, other));
     const draw = locus => {
       now = locus;
       const idle = root.getRootNode().activeElement !== slider || !slider.matches(":active"), most = locus.most ?? 1;
@@ -429,9 +447,9 @@ function render({ model, el: root }) {
       chips.replaceChildren(...nodes);
     for (const locus of loci) rows[locus.name].draw(locus);
     chips.querySelector(".add")?.remove();
-    if (!loci.some(l => l.hook_point === s.hook_point && l.head === s.head))
+    if (!loci.some(l => !l.source && l.hook_point === s.hook_point && l.head === s.head))
       chips.append(el("li", { class: "add" }, el("button", { onclick: () => choose(s) },
-        `★ Add ${where(s)} · ${at(s)}, ${s.chosen ? "chosen by attribution" : s.priced ? "where drift buys most, which may be chance" : "a middle layer"} (${s.said})`)));
+        `★ Add ${where(s).toLowerCase()} · ${at(s)}, ${s.chosen ? "chosen by attribution" : s.priced ? "where drift buys most, which may be chance" : "a middle layer"} (${s.said})`)));
     togetherField.hidden = loci.length < 2;
     if (focused && !chips.contains(root.getRootNode().activeElement)) chips.querySelector("button")?.focus();
   }
@@ -526,10 +544,13 @@ function render({ model, el: root }) {
     const top = Math.max(2 * about.limit, Math.min(6 * about.limit, Math.max(...drifts)));
     const most = Math.max(...doses.flatMap(d => d.rows.map(r => r.strength)));
     const width = drawnWidth = chartWidth();
+    // Ranges of several places differ many times over: what they share is drift.
+    const several = series.length > 1, rate = { key: "trait_rate", top: 1, ticks: [0, .25, .5, .75, 1], say: percent };
     charts.replaceChildren(
-      chart("Coherent replies with the trait", width, series, most, { key: "trait_rate", top: 1, ticks: [0, .25, .5, .75, 1], say: percent }),
-      chart("Drift, nats per token", width, series, most, {
-        key: "drift", top, ticks: [0, top / 4, top / 2, 3 * top / 4, top], say: x => x.toFixed(2), limit: about.limit,
+      several ? chart("Coherent replies with the trait, at equal drift", width, series, top, { ...rate, along: "drift" })
+        : chart("Coherent replies with the trait", width, series, most, rate),
+      chart("Drift, nats per token", width, series, several ? 1 : most, {
+        along: several ? "share" : "strength", key: "drift", top, ticks: [0, top / 4, top / 2, 3 * top / 4, top], say: x => x.toFixed(2), limit: about.limit,
       }));
     table.replaceChildren(scores(doses));
   }
@@ -539,26 +560,29 @@ function render({ model, el: root }) {
     return Math.max(240, parseFloat(gridTemplateColumns) || 400);
   }
 
-  function chart(title, width, series, most, { key, top, ticks, say, limit }) {
+  const AXES = { strength: "strength (× residual norm)", drift: "drift, nats per token", share: "strength, as a share of each place's range" };
+  function chart(title, width, series, most, { key, top, ticks, say, limit, along = "strength" }) {
+    const reached = ({ rows }, r) => along === "share" ? r.strength / rows.at(-1).strength : Math.min(r[along], most);
     const W = width, H = 230, left = 46, right = 10, topEdge = 18, bottom = 42;
     const x = v => left + (W - left - right) * v / most;
     const y = v => H - bottom - (H - bottom - topEdge) * Math.min(v, top) / top;
     const line = (x1, y1, x2, y2, kind) => svg("line", { x1, y1, x2, y2, class: kind });
     const word = (text, at, anchor = "middle") => svg("text", { ...at, "text-anchor": anchor }, text);
-    const reach = Math.min(...series.map(s => s.safe));
+    const reach = along === "drift" ? about.limit : Math.min(...series.map(s => along === "share" ? s.safe / s.rows.at(-1).strength : s.safe), most);
     const picture = svg("svg", { viewBox: `0 0 ${W} ${H}`, role: "img",
       "aria-label": `${title} against strength; the table below holds the numbers` },
       svg("rect", { x: x(0), y: topEdge, width: x(reach) - x(0), height: H - bottom - topEdge, class: "reach" }),
       ticks.map(t => [line(left, y(t), W - right, y(t), "rule"), word(say(t), { x: left - 8, y: y(t) + 4 }, "end")]),
       [0, .25, .5, .75, 1].map(t => word(+(t * most).toFixed(2), { x: x(t * most), y: H - bottom + 18 })),
-      word("strength (× residual norm)", { x: (left + W - right) / 2, y: H - 4 }),
+      word(AXES[along], { x: (left + W - right) / 2, y: H - 4 }),
       limit ? line(left, y(limit), W - right, y(limit), "limit") : null);
-    for (const [k, { name, rows, dash, now }] of series.entries()) {
+    for (const [k, one] of series.entries()) {
+      const { name, rows, dash } = one, now = along === "share" ? one.now / rows.at(-1).strength : along === "drift" ? -1 : one.now;
       const aside = 4 * (k - (series.length - 1) / 2);  // so that whiskers stand beside each other
-      const style = hue(name), points = rows.map(r => [x(r.strength), y(r[key])]);
+      const style = hue(name), points = rows.map(r => [x(reached(one, r)), y(r[key])]);
       if (now >= 0 && now <= most) picture.append(put(line(x(now), topEdge, x(now), H - bottom, "now"), { style }, []));
       if (key === "trait_rate" && series.length < 3)  // of more the whiskers hide the lines; the table has them
-        for (const r of rows) picture.append(put(line(x(r.strength) + aside, y(r.low_rate), x(r.strength) + aside, y(r.high_rate), "whisker"), { style }, []));
+        for (const r of rows) picture.append(put(line(x(reached(one, r)) + aside, y(r.low_rate), x(reached(one, r)) + aside, y(r.high_rate), "whisker"), { style }, []));
       picture.append(svg("polyline", { points: points.join(" "), style, "stroke-dasharray": dash }));
       points.forEach(([cx, cy], i) => {
         const beyond = rows[i][key] > top * 1.0001;  // an arrow and the number, for the point lies above the chart
@@ -608,7 +632,7 @@ function render({ model, el: root }) {
 
   const history = el("div", { class: "talk", hidden: true, "aria-label": "The chat so far" });
   const attention = el("section", { class: "attention", hidden: true, "aria-label": "Attention" });
-  const togetherField = el("label", { class: "check", hidden: true }, together, " also all together, in one reply");
+  const togetherField = el("label", { class: "check", hidden: true }, together, " all of them together as one more card");
   root.append(el("div", { class: "star-explorer" },
     el("header", {}, el("h3", {}, `${about.title} in ${about.model}`),
       el("p", { class: "soft" }, "Click a cell to steer there and hear the model change; click more to compare. ★ is where drift buys most."), believe),
@@ -616,7 +640,7 @@ function render({ model, el: root }) {
       el("section", { class: "where", "aria-label": "Where the trait is carried" }, tabs,
         el("div", { class: "controls" }, field("Estimator", estimator), field("Form", form), field("Pairs", pair), componentField),
         map, legend, attention),
-      el("section", { class: "steering", "aria-label": "What steering does" }, history, field("Prompt", prompt),
+      el("section", { class: "steering", "aria-label": "What steering does" }, history, field("Prompt", prompt), note,
         el("div", { class: "controls" }, el("div", { class: "buttons" }, go, reroll, stop, save),
           el("details", { class: "more" }, el("summary", {}, "System prompt, seed, length"),
             field("System prompt", system),
@@ -649,6 +673,7 @@ function render({ model, el: root }) {
   drawKept();
   drawTalk();
   drawPattern();
+  sayPrompt();
   if (!model.get("replies").length) send("begin");
   return () => {
     each((name, draw) => model.off(name, draw));
