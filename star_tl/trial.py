@@ -130,7 +130,8 @@ def evaluate(
     asked = as_prompts(prompts if prompts is not None else pairs.heldout.prompts)
     ids = render_prompts(model, asked, settings.max_new_tokens)
     if scenarios is not None:
-        for scenario in listed(scenarios, "scenarios"):
+        check_kind(scenarios, (list, tuple), "scenarios as load_scenarios returns them")
+        for scenario in scenarios:
             check_kind(scenario, (Scenario, Camp), "scenarios as load_scenarios returns them")
     items: Sequence[Scenario] | Sequence[Camp] = ()
     if task.outcomes and not replay:

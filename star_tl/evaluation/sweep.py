@@ -64,7 +64,7 @@ class Comparison:
         Raises:
             StarError: none keeps the limit.
         """
-        check_number(limit, "limit", lambda x: x > 0, "give the most drift in nats per token, above 0")
+        check_number(limit, "limit", lambda x: x == x, "give the most drift in nats per token")
         steered = self.summary().query("arm != @UNSTEERED and drift <= @limit")
         if steered.empty:
             raise StarError(f"No way to steer stays within {limit:g} nat drift: try lower strengths.")
