@@ -151,7 +151,7 @@ def test_a_worker_on_another_host_makes_the_table_of_one_process(tiny_folder: Pa
     (tmp_path / "driver.py").write_text(DRIVER)
     driver = [sys.executable, "driver.py", str(tiny_folder), f"{HEAD}:6379", HEAD, WORKER]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(star.__file__).parents[1]), *sys.path])}
-    environment["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # which all hosts of a cluster must know
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # alike on all hosts
     running: list[subprocess.Popen[bytes]] = []
     try:
         for host, options in zip(two_hosts, (head, other), strict=True):
