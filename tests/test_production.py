@@ -42,7 +42,7 @@ assert reply.choices[0].message.content == offline[0]
 """
 EXPORTS = """
 star-tl export snippet --vector support.safetensors --strength 1.5 --out steer.py
-star-tl export gguf --vector support.safetensors --every-token --out support.gguf
+star-tl export gguf --vector support.safetensors --out support.gguf
 star-tl sweep --ray local --workers 2 --trait emotional_support
 """
 
