@@ -19,7 +19,7 @@ from forked import Forks, forks
 import star_tl as star
 from star_tl import cli, pipeline
 from star_tl.errors import StarError
-from star_tl.evaluation import samples
+from star_tl.evaluation import scores
 from star_tl.files import locked
 from star_tl.pipeline import FILES, FOLDER
 
@@ -61,9 +61,9 @@ def test_the_same_call_on_a_finished_folder_samples_nothing_and_changes_nothing(
     before = contents(tmp_path / "run")
     assert {*FILES, FOLDER.call} <= set(before)
     sampled = []
-    written = samples.in_batches
+    written = scores.in_batches
     monkeypatch.setattr(
-        samples, "in_batches", lambda m, prompts, *a: sampled.append(len(prompts)) or written(m, prompts, *a)
+        scores, "in_batches", lambda m, prompts, *a, **o: sampled.append(len(prompts)) or written(m, prompts, *a, **o)
     )
     again = walk(tiny, pairs, tmp_path / "run")
     assert sum(sampled) == 0

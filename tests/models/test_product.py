@@ -58,7 +58,7 @@ print(product.one_dnn(), product.by_pieces(torch.bfloat16), _arithmetic("cpu"))
 model = star.load_model(sys.argv[1], dtype="bfloat16")
 held = {p.dtype for p in model.parameters()}
 with warnings.catch_warnings():
-    warnings.simplefilter("error")  # the model's own forward would be said to be slow
+    warnings.filterwarnings("error", message=".*bfloat16 instructions")  # as of the model's own forward
     pairs = star.load_pairs("agreement")
     few = type(pairs)(pairs.trait, pairs.extraction.pairs[:2])
     attr = star.attribute(model, few, progress=False)
