@@ -8,7 +8,21 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from star_tl.view.plots.look import BLUE, GREEN, GREY, INK, ORANGE, PINK, SKY, coloraxis, finish, styled, whiskers
+from star_tl.view.plots.look import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PINK,
+    SKY,
+    VERMILION,
+    coloraxis,
+    colorbar,
+    finish,
+    styled,
+    whiskers,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -18,6 +32,7 @@ COLOURS = {
     "chosen": BLUE,
     "located": BLUE,
     "wrong layer": PINK,
+    "all layers": VERMILION,
     "random": ORANGE,
     "shuffled labels": ORANGE,
     "priming": GREEN,
@@ -61,22 +76,24 @@ def plot_frontier(table: pandas.DataFrame, measure: str) -> go.Figure:
 
     plot_frontier(evaluation.table, "markers", style="paper", width=3.3)
     """
-    rows = table[(table.measure == measure) & (table.condition != "unsteered")]
+    rows = table.loc[(table.measure == measure) & (table.condition != "unsteered")].sort_values("difference")
     value, low, high = (rows[c].to_numpy(dtype=float) for c in ("difference", "low", "high"))
+    sides = ["middle right" if i % 2 else "middle left" for i in range(len(rows))]  # most lie at one drift
     fig = go.Figure(
         go.Scatter(
             x=rows.drift,
             y=value,
             mode="markers+text",
             text=rows.condition,
-            textposition="top center",
+            textposition=sides,
+            cliponaxis=False,
             marker={"size": 11, "color": [COLOURS.get(c, ANOTHER) for c in rows.condition]},
             error_y=whiskers(value, low, high),
             hovertemplate="%{text}: %{y:+.2f} at %{x:.3f} nats per token<extra></extra>",
         )
     )
     fig.add_hline(y=0, line={"color": INK, "width": 1})
-    fig.update_xaxes(title_text="drift (nats per token)", rangemode="tozero")
+    fig.update_xaxes(title_text="drift (nats per token)", range=[0, 1.4 * float(rows.drift.max())])
     fig.update_yaxes(title_text=f"{measure}: difference to unsteered", zeroline=False)
     return finish(fig, "Effect against drift", "upper left: much effect for little drift", 760, 520)
 
@@ -99,7 +116,9 @@ def plot_matrix(matrix: pandas.DataFrame) -> go.Figure:
             texttemplate="%{z:+.2f}",
         )
     )
-    fig.update_layout(coloraxis=coloraxis(np.nan_to_num(values)))
+    fig.update_layout(
+        coloraxis=coloraxis(np.nan_to_num(values), colorbar(title={"text": "change of share", "side": "top"}))
+    )
     fig.update_xaxes(title_text="measured trait")
     fig.update_yaxes(title_text="vector", autorange="reversed")
     return finish(fig, "Side effects on other traits", "all vectors at one place and at equal drift", 760, 480)
@@ -133,4 +152,6 @@ def plot_turns(turns: pandas.DataFrame) -> go.Figure:
     fig.update_xaxes(title_text="turn", row=2, col=1)
     fig.update_yaxes(title_text="replies with a marker", tickformat=".0%", range=[-0.04, 1.04], row=1, col=1)
     fig.update_yaxes(title_text="drift (nats per token)", rangemode="tozero", row=2, col=1)
-    return finish(fig, "Turn by turn", "mean over talks; the other side is unsteered", 760, 620, showlegend=True)
+    subtitle = "mean over talks; the other side is unsteered"
+    legend = {"orientation": "v", "x": 1.02, "xanchor": "left", "y": 1, "yanchor": "top"}
+    return finish(fig, "Turn by turn", subtitle, 900, 620, showlegend=True, legend=legend)
