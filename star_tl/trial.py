@@ -109,6 +109,7 @@ def evaluate(
     check_kind(model, MODELS, "a model that load_model returns")
     check_kind(chosen, (Condition, NoneType), "an intervention of one's own as a Condition")
     check_kind(llm, (LLMJudge, NoneType), "an LLMJudge")
+    check_kind(lexicon, (str, Path, NoneType), "the path of a lexicon")
     check_kind(workers, (RayWorkers, NoneType), "RayWorkers")
     for name, flag in (("side_effects", side_effects), ("progress", progress)):
         check_flag(flag, name)

@@ -145,15 +145,24 @@ def test_every_public_name_is_attacked(tiny: Any, made: Mapping[str, Any]) -> No
     assert set(star.__all__) <= set(calls(tiny, made)) | NOT_ASKED
 
 
+def every_argument(function: Callable[..., object], given: dict[str, Any]) -> dict[str, Any]:
+    """What is given, and of the others the defaults; what goes to :class:`star_tl.Sampling` is tested there."""
+    known = inspect.signature(function).parameters.values()
+    named = [p for p in known if p.kind is not p.VAR_KEYWORD]
+    assert {p.name for p in named if p.default is p.empty} <= set(given)
+    inspect.signature(function).bind(**given)  # there is nothing else
+    return {p.name: p.default for p in named if p.default is not p.empty} | given
+
+
 def test_what_is_of_another_kind_is_one_line(tiny: Any, made: Mapping[str, Any], tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     faults = []
     for name, (function, given) in calls(tiny, made).items():
-        inspect.signature(function).bind(**given)  # every argument is one that it has
-        for argument in given:
+        base = every_argument(function, given)
+        for argument in base:
             for kind, wrong in WRONG.items():
                 try:
-                    made_of_it = function(**(given | {argument: wrong}))
+                    made_of_it = function(**(base | {argument: wrong}))
                     if inspect.isgenerator(made_of_it):
                         next(made_of_it)
                     faults.append(f"{name}({argument}={kind}) was accepted")

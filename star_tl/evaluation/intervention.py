@@ -174,7 +174,9 @@ def choose_intervention(
     check_kind(attribution, (AttributionMap, NoneType), "a map that attribute returns")
     check_kind(outcome, (OutcomeMap, NoneType), "a map that attribute_outcome returns")
     check_kind(sampling, Sampling, "a Sampling")
+    check_kind(workers, (RayWorkers, NoneType), "RayWorkers")
     check_flag(progress, "progress")
+    seed = Condition(seed=seed).seed
     remedy = "give what the intervention may cost in nats a token, above 0"
     check_number(drift, "drift", lambda x: math.isfinite(x) and x > 0, remedy)
     check_whole(n, "n")
