@@ -344,4 +344,5 @@ def test_what_a_format_cannot_hold_is_fitted_to_every_token_and_the_loss_is_prin
     assert runner.invoke(app, ["export", "snippet", *given]).exit_code == 0
     whole = json.loads((tmp_path / "steer.py.card.json").read_text())
     assert (whole["positions"], whole["strength"]) == ("[-1]", 6)
-    assert {k: v for k, v in card["measured"].items() if not k.startswith("every")} == whole["measured"]
+    located = {k: v for k, v in card["measured"].items() if not k.startswith("every")}
+    assert whole["measured"] == pytest.approx(located, rel=1e-4)  # scored in another batch
