@@ -16,7 +16,8 @@ attributes one contrastive pair of 48 tokens a row, derives a vector and samples
 what was resident before loading, ``load_peak_mb`` the peak while loading. ``tokens_per_second`` is of one row's
 decoding, the prompt's pass left out; ``bandwidth`` the share that decoding reaches of the rate at which one tensor
 is copied. A case says "by pieces" where the CPU has no instructions for the type, see star_tl/models/product.py;
-ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 imitates one. An arm for which memory is too small is reported as such and not run.
+ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 imitates one. An arm for which memory is too small is
+reported as such and not run.
 """
 
 from __future__ import annotations
