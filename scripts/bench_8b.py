@@ -15,7 +15,9 @@ attributes one contrastive pair of 48 tokens a row, derives a vector and samples
 ``peak_mb`` is the largest resident memory of the whole process, code included (on CUDA: of the device), ``code_mb``
 what was resident before loading, ``load_peak_mb`` the peak while loading. ``tokens_per_second`` is of one row's
 decoding, the prompt's pass left out; ``bandwidth`` the share that decoding reaches of the rate at which one tensor
-is copied. An arm for which memory is too small is reported as such and not run.
+is copied. A case says "by pieces" where the CPU has no instructions for the type, see star_tl/models/product.py;
+ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 imitates one. An arm for which memory is too small is
+reported as such and not run.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, loggi
 import star_tl as star
 from star_tl.attribution.align import PreparedPair, prepare
 from star_tl.models.load import DEMO
+from star_tl.models.product import by_pieces
 from star_tl.models.size import SHAPES, free_memory, llama_size
 
 ROW = 48  # tokens of a pair's row, reply included
@@ -321,10 +324,10 @@ def bench(folder: Path, layers: int, dtype: str, device: str, threads: int, arms
     own += ["--threads", str(threads), "--folder", str(folder)]
     subprocess.run([*own, "--write"], check=True)
     size = llama_size(json.loads((folder / "config.json").read_text()))
-    rows = []
+    rows, way = [], " by pieces" if device == "cpu" and by_pieces(getattr(torch, dtype)) else ""
     for name in arms:
         row: dict[str, Any] = {
-            "case": f"8B's shape, {layers} layers, {dtype}, {device}, {threads} threads, {ROW} tokens",
+            "case": f"8B's shape, {layers} layers, {dtype}{way}, {device}, {threads} threads, {ROW} tokens",
             "arm": name,
             "weights_mb": round(size.parameters * getattr(torch, dtype).itemsize / 1e6, 1),
         }

@@ -51,7 +51,8 @@ def sample_conditions(
         prompts: what to reply to, without any condition's instruction.
         conditions: the ways to write replies.
         sampling: how to sample.
-        out: a JSONL file of the samples, which an equal call that was stopped goes on with.
+        out: a JSONL file of the samples, which an equal call that was stopped goes on with; a batch of which a line is
+            missing is written again.
         progress: show progress bars.
         workers: who write and score in place of ``model``, which then only says what is asked for.
 
@@ -109,14 +110,14 @@ def _write(
 ) -> None:
     """What ``kept`` has no replies of, with what can be measured while they are at hand.
 
-    Batches are always the same, so that a call that was stopped and goes on rounds as one that was not.
+    Batches are always the same: one of which a line is missing is written again as a whole, and rounds as before.
     """
     keys = [(c, i) for c in range(len(conditions)) for i in range(len(prompts))]
     plain = [render(tokenizer_of(model), chat).ids for chat in prompts]
     unsteered = [c.vector is None and c.instruction is None for c in conditions]
     order, most = batch_order([ids[c][i] for c, i in keys]), rows_at_once(model, sampling)
     batches = [[keys[k] for k in order[first : first + most]] for first in range(0, len(order), most)]
-    batches = [missing for batch in batches if (missing := [key for key in batch if key not in kept.replies])]
+    batches = [batch for batch in batches if any(key not in kept.replies for key in batch)]
 
     def piece(batch: Sequence[Key]) -> tuple[Any, ...]:
         """What :func:`star_tl.evaluation.scores.write_measured` takes."""

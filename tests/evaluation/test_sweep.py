@@ -182,7 +182,8 @@ def count_sampled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_a_sweep_goes_on_with_what_is_missing_and_no_more(tiny, pairs, tmp_path: Path, monkeypatch) -> None:
     out = tmp_path / "samples.jsonl"
-    whole = grid(tiny, pairs, out=out).to_frame()
+    alone: dict[str, Any] = {"batch_size": 1}  # else all that shares a batch with what is missing is written again
+    whole = grid(tiny, pairs, out=out, **alone).to_frame()
     sampled = count_sampled(monkeypatch)
     lines = [line for line in out.read_text().splitlines(keepends=True) if '"scores"' not in line]
     assert len(lines) == 1 + len(whole)
@@ -196,10 +197,22 @@ def test_a_sweep_goes_on_with_what_is_missing_and_no_more(tiny, pairs, tmp_path:
         ("", len(whole)),
     ):
         out.write_text(text)
-        pd.testing.assert_frame_equal(grid(tiny, pairs, out=out).to_frame(), whole)
+        pd.testing.assert_frame_equal(grid(tiny, pairs, out=out, **alone).to_frame(), whole)
         assert sum(sampled) == missing
         sampled.clear()
         assert len(replies_in(out)) == len(whole)
+
+
+def test_a_batch_that_lacks_a_row_is_written_again_to_the_last_bit(tiny, pairs, tmp_path: Path, monkeypatch) -> None:
+    out = tmp_path / "samples.jsonl"
+    grid(tiny, pairs, out=out, batch_size=3)
+    whole = out.read_bytes()
+    lines = [line for line in out.read_text().splitlines(keepends=True) if '"scores"' not in line]
+    sampled = count_sampled(monkeypatch)
+    out.write_text("".join(lines[:2] + lines[3:]))
+    grid(tiny, pairs, out=out, batch_size=3)
+    assert sampled == [3]
+    assert out.read_bytes() == whole
 
 
 @contextmanager
@@ -214,20 +227,21 @@ def no_file_above(size: int) -> Iterator[None]:
 
 
 def test_a_disk_that_fills_up_costs_no_line_that_was_written(tiny, pairs, tmp_path: Path, monkeypatch) -> None:
-    whole = grid(tiny, pairs, out=tmp_path / "whole.jsonl").to_frame()
+    alone: dict[str, Any] = {"batch_size": 1}
+    whole = grid(tiny, pairs, out=tmp_path / "whole.jsonl", **alone).to_frame()
     size = (tmp_path / "whole.jsonl").read_bytes().index(b'"scores"')  # what comes after is soon made anew
     out = tmp_path / "samples.jsonl"
     with no_file_above(size * 2 // 3), pytest.raises(StarError, match=r"cannot be written to \([^\n]+what it holds is"):
-        grid(tiny, pairs, out=out)
+        grid(tiny, pairs, out=out, **alone)
     kept = out.read_text().count("\n") - 1
     assert len(whole) / 3 < kept < len(whole)
     before = out.read_bytes()
     sampled = count_sampled(monkeypatch)
     with no_file_above(size // 2), pytest.raises(StarError, match=r"cannot be written to \([^\n]+make room"):
-        grid(tiny, pairs, out=out)
+        grid(tiny, pairs, out=out, **alone)
     assert not sampled
     assert out.read_bytes() == before
-    pd.testing.assert_frame_equal(grid(tiny, pairs, out=out).to_frame(), whole)
+    pd.testing.assert_frame_equal(grid(tiny, pairs, out=out, **alone).to_frame(), whole)
     assert sum(sampled) == len(whole) - kept
 
 
