@@ -255,6 +255,20 @@ def test_the_report_fits_a_narrow_screen_and_the_keyboard(report, browser):
     page.close()
 
 
+def test_on_a_phone_at_night_figures_are_dark_and_no_words_lie_on_one_another(report, browser):
+    page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
+    page.goto(report.as_uri())
+    for name in ("heads", "dose-figure"):
+        page.locator(f"#{name}").scroll_into_view_if_needed()
+        page.locator(f"#{name} .main-svg").first.wait_for()
+    assert page.evaluate("document.getElementById('heads').layout.coloraxis.colorscale[2][1]") == "#22262B"
+    legend, subtitle = (
+        page.locator(f"#dose-figure {part}").first.bounding_box() for part in (".legend", ".gtitle-subtitle")
+    )
+    assert legend["y"] >= subtitle["y"] + subtitle["height"]
+    page.close()
+
+
 def test_three_plain_sentences_come_first_and_claim_no_more_than_was_found(text):
     asked, came_out, believe = in_short(result())
     assert text.index(asked.split(" in")[0]) < text.index("In the terms of the method")

@@ -73,7 +73,11 @@ def explore(
     if not isinstance(pairs, Pairs):
         pairs = load_pairs(pairs)
     if attr is not None:
-        check_kind(attr, (AttributionMap, InterventionChoice), "a map that attribute returns")
+        check_kind(
+            attr,
+            (AttributionMap, InterventionChoice),
+            "a map that attribute returns, or a choice of choose_intervention",
+        )
     choice = attr if isinstance(attr, InterventionChoice) else None
     known = attr if isinstance(attr, AttributionMap) else choice.attribution if choice else None
     if known is not None:
