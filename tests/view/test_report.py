@@ -286,6 +286,11 @@ def test_three_plain_sentences_come_first_and_claim_no_more_than_was_found(text)
     assert "tested on the contexts" in believe
 
 
+def test_the_layer_is_said_to_be_chosen_by_its_gain_and_by_nothing_else(text):
+    assert "A layer is judged by its gain" in text
+    assert "by what it adds" not in text
+
+
 def test_the_chosen_strength_and_the_limit_are_marked_and_a_grids_end_is_warned_of(tmp_path, text):
     shown = json.loads(re.search(r'id="dose-figure-data">(.*?)</script>', text, re.DOTALL)[1])
     assert "chosen: 1" in [note["text"] for note in shown["layout"]["annotations"]]
