@@ -72,7 +72,8 @@ def _table(shown: Any, loci: Sequence[Mapping[str, Any]]) -> str:
     panel, low = shown["components"], shown["layers"] > TALL
     selected = {(locus["hook_point"], locus["head"]) for locus in loci}
     limits = [g["limit"] for g in panel["groups"] for _ in range(g["start"], g["end"])]
-    heads = "".join(f'<th style="{CELL}">{html.escape(str(c["label"]))}</th>' for c in panel["columns"])
+    names = [f"gain {c['label']}" if c.get("gain") else str(c["label"]) for c in panel["columns"]]
+    heads = "".join(f'<th style="{CELL}">{html.escape(name)}</th>' for name in names)
     rows = ""
     for layer in range(shown["layers"] - 1, -1, -1):
         cells = ""
