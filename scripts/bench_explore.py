@@ -54,7 +54,10 @@ def notebook(folder: Path, model: str, dtype: str | None, trait: str, saved_map:
     """A notebook that opens the widget, as a user would write it."""
     made = f"star.AttributionMap.load({saved_map!r})" if saved_map else "star.attribute(model, pairs)"
     names = {"model": model, "dtype": dtype, "trait": trait, "attribute": f"attr = {made}", "layers": None, **more}
-    whole = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell.format(**names)) for cell in CELLS])
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}  # without one Jupyter asks for it
+    whole = nbformat.v4.new_notebook(
+        metadata={"kernelspec": kernel}, cells=[nbformat.v4.new_code_cell(cell.format(**names)) for cell in CELLS]
+    )
     nbformat.write(whole, folder / NAME)
     return folder / NAME
 

@@ -72,13 +72,22 @@ JS = """
 const paper = matchMedia("print"), night = matchMedia("(prefers-color-scheme: dark)");
 const read = id => JSON.parse(document.getElementById(id).textContent);
 const darkScale = read("dark-scale"), all = [...document.querySelectorAll(".plot")], drawn = new Set();
+// A phone: a map or a pair of charts no narrower than it can be read, others as narrow as the page; legends below.
+function narrow(layout, width) {
+  const wide = "xaxis2" in layout || Object.keys(layout).some(key => key.startsWith("coloraxis"));
+  layout.width = Math.max(width, wide ? 0.75 * layout.width : 0, 340);
+  if (layout.title?.font) layout.title.font.size = 13;
+  if (!layout.showlegend) return;
+  layout.legend = {...layout.legend, orientation: "h", x: 0, xanchor: "left", y: -0.28, yanchor: "top"};
+  layout.margin = {...layout.margin, b: 150};
+  layout.height += 60;
+}
 function draw(div) {
   const {data, layout} = read(div.id + "-data");
   layout.font = {...layout.font, color: getComputedStyle(document.documentElement).getPropertyValue("--ink").trim()};
   if (paper.matches) layout.width = Math.min(layout.width, 840);
-  else if (div.parentElement.clientWidth < layout.width)  // a phone: smaller, but no narrower than can be read
-    layout.width = Math.max(div.parentElement.clientWidth, 0.75 * layout.width, 340);
-  else if (night.matches)
+  else if (div.parentElement.clientWidth < layout.width) narrow(layout, div.parentElement.clientWidth);
+  if (night.matches && !paper.matches)
     for (const key in layout) if (key.startsWith("coloraxis")) layout[key].colorscale = darkScale;
   Plotly.react(div, data, layout, {displaylogo: false});
   drawn.add(div);

@@ -49,3 +49,16 @@ def test_committed_notebook_has_outputs_is_small_and_clean(path: Path) -> None:
     assert not any(o.output_type == "error" or o.get("name") == "stderr" for cell in code for o in cell.outputs)
     assert 'load_model("meta-llama/Llama-3.1-8B-Instruct")' in "".join(c.source for c in notebook.cells), "say so"
     assert "widgets" not in notebook.metadata, "execute with store_widget_state=False"
+
+
+def test_no_notebook_claims_what_its_outputs_contradict() -> None:
+    """Of the estimators the best differs from place to place, and the places are those that attribution chose."""
+    told = {
+        path.stem[:2]: "\n".join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown")
+        for path in NOTEBOOKS
+    }
+    assert "better estimators" not in told["02"].lower()
+    assert "differs from place to place" in told["02"]
+    assert "last prompt token" not in told["03"]
+    assert "the prompt tokens that attribution chose" in told["03"]
+    assert "only a line of text" not in told["03"], "a saved notebook shows the last state"

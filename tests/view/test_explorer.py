@@ -32,7 +32,7 @@ from star_tl.models import hub
 from star_tl.steering.positions import SCHEDULES
 from star_tl.vectors import SteeringVector
 from star_tl.view.explorer.doses import PAST, Chosen, end_of, safe_until
-from star_tl.view.explorer.first import find_first
+from star_tl.view.explorer.first import First, find_first, settle
 from star_tl.view.explorer.maps import suggestion, view
 from star_tl.view.explorer.offers import first_settings, offers
 from star_tl.view.explorer.replies import segments, token_pieces
@@ -264,6 +264,32 @@ def test_the_first_prompts_are_those_that_gain_the_trait(demo):
     assert all(p in gained for p in found.prompts), "within the drift limit, and fluent"
     assert found.gained == len(found.prompts)
     assert f"of 8, {found.gained} show the trait only steered" in found.describe()
+
+
+@pytest.mark.parametrize(
+    ("answers", "written"),
+    [
+        ({("a", 0): (False, True)}, [("a", 0)]),
+        ({("b", 0): (False, True)}, [("a", 0), ("b", 0)]),
+        ({("a", 1): (False, True)}, [("a", 0), ("b", 0), ("a", 1)]),
+        ({("b", 0): (False, False)}, [*((p, k) for k in range(5) for p in "ab"), ("b", 0)]),
+    ],
+)
+def test_prompts_are_tried_until_one_shows_the_trait_only_steered(answers, written):
+    """In bfloat16 a reply written alone is another than in the batch that it was found in."""
+    asked = []
+
+    def write(*what):
+        asked.append(what)
+        return answers.get(what, (True, True))
+
+    turns = ({"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}, {"role": "user", "content": "e"})
+    assert settle(First(0.5, (turns, "a"), ("a", "b", turns), 2, 0, 4), write)
+    assert asked == written
+    assert not settle(First(0.5, ("c",), (), 1, 0, 1), write), "it never lacked the trait again"
+    asked.clear()
+    settle(First(0.5, (), ("b",), 0, 0, 1), write)
+    assert asked[0] == ("b", 1), "the first seed is known to show nothing"
 
 
 def test_a_ladder_several_seeds_and_all_places_together(explorer, demo):
@@ -893,6 +919,13 @@ def test_thirty_layers_and_a_hundred_and_twenty_eight_fit_the_page(blank):
             assert blank.locator(".cell[data-col='0']").count() == layers
             assert grid["height"] < 1000, (layers, tab)
             assert grid["width"] <= frame["width"] + 6, (layers, heads, tab)
+            if tab == "token":
+                middles = blank.evaluate(
+                    """() => [".cell[data-row='0']", ".column span"].map(kind => [...document.querySelectorAll(kind)]
+                        .map(e => e.getBoundingClientRect()).map(b => (b.left + b.right) / 2))"""
+                )
+                cells, labels = map(np.array, middles)
+                assert np.abs(cells - labels).max() < 3, "a label stands below its own column"
             marked = blank.locator(".layer.taken")
             assert marked.count() == 1, "where a locus is, is seen in every tab"
             outlined = blank.locator(f".cell.taken[data-row='{layers // 2}']").count()

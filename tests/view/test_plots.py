@@ -161,9 +161,16 @@ def test_the_mean_names_a_token_only_where_all_pairs_agree():
     assert [a.text for a in fig.layout.annotations] == ["user 1", "header"]
 
 
-@pytest.mark.parametrize("wrong", [{"pair": 12}, {"pair": -13}, {"component": "hook_z"}])
-def test_what_is_not_in_the_map_is_refused(wrong):
-    with pytest.raises(StarError, match="use"):
+@pytest.mark.parametrize(
+    ("wrong", "remedy"),
+    [
+        ({"pair": 12}, "use 0 to 11"),
+        ({"pair": -13}, "use 0 to 11"),
+        ({"component": "hook_z"}, "Known: attn_out, mlp_out"),
+    ],
+)
+def test_what_is_not_in_the_map_is_refused(wrong, remedy):
+    with pytest.raises(StarError, match=remedy):
         plot_tokens(ATTR, **wrong)
 
 

@@ -255,6 +255,20 @@ def test_the_report_fits_a_narrow_screen_and_the_keyboard(report, browser):
     page.close()
 
 
+def test_on_a_phone_at_night_figures_are_dark_and_no_words_lie_on_one_another(report, browser):
+    page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
+    page.goto(report.as_uri())
+    for name in ("heads", "dose-figure"):
+        page.locator(f"#{name}").scroll_into_view_if_needed()
+        page.locator(f"#{name} .main-svg").first.wait_for()
+    assert page.evaluate("document.getElementById('heads').layout.coloraxis.colorscale[2][1]") == "#22262B"
+    legend, subtitle = (
+        page.locator(f"#dose-figure {part}").first.bounding_box() for part in (".legend", ".gtitle-subtitle")
+    )
+    assert legend["y"] >= subtitle["y"] + subtitle["height"]
+    page.close()
+
+
 def test_three_plain_sentences_come_first_and_claim_no_more_than_was_found(text):
     asked, came_out, believe = in_short(result())
     assert text.index(asked.split(" in")[0]) < text.index("In the terms of the method")
@@ -270,6 +284,11 @@ def test_three_plain_sentences_come_first_and_claim_no_more_than_was_found(text)
     assert "may be chance" in came_out
     assert "do not single out a layer" in believe
     assert "tested on the contexts" in believe
+
+
+def test_the_layer_is_said_to_be_chosen_by_its_gain_and_by_nothing_else(text):
+    assert "A layer is judged by its gain" in text
+    assert "by what it adds" not in text
 
 
 def test_the_chosen_strength_and_the_limit_are_marked_and_a_grids_end_is_warned_of(tmp_path, text):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from star_tl.data.chat import Prompt
+from star_tl.data.chat import Prompt, as_messages
 from star_tl.data.pairs import Trait
 from star_tl.evaluation.intervention import InterventionChoice
 from star_tl.evaluation.scores import score
@@ -19,6 +19,7 @@ from star_tl.view.explorer.doses import Chosen, natural
 
 FACTORS = (1.0, 2.0)  # × the strength that a locus begins with
 SAMPLING = Sampling()
+TRIES = 10  # in float32 the first is as in the batch that it was found in, in bfloat16 rarely
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,33 @@ def find_first(
         lost = sum(old and not new for old, new in zip(has, shows, strict=True))
         found.append(First(share, tuple(p for p, _ in hits), lacking, len(hits), lost, n))
     return max(found, key=lambda first: first.gained - first.lost)
+
+
+def settle(first: First, write: Callable[[str, int], tuple[bool, bool]]) -> bool:
+    """Write to one prompt after another until the trait is shown only steered; else to one that lacked it unsteered.
+
+    Args:
+        first: what was found. Prompts that gain the trait come first, then others that lacked it, then all with
+            further seeds.
+        write: writes both replies to a single turn with so many seeds further, and says whether the unsteered and the
+            steered one show the trait.
+
+    Returns:
+        False where nothing was written, or nothing fit: any prompt will do.
+    """
+    order = [*first.prompts, *(p for p in first.lacking if p not in first.prompts)]
+    single = [m[0]["content"] for p in order if len(m := as_messages(p)) == 1]
+    known = 0 if first.prompts else len(single)  # without a prompt that gains it, the first seed has nothing to show
+    tries = [(single[k % len(single)], k // len(single)) for k in range(known, known + TRIES)] if single else []
+    lacked, last = None, None
+    for last in tries:
+        unsteered, steered = write(*last)
+        if steered and not unsteered:
+            return True
+        lacked = last if lacked is None and not unsteered else lacked
+    if lacked is not None and lacked != last:
+        write(*lacked)
+    return lacked is not None
 
 
 def chosen_by_replies(choice: InterventionChoice) -> Chosen:

@@ -35,8 +35,10 @@ CHOOSER = {key: e.label for key, e in ESTIMATORS.items() if key != "exact"}  # w
 
 def offers(model: Model, pairs: Pairs, attr: AttributionMap, place: tuple[int, ...], n_prompts: int) -> JsonObject:
     """All that the page needs to know once: names, choices, colours, limits."""
+    title = pairs.trait.name.replace("_", " ")
     return {
-        "title": pairs.trait.name.replace("_", " "),
+        "title": title,
+        "heading": f"{title.capitalize()} in {model.cfg.model_name}",
         "model": str(model.cfg.model_name),
         "estimators": {m: CHOOSER.get(m, m) for m in (*CHOOSER, attr.method)},
         "forms": FORMS,

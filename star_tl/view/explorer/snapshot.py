@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +16,12 @@ from star_tl.files import replacing
 from star_tl.view.explorer.replies import Card, Run
 from star_tl.view.page import figure, page, scroll
 from star_tl.view.plots import plot_dose, plot_heads, plot_layers, plot_tokens
+
+
+def free_page(trait: str) -> Path:
+    """The page's file by the trait's name, with a number where that is taken."""
+    names = (Path(f"{trait}_snapshot{f'-{k}' if k else ''}.html") for k in itertools.count())
+    return next(path for path in names if not path.exists())
 
 
 def write_snapshot(

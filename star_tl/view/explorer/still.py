@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from plotly.colors import sample_colorscale
@@ -46,7 +46,7 @@ class Stills:
 
 
 def still(
-    title: str, shown: JsonObject, loci: Sequence[JsonObject], replies: Sequence[Card], prompt: str, advised: str
+    title: str, shown: JsonObject, loci: Sequence[Mapping[str, Any]], replies: Sequence[Card], prompt: str
 ) -> str:
     """What the page shows, without scripts and styles of its own, because notebooks that are not trusted drop both.
 
@@ -56,9 +56,9 @@ def still(
         loci: those that are selected, as the page has them.
         replies: the widget's cards.
         prompt: what was replied to.
-        advised: a line on the dose–response, or nothing.
     """
     cards = "".join(map(_card, replies)) or f'<p style="{SOFT}">No reply was written yet.</p>'
+    advised = "; ".join(f"{one['name']}: advised strength {one['best']:.2f}" for one in loci if one["best"] is not None)
     said = f'<p style="{SOFT}">{html.escape(advised)}</p>' if advised else ""
     return (
         f'<div class="star-explorer-still"><h3>{html.escape(title)}</h3>'
@@ -67,12 +67,13 @@ def still(
     )
 
 
-def _table(shown: Any, loci: Sequence[JsonObject]) -> str:
+def _table(shown: Any, loci: Sequence[Mapping[str, Any]]) -> str:
     """Layer × component in the map's colours, the selected places outlined."""
     panel, low = shown["components"], shown["layers"] > TALL
     selected = {(locus["hook_point"], locus["head"]) for locus in loci}
     limits = [g["limit"] for g in panel["groups"] for _ in range(g["start"], g["end"])]
-    heads = "".join(f'<th style="{CELL}">{html.escape(str(c["label"]))}</th>' for c in panel["columns"])
+    names = [f"gain {c['label']}" if c.get("gain") else str(c["label"]) for c in panel["columns"]]
+    heads = "".join(f'<th style="{CELL}">{html.escape(name)}</th>' for name in names)
     rows = ""
     for layer in range(shown["layers"] - 1, -1, -1):
         cells = ""

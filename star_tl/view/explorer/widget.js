@@ -149,9 +149,10 @@ function render({ model, el: root }) {
 
   // The kernel looks for a prompt at first; what was typed meanwhile stays.
   const note = el("p", { class: "soft", hidden: true });
-  let offered = start.prompt;
+  let offered = start.prompt, offeredSeed = start.seed;
   function sayPrompt() {
-    const { prompt: shown, note: words } = model.get("settings");
+    const { prompt: shown, note: words, seed: sown } = model.get("settings");
+    if (Number(seed.value) === offeredSeed) seed.value = offeredSeed = sown;
     note.textContent = words;
     note.hidden = !words || prompt.value !== shown && prompt.value !== offered;
     if (prompt.value === offered) prompt.value = offered = shown;

@@ -29,14 +29,14 @@ from star_tl.steering.hooks import row_hooks
 from star_tl.steering.positions import read_positions, schedule
 from star_tl.vectors import SteeringVector
 from star_tl.view.explorer.doses import Chosen
-from star_tl.view.explorer.first import chosen_by_replies, find_first
+from star_tl.view.explorer.first import chosen_by_replies, find_first, settle
 from star_tl.view.explorer.heads import attention_of
 from star_tl.view.explorer.known import Known
 from star_tl.view.explorer.maps import own_pair, suggestion, view
 from star_tl.view.explorer.offers import CHOOSER, first_settings, offers, sampling_of
 from star_tl.view.explorer.page import Page
 from star_tl.view.explorer.replies import Card, Run, cards, measured, run_of, text_of
-from star_tl.view.explorer.snapshot import write_snapshot
+from star_tl.view.explorer.snapshot import free_page, write_snapshot
 from star_tl.view.explorer.still import still
 from star_tl.view.explorer.ways import (
     TOGETHER,
@@ -50,7 +50,6 @@ from star_tl.view.explorer.ways import (
 from star_tl.view.plots import LOCUS_COLOURS
 
 FIRST_PROMPTS = 12  # of which the first minute's is one
-TRIES = 3  # prompts of the first minute, where one is written otherwise alone than in a batch: in bfloat16
 OWN = -2  # the "pair" that is the user's own prompt
 FRAME = 0.08  # seconds between two updates of a streamed reply
 
@@ -73,7 +72,11 @@ def explore(
     if not isinstance(pairs, Pairs):
         pairs = load_pairs(pairs)
     if attr is not None:
-        check_kind(attr, (AttributionMap, InterventionChoice), "a map that attribute returns")
+        check_kind(
+            attr,
+            (AttributionMap, InterventionChoice),
+            "a map that attribute returns, or a choice of choose_intervention",
+        )
     choice = attr if isinstance(attr, InterventionChoice) else None
     known = attr if isinstance(attr, AttributionMap) else choice.attribution if choice else None
     if known is not None:
@@ -118,9 +121,7 @@ class Explorer(Page):
         """
         if not self.replies:
             raise StarError("There is nothing to save yet: write replies first.")
-        name = f"{self._pairs.trait.name}_snapshot"
-        free = (Path(f"{name}{f'-{k}' if k else ''}.html") for k in range(10_000))
-        chosen = Path(path) if path is not None else next(p for p in free if not p.exists())
+        chosen = Path(path) if path is not None else free_page(self._pairs.trait.name)
         curves = {c.name: table for c in self._chosen if (table := self._known.curve(c)) is not None}
         chat = self._chat(self.settings)
         ready = [(c, self._resolved(c.positions, chat)) for c in self._chosen if c.vector]
@@ -130,11 +131,7 @@ class Explorer(Page):
         )
         attr = self._maps[self.settings["estimator"]]
         shown = cast(list[Card], self.replies)
-        return write_snapshot(chosen, self._title, attr, chat, shown, curves, code)
-
-    @property
-    def _title(self) -> str:
-        return f"{self.about['title'].capitalize()} in {self.about['model']}"
+        return write_snapshot(chosen, self.about["heading"], attr, chat, shown, curves, code)
 
     def __repr__(self) -> str:
         loci = "; ".join(c.name for c in self._chosen) or "no locus selected"
@@ -142,13 +139,8 @@ class Explorer(Page):
 
     def _still(self) -> str:
         """What is shown, as HTML for the saved notebook."""
-        advised = "; ".join(
-            f"{c.name}: advised strength {found['best']:.2f}"
-            for c in self._chosen
-            if (found := c.shown(self._known.curve(c)))["best"] is not None
-        )
         replies, prompt = cast(list[Card], self.replies), str(self.settings["prompt"])
-        return still(self._title, self.map, self.loci, replies, prompt, advised)
+        return still(self.about["heading"], self.map, self.loci, replies, prompt)
 
     def _do(self, do: str, **what: Any) -> None:
         if do == "begin":
@@ -256,8 +248,6 @@ class Explorer(Page):
         self._show_loci()
         self._start(self._write)
 
-    # The work, in a thread.
-
     def _begin(self) -> None:
         """The first minute: a prompt whose unsteered reply lacks the trait, and the suggested place beside it."""
         s = self.map["suggested"]
@@ -271,17 +261,17 @@ class Explorer(Page):
         asked = self._pairs.heldout.prompts[:FIRST_PROMPTS]
         seed, trait = cast(int, self.settings["seed"]), self._pairs.trait
         first = find_first(self._model, trait, asked, chosen, seed, lambda x: self._say(words, x, busy=True))
-        tries = [m[0]["content"] for p in first.prompts or first.lacking if len(m := as_messages(p)) == 1][:TRIES]
         if first.prompts:
             chosen.strength = first.share
-        for prompt in tries:
-            self.settings = self.settings | {"prompt": prompt, "note": first.describe()}
+
+        def write(prompt: str, further: int) -> tuple[bool, bool]:
+            self.settings = self.settings | {"prompt": prompt, "seed": seed + further, "note": first.describe()}
             self._show_loci()
             self._reply([chosen])
             unsteered, steered = (trait.shown_in(text_of(card)) for card in self.replies)
-            if steered and not unsteered:
-                break
-        if not tries:
+            return unsteered, steered
+
+        if not settle(first, write):
             self._reply([chosen])
         self._measure([chosen])
 
