@@ -21,7 +21,7 @@ from forked import Forks, forks
 
 import star_tl as star
 from star_tl.errors import StarError
-from star_tl.evaluation import scores, sweep
+from star_tl.evaluation import samples, scores, sweep
 from star_tl.generation import samples_file
 from star_tl.locus import Locus
 from star_tl.steering.condition import Condition
