@@ -155,7 +155,8 @@ def test_a_row_that_steering_broke_ends_alone_and_leaves_no_trace_in_its_place(t
     broken = replace(steering_vector(), vector=torch.full((1, 32), 3e38))
     found = [(p, Condition(seed=1), Sampling(max_new_tokens=12, log_probs=True)) for p in PROMPTS]
     batch = RunningBatch(tiny)
-    way, sampling = Condition("bad", broken, 2.0, (2,)), Sampling(max_new_tokens=12, temperature=0)
+    way = Condition("bad", broken, 1.0, (2,), more=(broken,))  # finite each, and together not
+    sampling = Sampling(max_new_tokens=12, temperature=0)
     bad = [ask(tiny, PROMPTS[2], way, sampling) for _ in range(6)]
     good = [ask(tiny, *one) for one in found]
     batch.join([good[0], *bad])

@@ -267,7 +267,8 @@ def test_a_row_that_steering_broke_does_not_end_the_recording(own, monkeypatch) 
     )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        replies = star.generate(own, PROMPTS, vector.hooks(10.0, "generated"), max_new_tokens=4, progress=False)
+        twice = [*vector.hooks(1.0, "generated"), *vector.hooks(1.0, "generated")]  # finite each, and together not
+        replies = star.generate(own, PROMPTS, twice, max_new_tokens=4, progress=False)
     assert all(r.broken for r in replies)
     forward = llama_forward(own)
     assert forward is not None
