@@ -1,4 +1,4 @@
-"""From notebook to production: what notebooks/elsewhere.md says runs, and each way gives the same reply."""
+"""From notebook to production: what the README says runs, and each way gives the same reply."""
 
 from __future__ import annotations
 
@@ -15,64 +15,36 @@ from star_tl.cli import app
 from star_tl.locus import Locus
 from star_tl.models.lens import HookedTransformer
 
-NOTEBOOK = """
-import star_tl as star
-
-model = star.load_model("demo")
-pairs = star.load_pairs("emotional_support")
-vector = star.extract_vector(model, pairs, star.attribute(model, pairs).top_locus())
-vector.save("support.safetensors")
-prompt = "I failed my exam."
-offline = star.sample(model, [prompt], vector.hooks(strength=1.5), seed=7, temperature=0.8, max_new_tokens=60)
-"""
-SERVER = "star-tl serve --model demo --vector support.safetensors --port 8000"
-CLIENT = """
-from openai import OpenAI
-
-client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
-reply = client.chat.completions.create(
-    model="demo",
-    messages=[{"role": "user", "content": prompt}],
-    seed=7,
-    temperature=0.8,
-    max_tokens=60,
-    extra_body={"steering": {"vector": "support", "strength": 1.5}},
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+NOTEBOOK, CLIENT = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
+EXTRACT, SERVER, *EXPORTS = re.findall(
+    r"^star-tl .*?(?=  #|$)", README.partition("## From notebook to production")[2], re.M
 )
-assert reply.choices[0].message.content == offline[0]
-"""
-EXPORTS = """
-star-tl export snippet --vector support.safetensors --strength 1.5 --out steer.py
-star-tl export gguf --vector support.safetensors --out support.gguf
-star-tl sweep --ray local --workers 2 --trait emotional_support
-"""
-
-
-def test_the_page_says_just_this() -> None:
-    page = (Path(__file__).parents[1] / "notebooks" / "elsewhere.md").read_text(encoding="utf-8")
-    for block in (NOTEBOOK, SERVER, CLIENT, EXPORTS):
-        assert block.strip() in page
 
 
 def command(line: str) -> list[str]:
     return [sys.executable, "-c", "from star_tl.cli import app; app()", *line.split()[1:]]
 
 
-def test_a_vector_goes_from_a_notebook_to_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vector_goes_from_the_command_line_to_a_server_and_writes_what_the_notebook_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    exec(NOTEBOOK, names)
-    free = SERVER.replace("8000", "0")
-    with subprocess.Popen(command(free), stdout=subprocess.PIPE, text=True) as server:
+    done = CliRunner().invoke(app, EXTRACT.split()[1:])
+    assert done.exit_code == 0, done.output
+    with subprocess.Popen(command(f"{SERVER} --port 0"), stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
             address = re.search(r"http://\S+", server.stdout.readline())
             assert address
-            exec(CLIENT.replace("http://127.0.0.1:8000", address[0]), names)
+            exec("from openai import OpenAI\n" + CLIENT.replace("http://127.0.0.1:8000", address[0]), {})
         finally:
             server.terminate()
+    *_, turned_up = (line for line in NOTEBOOK.splitlines() if line.startswith("# "))
+    assert capsys.readouterr().out.strip() == turned_up.removeprefix("# ")
 
 
-@pytest.mark.parametrize("line", EXPORTS.strip().splitlines()[:2])
+@pytest.mark.parametrize("line", EXPORTS[:1])
 def test_a_vector_goes_to_other_programs(
     line: str, demo: HookedTransformer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
