@@ -24,6 +24,7 @@ import argparse
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -273,7 +274,7 @@ def drive(page: Any, browser: Any, address: str, folder: Path, pictures: Path | 
     timed("stopped", begun)
     begun = time.monotonic()
     widget.get_by_role("button", name="Save snapshot").click()
-    widget.locator(".kept", has_text="snapshot.html").wait_for()
+    widget.locator(".kept", has_text=re.compile(r"_snapshot(-\d+)?\.html")).wait_for()
     timed("snapshot", begun)
     if pictures is not None:
         for tab in ("head", "token"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import time
@@ -80,10 +81,13 @@ def test_every_condition_is_in_the_tables(folder, tiny, prompts) -> None:
 
 
 class Here(RayWorkers):
-    """The work of replicas, done in this process, the last piece first; ``left`` pieces until the caller is stopped."""
+    """The work of replicas, done in this process, the last piece first; ``left`` pieces until the caller is stopped.
+
+    ``replies`` is how many they wrote.
+    """
 
     def __init__(self, model: Any, left: int) -> None:
-        self.left = left
+        self.left, self.replies = left, 0
         self._replica = _Replica({}, "", torch.get_num_threads())
         self._replica._model = model
 
@@ -92,18 +96,21 @@ class Here(RayWorkers):
             if not self.left:
                 raise KeyboardInterrupt
             self.left -= 1
-            yield i, getattr(self._replica, method)(*pieces[i])
+            found = getattr(self._replica, method)(*pieces[i])
+            self.replies += len(found[0]) if method == "write" else 0
+            yield i, found
 
 
 def test_an_evaluation_on_workers_that_was_stopped_goes_on_to_the_same_tables(folder, tiny, prompts, tmp_path) -> None:
     given = tiny, "negotiation_politeness", prompts, tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        star.evaluate(*given, workers=Here(tiny, 12), **OPTIONS)
+        star.evaluate(*given, workers=(stopped := Here(tiny, 12)), **OPTIONS)
     assert list((tmp_path / "out").rglob("*.jsonl"))
     assert not (tmp_path / "out" / "effects.csv").exists()
     star.evaluate(*given, workers=(workers := Here(tiny, 10_000)), **OPTIONS)
-    assert workers.left < 9_950, "the workers had little to do"
     found = sorted(p.relative_to(folder) for p in folder.rglob("*.jsonl"))
+    kept = [json.loads(line) for name in found for line in (folder / name).read_text().splitlines()]
+    assert 0 < stopped.replies < stopped.replies + workers.replies >= sum("tokens" in line for line in kept) > 500
     assert len(found) > 4
     for name in (*WRITTEN[:-1], *found):
         assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes(), name
