@@ -1,9 +1,10 @@
 """What the server gives to many clients at once, beside one after another.
 
-    python scripts/bench_serve.py [--json FILE] [--model demo] [--streams 64] [--rounds 3] [--tokens 60]
+    python scripts/bench_serve.py [--json FILE] [--model demo] [--streams 64] [--each 1] [--rounds 3] [--tokens 60]
 
 Starts ``star-tl serve`` in a process of its own with three vectors, and asks it for streamed replies: first one at a
-time, then all at once, the same requests both times, no two alike in prompt, vector, strength, positions and seed.
+time, then from so many clients at once, each of which sends its next request when its last was answered; the same
+requests both times, no two alike in prompt, vector, strength, positions and seed.
 Every text is compared with what ``star.generate`` writes for the same seed and vector. One that differs is replayed in
 float64, token by token: at each the row's random number must fall, to within NEAR, into the part of the cumulated
 probabilities that the token has, else the reply is wrong. Such a difference is rounding: float32 sums otherwise in a
@@ -130,14 +131,17 @@ async def ask(client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[str, flo
     return text, first
 
 
-async def arm(address: str, bodies: list[dict[str, Any]], at_once: bool) -> tuple[list[str], list[float], float]:
-    limits = httpx.Limits(max_connections=len(bodies))
-    async with httpx.AsyncClient(base_url=address, timeout=600, limits=limits) as client:
+async def arm(address: str, bodies: list[dict[str, Any]], streams: int) -> tuple[list[str], list[float], float]:
+    """So many clients share the requests out among them; each asks for its next when its last was answered."""
+    found: list[tuple[str, float]] = [("", 0.0)] * len(bodies)
+
+    async def ask_in_turn(client: httpx.AsyncClient, first: int) -> None:
+        for i in range(first, len(bodies), streams):
+            found[i] = await ask(client, bodies[i])
+
+    async with httpx.AsyncClient(base_url=address, timeout=600, limits=httpx.Limits(max_connections=streams)) as client:
         began = time.perf_counter()
-        if at_once:
-            found = await asyncio.gather(*(ask(client, body) for body in bodies))
-        else:
-            found = [await ask(client, body) for body in bodies]
+        await asyncio.gather(*(ask_in_turn(client, first) for first in range(streams)))
         seconds = time.perf_counter() - began
     return [text for text, _ in found], [first for _, first in found], seconds
 
@@ -154,6 +158,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--streams", type=int, default=64)
+    parser.add_argument("--each", type=int, default=1, help="requests of a client, one after another")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=60)
     options = parser.parse_args()
@@ -180,16 +185,16 @@ def main() -> None:
 
 def measure(options: argparse.Namespace, address: str, model: Any, vectors: dict[str, Any]) -> dict[str, Any]:
     warm = requests(options.model, 8, 8, 10_000)
-    asyncio.run(arm(address, warm, True))
+    asyncio.run(arm(address, warm, len(warm)))
     rates: dict[str, list[float]] = {"one at a time": [], "at once": []}
     firsts: dict[str, list[float]] = {name: [] for name in rates}
     wrong, rounded = 0, []
     exact = star.load_model(options.model, dtype="float64")
     for turn in range(options.rounds):
-        bodies = requests(options.model, options.streams, options.tokens, 1000 * turn)
+        bodies = requests(options.model, options.streams * options.each, options.tokens, 1000 * turn)
         texts = {}
         for name in rates:  # they take turns, so that a busy minute falls on both
-            texts[name], first, seconds = asyncio.run(arm(address, bodies, name == "at once"))
+            texts[name], first, seconds = asyncio.run(arm(address, bodies, options.streams if name == "at once" else 1))
             firsts[name] += first
             rates[name].append(seconds)
         alone = [offline(model, vectors, body) for body in bodies]
