@@ -212,16 +212,21 @@ def measure(model: Model, trait: str, args: Options) -> None:
     for name in REAL.get(trait, ()) if args.data else ():
         items = star.load_prompts(args.data / name / FILES[name], limit=args.real)
         prompt_sets[name] = [item.messages for item in items]
-    results = {}
+    results, everywhere, unseen = {}, [], [m.name for m in unseen_by(reward, pairs.trait)]
     for name, prompts in prompt_sets.items():
         seeds = args.seeds if name == "held out" else 1
         ways = [replace(a, seed=500 + s) for a in arms for s in range(seeds)]
         ways += [replace(c, seed=500 + k % seeds) for k, c in enumerate(noise)]
         samples = replies(model, pairs, prompts, ways, args)
-        results[name] = summary(samples, [m.name for m in unseen_by(reward, pairs.trait)])
+        results[name] = summary(samples, unseen)
+        everywhere.append(samples.assign(prompt_id=name + " " + samples.prompt_id))
         samples.to_json(args.out / f"{trait}-{name.replace(' ', '_')}.jsonl", orient="records", lines=True)
         print(f"{trait}, {name}: {len(prompts)} prompts × {seeds}, reward {reward.name}, target {target:.3f}")
         print(results[name].round(3).to_string(index=False), flush=True)
+    if len(everywhere) > 1:
+        results["all of these"] = summary(pd.concat(everywhere, ignore_index=True), unseen)
+        print(f"{trait}, all of these prompts together")
+        print(results["all of these"].round(3).to_string(index=False), flush=True)
     note("done")
     report = {
         "trait": trait,
