@@ -40,6 +40,7 @@ from typing import Any
 import nbformat
 
 WINDOW = {"width": 1500, "height": 950}
+NARROW = 480  # pixels, as on a phone
 NAME = "explore.ipynb"
 CELLS = (
     """import star_tl as star
@@ -177,16 +178,16 @@ def saved_and_opened(page: Any, browser: Any, address: str, name: str, wait: flo
     fresh.close()
 
 
-def photograph(page: Any, path: Path) -> None:
+def photograph(page: Any, path: Path, width: int = WINDOW["width"]) -> None:
     """The cell that made the widget, and all of it, in a window that is as tall as it takes."""
     page.mouse.move(0, 0)
-    page.set_viewport_size(WINDOW | {"height": 1900})
+    page.set_viewport_size({"width": width, "height": 1900})
     widget = page.locator(".star-explorer")
     height = widget.evaluate(
         """widget => widget.closest(".jp-Cell").offsetHeight
             + innerHeight - widget.closest(".jp-WindowedPanel-outer").offsetHeight"""
     )
-    page.set_viewport_size(WINDOW | {"height": math.ceil(height) + 8})
+    page.set_viewport_size({"width": width, "height": math.ceil(height) + 8})
     widget.evaluate("widget => widget.closest('.jp-Cell').scrollIntoView()")
     page.screenshot(path=path)
     page.set_viewport_size(WINDOW)
@@ -280,6 +281,11 @@ def drive(page: Any, browser: Any, address: str, folder: Path, pictures: Path | 
         for tab in ("head", "token"):
             widget.get_by_role("tab", name=f"Layer × {tab}").click()
             picture(f"{tab}s")
+        widget.get_by_role("tab", name="Layer × component").click()
+        photograph(page, pictures / "narrow.png", NARROW)
+        page.evaluate("jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })")
+        page.wait_for_selector("body[data-jp-theme-light=false]")
+        picture("dark")
     written = page.locator(".star-explorer article .text").all_text_contents()
     begun = time.monotonic()
     with saved_and_opened(page, browser, address, NAME) as fresh:

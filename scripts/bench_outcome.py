@@ -55,7 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         out = args.save.with_suffix(".jsonl") if args.save else Path(folder) / "replies.jsonl"
         ids = render_prompts(model, prompts, args.tokens)
-        write_replies(model, ids, spread(args.n, len(prompts)), options, args.seed, (), out, True)
+        write_replies(model, ids, spread(args.n, len(prompts)), options, args.seed, star.Condition(), (), out, True)
         times["sampling"] = now()
         outcome = star.attribute_outcome(model, prompts, markers, args.n, options, args.seed, least=args.n, out=out)
         times["gradients"] = now()

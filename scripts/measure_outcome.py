@@ -22,16 +22,19 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import torch
 from scipy import stats
+from torch import Tensor
 
 import star_tl as star
 from star_tl.attribution.choose import GAIN_DRIFT, costs_of, effects_of, gains
+from star_tl.attribution.outcome import OutcomeMap
+from star_tl.attribution.outcome.estimate import RIDGES, best_ridge, natural_directions
 from star_tl.data.chat import Prompt
 from star_tl.evaluation.drift import at_drift
 from star_tl.evaluation.intervention import GENERATED, LARGEST, Candidate, first_strength, propose, shortlist
@@ -49,10 +52,11 @@ from star_tl.evaluation.measures import (
 from star_tl.evaluation.samples import sample_conditions
 from star_tl.evaluation.scores import mark_coherent
 from star_tl.generation.settings import Sampling
+from star_tl.locus import hook_name
 from star_tl.models.backend import Model
 from star_tl.stats import compare_paired
 from star_tl.steering.condition import Condition
-from star_tl.vectors import extract_vector
+from star_tl.vectors import extract_vector, extract_vectors
 
 TRAITS = ("emotional_support", "politeness", "gratitude", "agreement", "self_disclosure", "joy", "trust")
 FILES = {"esconv": "valid.jsonl", "craigslist_bargain": "dev.json", "casino": "casino_valid.json"}
@@ -112,6 +116,45 @@ def second_step(
     return at_drift(model, pairs.trait, [way], target, practice, args.sampling, progress=args.progress)[0]
 
 
+def spread(vectors: Sequence[star.SteeringVector], positions: str | None, outcome: OutcomeMap) -> Condition:
+    """Vectors of several layers at once, with the weights that buy most of the reward per drift in the map's sample."""
+    along = torch.stack([outcome._along(vector, positions) for vector in vectors], 1)
+    scale = along.square().mean(0).sqrt().clamp_min(1e-12)
+    ridge = best_ridge(along / scale, outcome.rewards, outcome.prompt, outcome.mean_tokens)
+    weights = natural_directions(along / scale, outcome.advantages, (ridge,))[0] / scale
+    cost = float((along @ weights).square().mean()) / (2 * outcome.mean_tokens)
+    first, *more = (float(w) * (GAIN_DRIFT / cost) ** 0.5 * v for w, v in zip(weights, vectors, strict=True))
+    return Condition(f"{vectors[0].method}, all layers", first, positions=positions, more=tuple(more))
+
+
+def fishback(attr: star.AttributionMap, vectors: Mapping[int, star.SteeringVector]) -> Condition:
+    """(F + λI)⁻¹ g at the last prompt token of one of these layers, g and F from the pairs alone."""
+    even = torch.arange(len(attr.gradients)) % 2 == 0
+
+    def directions(mine: Tensor, layer: int, ridges: Sequence[float]) -> Tensor:
+        pulls = attr.drift_gradients[mine, :, layer].double().flatten(0, 1)
+        values, basis = torch.linalg.eigh(pulls.T @ pulls / len(pulls))
+        inside = basis.T @ attr.gradients[mine, layer].double().mean(0)
+        return torch.stack([basis @ (inside / (values.clamp_min(0) + r * float(values.sum()))) for r in ridges])
+
+    def gain(direction: Tensor, mine: Tensor, layer: int) -> float:
+        effect = attr.gradients[mine, layer].double().mean(0) @ direction
+        cost = (attr.drift_gradients[mine, :, layer].double() @ direction).square().mean()
+        return float(gains(effect[None], cost[None]))
+
+    ridges = [r for r in RIDGES if r != float("inf")]
+    found = {}
+    for layer in vectors:
+        for made, tested in ((even, ~even), (~even, even)):
+            for ridge, direction in zip(ridges, directions(made, layer, ridges), strict=True):
+                found[layer, ridge] = found.get((layer, ridge), 0.0) + gain(direction, tested, layer) / 2
+    layer, ridge = max(found, key=lambda key: found[key])
+    direction = directions(torch.ones_like(even), layer, [ridge])[0]
+    rows = (direction / direction.norm() * vectors[layer].norm).float()[None]
+    vector = replace(vectors[layer], vector=rows, method=f"FishBack, λ {ridge}, gain {found[layer, ridge]:.3f}")
+    return Condition("FishBack", vector)
+
+
 def spearman(table: pd.DataFrame, column: str) -> tuple[float, int]:
     known = table.loc[table[column].notna()]
     return (float(stats.spearmanr(known[column], known.reward).statistic), len(known)) if len(known) > 2 else (0.0, 0)
@@ -149,6 +192,12 @@ def measure(model: Model, trait: str, args: Options) -> None:
     middle = extract_vector(model, pairs, star.Locus(f"blocks.{outcome.n_layers // 2}.hook_resid_post"), "reply_mean")
     wrong = extract_vector(model, pairs, attr.top_locus()).at_layer(attr.choose_layer().last_ranked)
     extra = [Condition("middle", middle, 0.5, GENERATED), Condition("wrong", wrong, 1.0)]
+    every_layer = [star.Locus(hook_name("resid_post", layer)) for layer in range(outcome.n_layers)]
+    for method, where in (("located", None), ("reply_mean", GENERATED)):
+        extra.append(spread(extract_vectors(model, pairs, every_layer, method), where, outcome))
+    singles = extract_vectors(model, pairs, [every_layer[layer] for layer in layers])
+    extra.append(fishback(attr, {vector.locus.layer: vector for vector in singles}))
+    note(f"FishBack: {extra[-1].vector!r}")
     practice_on = contexts[: args.practice]
     ready = at_drift(model, pairs.trait, [*started, *extra], target, practice_on, args.sampling, progress=args.progress)
     note("brought to priming's drift")
@@ -190,6 +239,7 @@ def measure(model: Model, trait: str, args: Options) -> None:
     print(f"unsteered {unpaid:.3f}; rank correlations {correlations}", flush=True)
 
     located = cells.index(finalists[0])  # attribution's own place
+    by_name = {way.name: way for way in ready}
     best = ready[chosen]
     arms = [
         Condition(),
@@ -198,8 +248,9 @@ def measure(model: Model, trait: str, args: Options) -> None:
         replace(best, name="primed + chosen", instruction=primed.instruction),
         replace(ready[sweep], name="sweep"),
         replace(ready[located], name="located"),
-        replace(ready[-1], name="wrong layer"),
-        replace(ready[-2], name="reply mean, middle"),
+        replace(by_name["wrong"], name="wrong layer"),
+        replace(by_name["middle"], name="reply mean, middle"),
+        *(by_name[way.name] for way in extra[2:]),
         Condition("peers' recipe", middle, 1.0, "all"),
     ]
     if args.second:

@@ -269,6 +269,7 @@ def extract(
     positions: Annotated[
         str | None, typer.Option("--positions", help="Of --hook-point, e.g. -2,-1; default -1.")
     ] = None,
+    head: Annotated[int | None, typer.Option("--head", help="Of --hook-point blocks.L.attn.hook_z.")] = None,
     method: Annotated[str, typer.Option("--method", help="The vector method.")] = "located",
     trait: TraitOption = "emotional_support",
     model: ModelOption = "demo",
@@ -281,8 +282,9 @@ def extract(
     """Extract the steering vector at a locus: from a map, named, or found by attribution now."""
     if attribution is not None and hook_point is not None:
         raise StarError("--attribution and --hook-point both name the locus: give one of them.")
-    if positions is not None and hook_point is None:
-        raise StarError("--positions belongs to --hook-point: name that too, or leave it out.")
+    for option, given in (("--positions", positions), ("--head", head)):
+        if given is not None and hook_point is None:
+            raise StarError(f"{option} belongs to --hook-point: name that too, or leave it out.")
     from star_tl.data.pairs import load_pairs
 
     pairs = load_pairs(trait)
@@ -293,7 +295,7 @@ def extract(
     from star_tl.vectors import extract_vector
 
     if hook_point is not None:
-        locus = Locus(hook_point, _numbers(positions or "-1"))
+        locus = Locus(hook_point, _numbers(positions or "-1"), head)
         Condition(vector=_Nothing(locus))  # refuses what generate would refuse
         loaded = _load(model, dtype, device, backend, first_n_layers)
     elif attribution is not None:

@@ -66,8 +66,8 @@ class Locus:
             raise StarError(f"Head {quoted(self.head)} of a locus: give its number, 0 is the first.")
         if (self.head is not None) != (found[2] == "attn.hook_z"):
             raise StarError(
-                "A locus names a head exactly where its hook point is attn.hook_z: give Locus(hook_point, positions, "
-                "head=0), or another hook point without one."
+                "A locus names a head exactly where its hook point is attn.hook_z: give its number (head=0; on the "
+                "command line --head 0), or another hook point without one."
             )
 
     @property

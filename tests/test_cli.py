@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from full_disk import no_file_above
 from safetensors import safe_open
 from typer.testing import CliRunner
 
@@ -146,6 +148,11 @@ BAD = {
     "a limit below one": (["run", "--prompts", "p.txt", "--limit", "-5"], "--limit"),
     "a mode of no file": (["run", "--mode", "both"], "--prompts"),
     "a limit of no file": (["sweep", "--limit", "3"], "--prompts"),
+    "a head of no hook point": (["extract", "--out", "v.safetensors", "--head", "0"], "--hook-point"),
+    "a hook point of heads without one": (
+        ["extract", "--out", "v.safetensors", "--hook-point", "blocks.1.attn.hook_z"],
+        "--head 0",
+    ),
     "positions of no hook point": (["extract", "--out", "v.safetensors", "--positions", "junk"], "--hook-point"),
     "unknown positions": (["generate", "--prompt", "Hi", "--positions", "junk"], "Unknown positions"),
     "a place where generate adds nothing": (
@@ -219,6 +226,56 @@ def test_a_disk_that_is_full_at_the_end_is_one_line_too(tiny_folder: Path, tmp_p
     result = runner.invoke(app, [*arguments, "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     assert {p.name for p in tmp_path.iterdir()} == {"samples.jsonl", "samples.csv", "summary.csv", "report.html"}
+
+
+SHORT = ["--max-new-tokens", "4"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["attribute", "--out", "a.safetensors"],
+        ["extract", "--hook-point", "blocks.1.hook_resid_post", "--out", "v.safetensors"],
+        ["export", "gguf", "--vector", "other.safetensors", "--positions", "all", "--out", "v.gguf"],
+        ["sweep", "--layers", "1", "--strengths", "1", *SHORT, "--out", "s"],
+        ["run", "--quick", "--seeds", "1", *SHORT, "--out", "r"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+@pytest.mark.parametrize("size", [100, 3_000, 20_000])
+def test_after_a_full_disk_the_same_command_goes_through_as_the_message_says(
+    tiny_folder: Path, tmp_path: Path, monkeypatch, arguments: list[str], size: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = star.load_pairs("emotional_support")
+    replace(whole, pairs=(*whole.extraction.pairs[:3], *whole.heldout.pairs[:2])).save("few.jsonl")
+    given = [*arguments, "--model", str(tiny_folder)]
+    if arguments[0] == "export":
+        made = ["extract", "--hook-point", "blocks.1.hook_resid_post", "--out", "other.safetensors"]
+        assert runner.invoke(app, [*made, "--model", str(tiny_folder)]).exit_code == 0
+    else:
+        given += ["--trait", "few.jsonl"]
+    with no_file_above(size):
+        result = runner.invoke(app, given)
+    if result.exit_code == 0:
+        assert max(p.stat().st_size for p in tmp_path.rglob("*") if p.name != "few.jsonl") <= size
+        return
+    assert result.exit_code == 2, result.output
+    assert "make room" in result.output.strip().splitlines()[-1]
+    again = runner.invoke(app, given)
+    assert again.exit_code == 0, again.output
+
+
+def test_a_head_is_named_where_the_message_says(tiny_folder: Path, tmp_path: Path) -> None:
+    made = tmp_path / "v.safetensors"
+    given = ["--model", str(tiny_folder), "--hook-point", "blocks.1.attn.hook_z", "--out", str(made)]
+    result = runner.invoke(app, ["extract", *given])
+    assert result.exit_code == 2
+    offered = re.search(r"on the command line (--head 0)", " ".join(result.output.split()))
+    assert offered
+    result = runner.invoke(app, ["extract", *given, *offered[1].split()])
+    assert result.exit_code == 0, result.output
+    assert star.SteeringVector.load(made).locus.head == 0
 
 
 def test_import_is_instant() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
 import signal
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import pandas as pd
 import pytest
 import torch
 from forked import Forks, forks
+from full_disk import no_file_above
 
 import star_tl as star
 from star_tl.errors import StarError
@@ -213,17 +213,6 @@ def test_a_batch_that_lacks_a_row_is_written_again_to_the_last_bit(tiny, pairs, 
     grid(tiny, pairs, out=out, batch_size=3)
     assert sampled == [3]
     assert out.read_bytes() == whole
-
-
-@contextmanager
-def no_file_above(size: int) -> Iterator[None]:
-    """Writing beyond ``size`` bytes fails with an OSError, as on a disk that is full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_disk_that_fills_up_costs_no_line_that_was_written(tiny, pairs, tmp_path: Path, monkeypatch) -> None:
