@@ -25,9 +25,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import plotly.graph_objects as go
 import torch
+from plotly.subplots import make_subplots
 from scipy import stats
 from torch import Tensor
 
@@ -57,6 +60,7 @@ from star_tl.models.backend import Model
 from star_tl.stats import compare_paired
 from star_tl.steering.condition import Condition
 from star_tl.vectors import extract_vector, extract_vectors
+from star_tl.view.plots import BLUE, GREEN, SKY, VERMILION
 
 TRAITS = ("emotional_support", "politeness", "gratitude", "agreement", "self_disclosure", "joy", "trust")
 FILES = {"esconv": "valid.jsonl", "craigslist_bargain": "dev.json", "casino": "casino_valid.json"}
@@ -314,6 +318,36 @@ def summary(samples: pd.DataFrame, unseen: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def draw_cells(reports: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """Every cell of the sweep: what outcome attribution had said of it, and the reward that its replies got."""
+    colours = {"located": SKY, "reply mean": VERMILION, "outcome": BLUE, "natural outcome": GREEN}
+    names = [str(r["trait"]).replace("_", " ") for r in reports]
+    figure = make_subplots(1, len(reports), subplot_titles=names, horizontal_spacing=0.05)
+    for col, report in enumerate(reports, 1):
+        cells = pd.DataFrame(report["cells"])
+        for source, colour in colours.items():
+            for symbol, mine in (("circle", cells["where"] == GENERATED), ("circle-open", cells["where"] != GENERATED)):
+                part = cells[mine & (cells.source == source) & (cells.drift < 1.5 * report["target"])]
+                name = f"{source}, {'generated' if symbol == 'circle' else 'prompt'} tokens"
+                dots = go.Scatter(
+                    x=part.predicted, y=part.reward, mode="markers", name=name, legendgroup=name,
+                    marker={"color": colour, "symbol": symbol, "size": 8}, showlegend=col == 1,
+                )  # fmt: skip
+                figure.add_trace(dots, row=1, col=col)
+        chosen = report["chosen"]
+        star_of = {"symbol": "star-open", "size": 20, "color": "black", "line": {"width": 2}}
+        star_ = go.Scatter(
+            x=[chosen["predicted"]], y=[chosen["reward"]], mode="markers", name="chosen", marker=star_of,
+            legendgroup="chosen", showlegend=col == 1,
+        )  # fmt: skip
+        figure.add_trace(star_, row=1, col=col)
+        figure.add_hline(y=report["unsteered"], line={"dash": "dot", "color": "grey"}, row=1, col=col)
+    figure.update_xaxes(title_text="predicted gain at 0.1 nat")
+    figure.update_yaxes(title_text="mean reward of real replies", col=1)
+    title = "Every source, layer and stretch of tokens at the drift of priming; dotted: unsteered"
+    return figure.update_layout(template="plotly_white", width=380 * len(reports) + 240, height=460, title=title)
+
+
 class Options(argparse.Namespace):
     model: str
     dtype: str | None
@@ -330,6 +364,7 @@ class Options(argparse.Namespace):
     progress: bool
     data: Path | None
     out: Path
+    figure: Path | None
 
 
 def main() -> None:
@@ -356,16 +391,23 @@ def main() -> None:
         help="a folder of esconv/valid.jsonl, craigslist_bargain/dev.json and casino/casino_valid.json",
     )
     ap.add_argument("--out", type=Path, default=Path("runs/outcome"))
+    ap.add_argument("--figure", type=Path, help="draw the cells of these traits: an HTML, PNG or SVG file")
     ap.add_argument("--progress", action=argparse.BooleanOptionalAction, default=True)
     args = ap.parse_args(namespace=Options())
     if args.threads:
         torch.set_num_threads(args.threads)
     args.sampling = Sampling(max_new_tokens=args.tokens, temperature=args.temperature, batch_size=args.batch)
     args.out.mkdir(parents=True, exist_ok=True)
-    model = star.load_model(args.model, dtype=args.dtype, device=args.device)
-    for trait in args.traits:
-        if not (args.out / f"{trait}.json").exists():  # what an earlier call finished is kept
-            measure(model, trait, args)
+    files = {trait: args.out / f"{trait}.json" for trait in args.traits}
+    left = [trait for trait, file in files.items() if not file.exists()]  # what an earlier call finished is kept
+    model = star.load_model(args.model, dtype=args.dtype, device=args.device) if left else None
+    for trait in left:
+        assert model is not None
+        measure(model, trait, args)
+    if args.figure:
+        figure = draw_cells([json.loads(file.read_text()) for file in files.values()])
+        save = figure.write_html if args.figure.suffix == ".html" else figure.write_image
+        save(args.figure)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from star_tl.models.memory import fitting_batches, free_beside
 FEW_POSITIONS = 96
 MICRO_BATCH = 4096  # token positions, all rows together: beyond it a pass per pair gets no cheaper on a CPU
 GRAPH_SHARE = 0.5  # of the free memory: the most that a micro-batch is meant to take
+GRAPH_BYTES = 1e9  # the same on a CPU, where a wide model's passes are bound by arithmetic long before MICRO_BATCH
 
 Backward = Callable[[Model, PairBatch, Sequence[str], Receive], Tensor]
 
@@ -177,8 +178,11 @@ def positions_at_once(model: Model) -> int:
     heads = 2 * (cfg.n_heads + (cfg.n_key_value_heads or cfg.n_heads)) * cfg.d_head
     # A layer keeps its difference at every hook point and what its gradient is made of; the end, logits in float32.
     layer = cfg.dtype.itemsize * (8 * cfg.d_model + heads + 4 * (cfg.d_mlp or 0))
-    room = int(GRAPH_SHARE * free_beside(model) / (cfg.n_layers * layer + 16 * cfg.d_vocab))
-    return room if torch.device(str(cfg.device)).type == "cuda" else min(MICRO_BATCH, room)
+    each = cfg.n_layers * layer + 16 * cfg.d_vocab
+    room = GRAPH_SHARE * free_beside(model)
+    if torch.device(str(cfg.device)).type == "cuda":
+        return int(room / each)
+    return min(MICRO_BATCH, int(min(room, GRAPH_BYTES) / each))
 
 
 ESTIMATOR = Estimator("atp", "attribution patching", "gradient times difference", ("mode",), attribute_atp)

@@ -131,7 +131,7 @@ class LlamaPass:
         """Take over what another pass has read; ``rows`` says which of its rows each row of this one continues."""
         read = shared.position.read
         self.position.advance(read)
-        self.layers.cache[..., :read, :] = shared.layers.cache[..., :read, :].index_select(2, rows)
+        _copy_rows(self.layers.cache, shared.layers.cache, rows, read)
 
     def _replayed(self, tokens: Tensor, column: int) -> Tensor:
         if self.recorded is not None:
@@ -184,7 +184,7 @@ class CachedLayers:
         shape = list(self.cache.shape)
         shape[2] = len(rows)
         cache = self.cache.new_empty(shape)
-        cache[..., :read, :] = self.cache[..., :read, :].index_select(2, rows)
+        _copy_rows(cache, self.cache, rows, read)
         return CachedLayers(self.model, self.forward, listeners, cache, self.pads[rows])
 
     def read(
@@ -306,6 +306,17 @@ class RecordedStep:
         rotation = layers.cos[at][:, None], layers.sin[at][:, None]
         residual = layers.over(self.tokens, rotation, seen, self.column, len(self.every))
         return layers.logits(residual)
+
+
+def _copy_rows(
+    into: Float[Tensor, "layer 2 row kv_head room d_head"],
+    cache: Float[Tensor, "layer 2 kept kv_head room d_head"],
+    rows: Int[Tensor, " row"],
+    read: int,
+) -> None:
+    """The first ``read`` columns of these rows, a layer at a time: what is copied is nowhere held twice."""
+    for layer, kept in zip(into, cache, strict=True):
+        layer[..., :read, :] = kept[..., :read, :].index_select(1, rows)
 
 
 def _digits(dtype: torch.dtype) -> torch.dtype:
