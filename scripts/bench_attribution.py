@@ -129,7 +129,7 @@ def pairs_of_length(model: HookedTransformer, length: int, count: int) -> Pairs:
     """Pairs whose rows have exactly ``length`` tokens, clean and corrupted alike."""
     tokenizer = model.tokenizer
     assert tokenizer is not None
-    words = [w for w in (tokenizer.decode([i]) for i in range(300, 4096)) if w.startswith(" ") and w[1:].isalpha()]
+    words = [w for w in (str(tokenizer.decode([i])) for i in range(300, 4096)) if w.startswith(" ") and w[1:].isalpha()]
     words = [w for w in words if len(tokenizer.encode("x" + w * 3, add_special_tokens=False)) == 4]
 
     def text(start: int, n: int) -> str:

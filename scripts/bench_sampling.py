@@ -102,6 +102,7 @@ def stock(folder: Path, rows: int) -> Arm:
             out = model.generate(
                 ids, max_new_tokens=REPLY, do_sample=False, stop_at_eos=False, verbose=False, return_type="tokens"
             )
+        assert isinstance(out, torch.Tensor)
         return [tuple(row) for row in out[:, PROMPT:].tolist()]
 
     return run

@@ -73,9 +73,9 @@ def passed(attr: AttributionMap, kind: str, directions: int) -> int:
     """How many of so many random directions pass the test of the layer at 5 %."""
     chance = torch.Generator().manual_seed(12345)
     mean, pulls = attr.gradients.mean(0), attr.drift_gradients.float().flatten(0, 1).transpose(0, 1)
-    found = 0
+    found, (layers, width) = 0, attr.differences.shape
     for i in range(directions):
-        one = KINDS[kind](*attr.differences.shape, chance)
+        one = KINDS[kind](layers, width, chance)
         gain = gains((mean * one).sum(-1), torch.bmm(pulls, one[..., None]).square().mean((1, 2))).max()
         null = rotated_gains(attr.gradients, attr.drift_gradients, one, ROTATIONS, seed=i).amax(1)
         found += (1 + int((null >= gain).sum())) / (1 + ROTATIONS) <= LEVEL

@@ -231,7 +231,7 @@ def main() -> None:
         num_key_value_heads=2,
         max_position_embeddings=CONTEXT,
         rms_norm_eps=1e-5,
-        rope_theta=10000.0,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         tie_word_embeddings=True,
         bos_token_id=BOS,
         eos_token_id=EOT,
