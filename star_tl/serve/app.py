@@ -36,6 +36,7 @@ from star_tl.steering.condition import Condition
 from star_tl.version import __version__
 
 _BETWEEN = 0.05  # seconds between two parts of a stream, so that many streams do not cost a message a token
+_MESSAGES = 400  # parts of all streams together a second, for the same reason
 _DECODING = 0.1  # of the time at most goes into decoding the texts of streams, whose length the cost grows with
 _BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -299,7 +300,8 @@ def make_app(
                 first_token(reply)
                 began = time.thread_time()
                 written, text = len(job.asked.writing.tokens), printable_text(job.asked.writing)
-                pause = max(_BETWEEN, (time.thread_time() - began) * len(state["waiting"]) / _DECODING)
+                streams = len(state["waiting"])
+                pause = max(_BETWEEN, streams / _MESSAGES, (time.thread_time() - began) * streams / _DECODING)
                 if reply.request.logprobs:
                     written = min(written, len(job.asked.writing.log_probs))
                 if text.startswith(sent) and (text != sent or told == 0 or (written > told and reply.request.logprobs)):

@@ -180,12 +180,9 @@ class CachedLayers:
         self.cos, self.sin = forward.rotation(cache.shape[4], pads.device)
 
     def of_rows(self, rows: Int[Tensor, " kept"], read: int, listeners: Listeners) -> CachedLayers:
-        """The same for these rows, of whose cache the first ``read`` columns are filled."""
-        shape = list(self.cache.shape)
-        shape[2] = len(rows)
-        cache = self.cache.new_empty(shape)
-        _copy_rows(cache, self.cache, rows, read)
-        return CachedLayers(self.model, self.forward, listeners, cache, self.pads[rows])
+        """The same for these rows, of whose cache the first ``read`` columns are filled; they take the others' room."""
+        _copy_rows(self.cache, self.cache, rows, read)
+        return CachedLayers(self.model, self.forward, listeners, self.cache[:, :, : len(rows)], self.pads[rows])
 
     def read(
         self, tokens: Int[Tensor, "row column"], start: int, entering: tuple[int, Tensor] | None = None
@@ -309,14 +306,14 @@ class RecordedStep:
 
 
 def _copy_rows(
-    into: Float[Tensor, "layer 2 row kv_head room d_head"],
+    into: Float[Tensor, "layer 2 room_of_rows kv_head room d_head"],
     cache: Float[Tensor, "layer 2 kept kv_head room d_head"],
     rows: Int[Tensor, " row"],
     read: int,
 ) -> None:
-    """The first ``read`` columns of these rows, a layer at a time: what is copied is nowhere held twice."""
+    """The first ``read`` columns of these rows, a layer at a time, so that no second cache is ever held."""
     for layer, kept in zip(into, cache, strict=True):
-        layer[..., :read, :] = kept[..., :read, :].index_select(1, rows)
+        layer[:, : len(rows), :, :read] = kept[..., :read, :].index_select(1, rows)
 
 
 def _digits(dtype: torch.dtype) -> torch.dtype:
