@@ -284,7 +284,7 @@ def drive(page: Any, browser: Any, address: str, folder: Path, pictures: Path | 
         widget.get_by_role("tab", name="Layer × component").click()
         photograph(page, pictures / "narrow.png", NARROW)
         page.evaluate("jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })")
-        page.wait_for_selector("body[data-jp-theme-light=false]")
+        page.locator("[data-jp-theme-light='false']").wait_for(state="attached")
         picture("dark")
     written = page.locator(".star-explorer article .text").all_text_contents()
     begun = time.monotonic()
