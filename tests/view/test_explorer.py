@@ -909,6 +909,15 @@ def test_five_loci_of_very_different_ranges_are_compared_at_equal_drift(blank):
     blank.screenshot(path=ARTIFACTS / "explorer-five.png", full_page=True)
 
 
+def test_on_a_phone_nothing_of_the_table_is_cut_off(blank):
+    places = [chosen_at(29 - k, k, 1.0) for k in range(2)]
+    draw(blank, made_up(attribution(layers=30), places, {place.name: doses_of(1.0, 0.3, 0.9) for place in places}))
+    for width in (375, 480, 1400):
+        blank.set_viewport_size({"width": width, "height": 900})
+        page, table = (blank.locator(kind).bounding_box() for kind in (".measures", ".measures table"))
+        assert table["x"] + table["width"] <= page["x"] + page["width"] + 1, f"cut off at {width} pixels"
+
+
 def test_thirty_layers_and_a_hundred_and_twenty_eight_fit_the_page(blank):
     for layers, heads in ((30, 9), (32, 32), (128, 16)):
         place = chosen_at(layers // 2, 0, 1.0)
