@@ -58,8 +58,10 @@ def worker(stack: ExitStack, commit: str, options: argparse.Namespace) -> subpro
     tree = HERE
     if name != ".":
         folder = stack.enter_context(tempfile.TemporaryDirectory())
-        files = subprocess.run(["git", "archive", name], cwd=HERE, check=True, capture_output=True).stdout
-        subprocess.run(["tar", "x", "-C", folder], input=files, check=True)
+        files = subprocess.run(["git", "archive", name], cwd=HERE, stdout=subprocess.PIPE, check=False)
+        if files.returncode:
+            raise SystemExit(f"{name} is no commit of this repository: see above.")
+        subprocess.run(["tar", "x", "-C", folder], input=files.stdout, check=True)
         tree = Path(folder)
     more = json.dumps({"draws": int(draws)} if draws else {})
     process = subprocess.Popen(

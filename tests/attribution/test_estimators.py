@@ -324,6 +324,9 @@ def test_a_micro_batch_is_as_large_as_memory_allows(model: HookedTransformer, mo
     assert at_once("cuda", 80e9) > atp.MICRO_BATCH
     assert at_once("cuda", 80e9) == pytest.approx(2 * at_once("cuda", 40e9), rel=1e-3)
     assert at_once("cpu", 10e6) < atp.MICRO_BATCH
+    with monkeypatch.context() as wide:  # of a large vocabulary the logits count, and what is made of them
+        wide.setattr(model.cfg, "d_vocab", 49_152)
+        assert 16 * model.cfg.d_vocab * at_once("cpu", 1e12) < atp.GRAPH_BYTES
     # What a graph of clean and corrupted rows was seen to hold.
     rows = pair_batch(model, prepare(model, unequal_pairs()))
     tokens = rows.prompts.numel() + 2 * rows.replies.numel()

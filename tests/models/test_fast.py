@@ -167,7 +167,9 @@ def test_a_recorded_step_dies_with_its_pass_without_the_cycle_collector(tiny, mo
             run(following)
         assert run.recorded is not None
         dead = [weakref.ref(run), weakref.ref(run.recorded), weakref.ref(run.layers)]
+        held = run.layers.cache.untyped_storage().data_ptr()
         assert run.keep(torch.tensor([0, 2]))
+        assert run.layers.cache.untyped_storage().data_ptr() == held, "it is not held twice"
         assert dead[1]() is dead[2]() is None
         run(tokens[:2, :1])
         dead.append(weakref.ref(run.recorded))

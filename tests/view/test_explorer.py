@@ -757,6 +757,86 @@ def test_a_saved_notebook_shows_the_last_state_without_a_kernel(jupyter, browser
     assert len(html) < 100_000
 
 
+def test_combine_converse_attend_and_an_own_prompts_map_in_the_browser(jupyter, browser):
+    address, folder = jupyter
+    shutil.copy(folder / SHORT, folder / "talk.ipynb")
+    with lab.run_notebook(browser, f"{address}/lab/workspaces/talk-{time.time_ns()}/tree/talk.ipynb?reset") as page:
+        finished(page)
+        combine_and_converse(page)
+        attend_and_map(page)
+
+
+def cards(page, count: int) -> None:
+    page.wait_for_function("n => document.querySelectorAll('.star-explorer article').length === n", arg=count)
+    finished(page)
+
+
+def combine_and_converse(page) -> None:
+    widget, go = page.locator(".star-explorer"), page.get_by_role("button", name="Generate")
+    clear(page)
+    cell(page, 6, "resid_post").click()
+    cards(page, 2)
+    widget.get_by_label("Add another trait's vector at").select_option("gratitude")
+    cards(page, 3)
+    widget.get_by_label("all of them together as one more card").check()
+    cards(page, 4)
+    together = replies(page)[3]
+    assert together not in replies(page)[:3], "both vectors write what neither does"
+    widget.get_by_label("all of them together as one more card").uncheck()
+    cards(page, 3)
+
+    widget.get_by_text("System prompt, seed, length").click()
+    widget.get_by_role("spinbutton", name="Replies").fill("2")
+    widget.get_by_role("spinbutton", name="Tokens").fill("12")
+    go.click()
+    page.wait_for_function("document.querySelectorAll('.star-explorer article .text').length === 6")
+    finished(page)
+    first = replies(page)
+    assert len(set(first[:2])) == 2, "two seeds, two replies"
+    widget.get_by_role("button", name="Reroll").click()
+    page.wait_for_function(
+        "old => document.querySelector('.star-explorer article .text').textContent !== old", arg=first[0]
+    )
+    finished(page)
+    assert replies(page)[0] not in first
+    widget.get_by_role("spinbutton", name="Replies").fill("1")
+
+    steered = widget.locator("article").nth(1)
+    said = steered.locator(".text").first.text_content()
+    steered.get_by_role("button", name="Answer this").click()
+    talk = widget.get_by_label("The chat so far")
+    talk.wait_for()
+    assert said in talk.text_content()
+    widget.get_by_role("textbox", name="Prompt", exact=True).fill("And what would you do?")
+    go.click()
+    page.wait_for_function("document.querySelectorAll('.star-explorer article .text').length === 3")
+    finished(page)
+    talk.get_by_role("button", name="Undo the last turn").click()
+    talk.wait_for(state="hidden")
+
+    tinted = widget.locator("article .drift").first
+    assert re.match(r"drift \d+\.\d\d nats; unsteered: .+", tinted.get_attribute("title"))
+
+
+def attend_and_map(page) -> None:
+    widget, go = page.locator(".star-explorer"), page.get_by_role("button", name="Generate")
+    widget.get_by_role("tab", name="Layer × head").click()
+    clear(page)
+    widget.locator("[role=gridcell][aria-label^='layer 5, head 2,']").click()
+    cards(page, 2)
+    widget.get_by_role("button", name="Attention").click()
+    widget.get_by_role("img", name="Attention of layer 5, head 2").wait_for()
+    finished(page)
+    widget.get_by_role("tab", name="Layer × token").click()
+    widget.get_by_role("textbox", name="Prompt", exact=True).fill("My violin broke.")
+    go.click()
+    cards(page, 2)
+    widget.get_by_role("combobox", name="Pairs").select_option(value="-2")
+    widget.locator(".column", has_text="violin").wait_for()
+    finished(page)
+    photograph(page, "explorer-own-prompt")
+
+
 def test_the_core_works_on_smollm2(jupyter, browser):
     """Its first layers, so that it takes no minute; ``scripts/bench_explore.py`` drives all of it, and times it."""
     if hub.smollm2() is None:
