@@ -330,6 +330,20 @@ def test_a_chat_goes_on_and_is_taken_back(explorer, demo):
     assert explorer.talk == []
 
 
+def test_a_reply_is_not_answered_before_it_is_whole(explorer):
+    ask(explorer, "generate", prompt="My cat died.", length=15)
+    until_idle(explorer)
+    (card,) = explorer.replies
+    explorer.replies = [{**card, "runs": [{**card["runs"][0], "writing": True}]}]
+    explorer.status = {**explorer.status, "busy": True}
+    ask(explorer, "continue", key="")
+    assert "still being written" in explorer.status["error"]
+    assert explorer.talk == []
+    explorer.status = {**explorer.status, "busy": False}  # as after a stop: what stands there is the reply
+    ask(explorer, "continue", key="")
+    assert explorer.talk[1]["content"] == text_of(card)
+
+
 def test_what_a_head_looks_at_is_its_attention_pattern(explorer, demo):
     ask(explorer, "pattern", layer=3, head=2)
     until_idle(explorer)
@@ -800,6 +814,9 @@ def combine_and_converse(page) -> None:
     finished(page)
     assert replies(page)[0] not in first
     widget.get_by_role("spinbutton", name="Replies").fill("1")
+    go.click()
+    page.wait_for_function("document.querySelectorAll('.star-explorer article .text').length === 3")
+    finished(page)
 
     steered = widget.locator("article").nth(1)
     said = steered.locator(".text").first.text_content()

@@ -359,7 +359,10 @@ class Explorer(Page):
 
     def _continue(self, key: str) -> None:
         """The card's reply becomes part of the chat, for the next turn."""
-        said = text_of(next(card for card in cast(list[Card], self.replies) if card["key"] == key))
+        card = next(card for card in cast(list[Card], self.replies) if card["key"] == key)
+        said = text_of(card)
+        if self.status["busy"] and any(run["writing"] for run in card["runs"]):
+            raise StarError("This reply is still being written: answer it when it is whole, or stop it there.")
         if not said:
             raise StarError("This reply is empty: it cannot be answered.")
         turns = [{"role": "user", "content": self.settings["prompt"]}, {"role": "assistant", "content": said}]
