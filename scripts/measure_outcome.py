@@ -187,7 +187,7 @@ def measure(model: Model, trait: str, args: Options) -> None:
     note(f"{attr.choose_layer().describe()}")
     layers = list(range(args.every - 1, outcome.n_layers, args.every))
     found = propose(model, pairs, attr, outcome, layers, natural=layers)
-    finalists = shortlist(found, 8, outcome)
+    finalists = shortlist(found, 8, outcome, attr.top_locus())
     cells = [c for c in found if c in finalists or c.vector.fraction * first_strength(c, outcome, target) <= LARGEST]
     note(f"{len(found)} candidates, {len(cells)} cells")
     started = [

@@ -1,8 +1,9 @@
 """Print the steering tables of RESULTS.md again: every trait, on held-out and on real prompts.
 
-    python scripts/measure_steering.py [--data FOLDER] [--seeds 2] [--model demo] [--json FILE]
+    python scripts/measure_steering.py [--data FOLDER] [--quick] [--seeds 2] [--model demo] [--json FILE]
 
-Held-out prompts are the built-in ones. With ``--data``, a folder that holds esconv/valid.jsonl,
+What steers is what ``run`` chooses by itself from replies to the extraction contexts; with ``--quick`` attribution's
+choice alone. Held-out prompts are the built-in ones. With ``--data``, a folder that holds esconv/valid.jsonl,
 craigslist_bargain/dev.json and casino/casino_valid.json in their official formats, the traits are
 also measured on those. Prints one row per trait, prompts and arm.
 
@@ -38,7 +39,7 @@ import star_tl as star
 from star_tl.data.chat import Message
 from star_tl.data.pairs import TRAITS
 from star_tl.evaluation.samples import sample_conditions
-from star_tl.evaluation.scores import mark_coherent
+from star_tl.evaluation.scores import mark_coherent, summarise
 from star_tl.evaluation.strength import DRIFT_LIMIT, STRENGTHS
 from star_tl.generation.settings import Sampling
 from star_tl.locus import Locus
@@ -232,6 +233,7 @@ def main() -> None:
     ap.add_argument("--traits", nargs="+", default=list(TRAITS))
     ap.add_argument("--seeds", type=int, default=2)
     ap.add_argument("--limit", type=int, default=50, help="prompts from each real file")
+    ap.add_argument("--quick", action="store_true", help="take attribution's choice, as run --quick does")
     ap.add_argument("--places", action="store_true", help="sweep layers and schedules instead")
     ap.add_argument("--strengths", action="store_true", help="ask how good the chosen strength is on fresh prompts")
     ap.add_argument("--down", action="store_true", help="with --strengths: turn the traits down")
@@ -264,17 +266,21 @@ def main() -> None:
         return
     tables = []
     for trait in args.traits:
-        pairs = star.load_pairs(trait)
-        for source, prompts in prompts_for(trait, args.data, args.limit).items():
-            began = time.time()
-            result = run(model, pairs, prompts, quick=True, seeds=tuple(range(args.seeds)), progress=False)
-            table = result.summary.assign(trait=trait, prompts=source)
-            tables.append(table)
-            choice = result.attribution.choose_layer()
-            print(
-                f"\n{trait}, {source}: {result.vector.locus} ({choice.describe()}), "
-                f"strength {result.settings['strength']} ({time.time() - began:.0f} s)"
-            )
+        pairs, sources = star.load_pairs(trait), prompts_for(trait, args.data, args.limit)
+        began = time.time()
+        prompts = [prompt for own in sources.values() for prompt in own]
+        result = run(model, pairs, prompts, quick=args.quick, seeds=tuple(range(args.seeds)), progress=False)
+        choice = result.attribution.choose_layer()
+        print(
+            f"\n{trait}: {result.vector.method}, {result.vector.locus} ({choice.describe()}), "
+            f"strength {result.settings['strength']} ({time.time() - began:.0f} s)"
+        )
+        source_of = np.repeat(list(sources), [len(own) for own in sources.values()])
+        samples = result.samples.assign(source=[source_of[int(name[1:])] for name in result.samples.prompt_id])
+        for source in sources:
+            table = summarise(samples[samples.source == source].drop(columns="source"))
+            tables.append(table.assign(trait=trait, prompts=source))
+            print(f"{trait}, {source}")
             print(table[COLUMNS[2:]].to_string(index=False, float_format=lambda x: f"{x:.3f}"), flush=True)
     if args.json:
         rows = pd.concat(tables, ignore_index=True).to_dict(orient="records")

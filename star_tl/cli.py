@@ -802,12 +802,10 @@ def _show(result: RunResult) -> None:
 
     console = Console(width=None if sys.stdout.isatty() else 150)
     choice = result.attribution.choose_layer()
-    trait, model, locus = (escape(str(x)) for x in (result.trait, result.model, result.vector.locus))
-    console.print(
-        f"\n[bold]{trait}[/] on {model}: {'drift buys most at' if choice.singled_out else 'taken was'} layer "
-        f"[bold]{choice.layer}[/] "
-        f"({escape(choice.describe())}); locus {locus}"
-    )
+    trait, model, said = (escape(str(x)) for x in (result.trait, result.model, choice.describe()))
+    found = f"drift buys most at layer [bold]{choice.layer}[/] ({said})" if choice.singled_out else said
+    locus = escape(result.settings.get("locus", str(result.vector.locus)))
+    console.print(f"\n[bold]{trait}[/] on {model}: {found}; locus {locus}")
     if result.intervention is not None:
         console.print(f"Chosen by real replies: [bold]{escape(result.intervention.describe())}[/].")
     if result.attribution.caution:

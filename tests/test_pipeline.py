@@ -12,14 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import synthetic
 from forked import Forks, forks
 
 import star_tl as star
 from star_tl import cli, pipeline
+from star_tl.attribution.choose import listed
 from star_tl.errors import StarError
 from star_tl.evaluation import scores
+from star_tl.evaluation.scores import mark_coherent
+from star_tl.evaluation.strength import best_dose, dose_table
 from star_tl.files import locked
 from star_tl.pipeline import FILES, FOLDER
 
@@ -187,6 +191,23 @@ def test_pairs_without_held_out_ones_say_so(tiny, pairs, tmp_path):
         result = star.run(tiny, pairs, out=tmp_path, quick=True, max_new_tokens=4, progress=False)
     assert "no pair is held out" in result.settings["pairs"]
     assert "no pair is held out" in (tmp_path / "report.html").read_text()
+
+
+def test_of_layers_that_tie_the_replies_decide(demo: Any, tmp_path: Path) -> None:
+    pairs = star.load_pairs("agreement")
+    few = replace(pairs, pairs=pairs.extraction.pairs[:16])
+    result = star.run(demo, few, PROMPTS, tmp_path, quick=True, max_new_tokens=24, progress=False)
+    tied = result.attribution.choose_layer().tied
+    assert len(tied) > 1
+    samples = pd.read_json(tmp_path / "samples.jsonl", lines=True)
+    rates = {}
+    for layer in tied:
+        tried = mark_coherent(samples[samples.part == f"strength, layer {layer}"])
+        curve = dose_table(tried).set_index("strength")
+        rates[layer] = curve.trait_rate[best_dose(curve.reset_index())]
+    assert result.vector.locus == result.attribution.top_locus(layer=max(rates, key=lambda layer: rates[layer]))
+    assert f"the one of {listed(tied)} whose replies did most" in result.settings["locus"]
+    assert result.vector.locus.layer != result.attribution.choose_layer().layer  # else the test shows nothing
 
 
 RUN = """

@@ -305,15 +305,16 @@ class AttributionMap:
             raise StarError(f"layer is {layer}: the map has {self.n_layers} layers.")
         return choose_positions(self.position_effects[:, layer], coverage)
 
-    def top_locus(self, coverage: float = 0.9) -> Locus:
-        """``resid_post`` of the layer that gains most, at :meth:`choose_positions`.
+    def top_locus(self, coverage: float = 0.9, layer: int | None = None) -> Locus:
+        """``resid_post`` of a layer, default the one that gains most, at :meth:`choose_positions`.
 
-        Whether the pairs single out that layer is :attr:`LayerChoice.singled_out`.
+        Whether the pairs single out that layer is :attr:`LayerChoice.singled_out`; which share the resamples,
+        :attr:`LayerChoice.tied`.
 
         Raises:
             StarError: as :meth:`choose_layer` and :meth:`choose_positions`.
         """
-        layer = self.choose_layer().layer
+        layer = self.choose_layer().layer if layer is None else layer
         return Locus(hook_name("resid_post", layer), self.choose_positions(layer, coverage).positions)
 
     def to_frame(self) -> pandas.DataFrame:

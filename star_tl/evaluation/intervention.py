@@ -27,7 +27,7 @@ from star_tl.data.chat import Prompt, as_prompts
 from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError, check_flag, check_kind, check_number, check_whole, quoted
 from star_tl.evaluation.drift import at_drift
-from star_tl.evaluation.measures import Measure, commonest_opening, measured, reward_of, unseen_by
+from star_tl.evaluation.measures import Measure, commonest_opening, markers, measured, reward_of, unseen_by
 from star_tl.evaluation.ray_workers import RayWorkers
 from star_tl.evaluation.samples import sample_conditions
 from star_tl.evaluation.scores import mark_coherent
@@ -82,7 +82,8 @@ class InterventionChoice:
     candidates, ``reward`` (mean over replies, 0 where incoherent), ``n``, ``rounds``, ``coherent_rate``, ``opening``
     (share of the commonest first three words), and the measures that the reward did not see.
     ``unsteered`` is the same row without steering. ``spearman`` is the rank correlation of predicted and realized
-    reward over the finalists of the first round. ``samples`` are all replies.
+    reward over the finalists of the first round. ``decided_by`` is what put the table in order: the reward, or
+    the trait's markers where no finalist raised the reward. ``samples`` are all replies.
     """
 
     condition: Condition
@@ -91,6 +92,7 @@ class InterventionChoice:
     candidates: tuple[Candidate, ...]
     spearman: float
     reward: str
+    decided_by: str
     target: float
     unseen: dict[str, dict[str, float]]
     samples: pd.DataFrame
@@ -114,6 +116,9 @@ class InterventionChoice:
             f"reward ({self.reward}) {self.unsteered.reward:.2f} → {best.reward:.2f} at {best.drift:.2f} nat a token "
             f"(ranked {best['rank']:.0f} of {len(self.candidates)})"
         )
+        if self.decided_by != self.reward:
+            named = f"{self.decided_by} {self.unsteered[self.decided_by]:.2f} → {best[self.decided_by]:.2f}"
+            words += f"; nothing raised the reward: chosen by {named}"
         for name, row in self.unseen.items():
             words += (
                 f"; {name} (unseen) {row['difference'] / 100:+.2f} [{row['low'] / 100:+.2f}, {row['high'] / 100:+.2f}]"
@@ -148,7 +153,9 @@ def choose_intervention(
 ) -> InterventionChoice:
     """What raises the reward most at a drift, of all sources, layers and stretches of tokens.
 
-    Everything is chosen on the extraction contexts; held-out prompts stay unseen.
+    Everything is chosen on the extraction contexts; held-out prompts stay unseen. Where the best raises the reward no
+    more than chance does (95 % interval over contexts), the reward has nothing to choose by, and the trait's markers
+    decide: a judge of people's sentences may be blind to a model's.
 
     Args:
         model: from :func:`star_tl.load_model`.
@@ -194,7 +201,7 @@ def choose_intervention(
     if attribution is None:
         attribution = attribute(model, pairs, progress=progress)
     found = propose(model, pairs, attribution, outcome)
-    chosen = shortlist(found, finalists, outcome)
+    chosen = shortlist(found, finalists, outcome, attribution.top_locus())
     started = [replace(c.condition, strength=first_strength(c, outcome, drift)) for c in chosen]
     practice = contexts[:CALIBRATED_ON]
     ready = at_drift(
@@ -222,8 +229,12 @@ def choose_intervention(
         alive = {i: alive[i] for i in order[: -(-len(alive) // 2)]}
         done, wave = done + replies, wave + 1
         replies = done  # each wave doubles what the survivors have
-    measures = unseen_by(reward, pairs.trait)
+    measures, decided = unseen_by(reward, pairs.trait), outcome.reward
     samples = measured(samples, contexts, measures)
+    shows = markers(pairs.trait).name
+    if shows in samples and not _difference(samples, f"{order[0]}", "paid")["low"] > 0:
+        decided, hits = shows, _means(samples.assign(hits=samples[shows] * samples.coherent), "hits")
+        order = sorted(rounds, key=lambda i: (cost[f"{i}"] > TOO_DEAR * drift, -hits[f"{i}"]))
     ranked = sorted((c for c in found if c.gain), key=lambda c: -c.gain.value if c.gain else 0.0)
     rank = {id(c): k + 1 for k, c in enumerate(ranked)}
     rows = [
@@ -251,8 +262,9 @@ def choose_intervention(
         candidates=tuple(found),
         spearman=float(agreement) if len(predicted) > 2 else math.nan,
         reward=outcome.reward,
+        decided_by=decided,
         target=drift,
-        unseen={m.name: _difference(samples, f"{winner}", m) for m in measures},
+        unseen={m.name: _difference(samples, f"{winner}", m.name) for m in measures if m.name != decided},
         samples=samples,
         attribution=attribution,
         outcome=outcome,
@@ -336,25 +348,27 @@ def propose(
             add("outcome", vector_along(direction), positions, direction.gain)
             if layer in natural or (not natural and direction is best):
                 steeper = outcome.direction(direction.locus, positions, "natural")
-                add("natural outcome", vector_along(steeper), positions, steeper.gain)
+                if natural or math.isfinite(steeper.ridge):  # an infinite one makes it the plain gradient again
+                    add("natural outcome", vector_along(steeper), positions, steeper.gain)
     return found
 
 
-def shortlist(candidates: Sequence[Candidate], count: int, outcome: OutcomeMap) -> list[Candidate]:
+def shortlist(candidates: Sequence[Candidate], count: int, outcome: OutcomeMap, own: Locus) -> list[Candidate]:
     """The best by predicted gain, no two of one source and stretch near each other; the classical two are always there.
 
-    The classical ones: attribution's locus or, where that is not among the candidates, the located vector that gains
-    most at the last prompt token; and the reply mean at the middle layer on generated tokens, other tools' recipe.
+    The classical ones: the located vector at attribution's locus ``own``, which :func:`propose` has among its
+    candidates; and the reply mean at the middle layer on generated tokens, other tools' recipe.
     """
 
     def gain(c: Candidate) -> float:
         return c.gain.value if c.gain else -math.inf
 
-    located = [c for c in candidates if c.source == "located" and c.condition.positions is None]
-    own = next((c for c in located if c.gain is None or c.where != "-1"), None) or max(located, key=gain)
+    located = next(
+        c for c in candidates if c.source == "located" and c.condition.positions is None and c.vector.locus == own
+    )
     means = [c for c in candidates if c.source == "reply mean" and c.where == GENERATED]
     middle = min(means, key=lambda c: abs(c.vector.locus.layer - outcome.n_layers // 2))
-    chosen = [own, middle]
+    chosen = [located, middle]
     for c in sorted(candidates, key=gain, reverse=True):
         rivals = [r for r in chosen if (r.source, r.where == GENERATED) == (c.source, c.where == GENERATED)]
         near = any(abs(r.vector.locus.layer - c.vector.locus.layer) <= outcome.n_layers / APART for r in rivals)
@@ -424,9 +438,9 @@ def _row(samples: pd.DataFrame, arm: str, measures: Sequence[Measure]) -> dict[s
     return row | {"n": len(part), "opening": commonest_opening(list(part.text))}
 
 
-def _difference(samples: pd.DataFrame, arm: str, measure: Measure) -> dict[str, float]:
+def _difference(samples: pd.DataFrame, arm: str, column: str) -> dict[str, float]:
     """Of a measure to the unsteered replies, prompt by prompt, in hundredths."""
-    means = samples.pivot_table(values=measure.name, index="prompt_id", columns="arm")
+    means = samples.pivot_table(values=column, index="prompt_id", columns="arm")
     return compare_paired((means[arm] - means[UNSTEERED]).dropna().to_numpy(), 2000, 0)
 
 

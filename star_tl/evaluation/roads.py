@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from star_tl.attribution import AttributionMap
+from star_tl.attribution.choose import listed
 from star_tl.data.pairs import Pairs
 from star_tl.evaluation.conditions import RANDOM
 from star_tl.evaluation.drift import at_drift
@@ -24,6 +25,7 @@ EVERYWHERE = tuple(x / 4 for x in STRENGTHS)  # added at every token, a vector d
 CHOSEN_BY_TOKENS = 40  # of a reply, at most, while what steers is chosen
 DRIFTS = (0.02, 0.05, 0.1, 0.2, 0.4)  # nats a token: the strengths of the dose–response, as the square law says
 DOSED_ON = 12  # contexts: the curve is drawn, and decides nothing
+MOST_TRIED = 3  # layers of a tie, whose replies decide between them
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,12 @@ def by_attribution(
     out: Path | None,
     progress: bool,
 ) -> Road:
-    """Attribution's own place, at a strength that practice finds."""
-    positions, locus = given[0].positions, attr.top_locus()
-    vector = extract_vector(model, pairs, locus, method=method)
-    everywhere = extract_vector(model, pairs, locus, method="reply_mean")
+    """Attribution's own place, at a strength that practice finds; of layers that tie the one whose replies do most."""
+    positions, choice = given[0].positions, attr.choose_layer()
+    tied = [layer for layer in choice.tied if choice.gain[layer] > 0 and layer != choice.layer]
+    tied.sort(key=lambda layer: -float(choice.frequency[layer].nan_to_num()))
+    tried = [choice.layer, *tied][: MOST_TRIED if strength is None else 1]
+    loci = [attr.top_locus(layer=layer) for layer in tried]
 
     def choose(
         of: SteeringVector, strengths: Sequence[float], at: str | Sequence[int] | None, name: str
@@ -70,10 +74,17 @@ def by_attribution(
             progress=progress,
         )
 
-    doses = choose(vector, STRENGTHS, positions, "strength")
+    found: dict[Locus, tuple[SteeringVector, StrengthChoice]] = {}
+    for locus in loci:
+        vector = extract_vector(model, pairs, locus, method=method)
+        found[locus] = vector, choose(vector, STRENGTHS, positions, f"strength-{locus.layer}")
+    locus = max(found, key=lambda one: found[one][1].rate)
+    vector, doses = found[locus]
+    everywhere = extract_vector(model, pairs, locus, method="reply_mean")
     flooded = choose(everywhere, EVERYWHERE, "all", "strength-everywhere")
     dose = doses.strength if strength is None else float(strength)
-    found = f"chosen on the extraction contexts within {DRIFT_LIMIT:g} nat drift per token"
+    how = f"chosen on the extraction contexts within {DRIFT_LIMIT:g} nat drift per token"
+    others = listed(tuple(sorted(tried)))
     return Road(
         vector=vector,
         conditions=[
@@ -81,7 +92,7 @@ def by_attribution(
             *_random(given, vector, dose, positions),
             *_each(
                 given,
-                Condition("last_ranked_layer", vector.at_layer(attr.choose_layer().last_ranked), dose, positions),
+                Condition("last_ranked_layer", vector.at_layer(choice.last_ranked), dose, positions),
                 Condition("reply_mean_everywhere", everywhere, flooded.strength, "all"),
                 Condition("primed", instruction=pairs.trait.positive_instruction),
             ),
@@ -89,12 +100,15 @@ def by_attribution(
         dose=doses,
         intervention=None,
         settings={
-            "locus": str(locus),
+            "locus": str(locus) + (f", the one of {others} whose replies did most" if len(loci) > 1 else ""),
             "strength": f"{dose:g} × the natural difference, {dose * vector.fraction:.0%} of the residual, "
-            + (found if strength is None else "as given"),
+            + (how if strength is None else "as given"),
             "reply mean everywhere": f"strength {flooded.strength:g}, chosen in the same way",
         },
-        samples={"strength": doses.samples, "strength everywhere": flooded.samples},
+        samples={
+            **{f"strength, layer {one.layer}": tries.samples for one, (_, tries) in found.items()},
+            "strength everywhere": flooded.samples,
+        },
     )
 
 

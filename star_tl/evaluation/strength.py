@@ -48,6 +48,11 @@ class StrengthChoice:
     curve: pd.DataFrame
     samples: pd.DataFrame
 
+    @property
+    def rate(self) -> float:
+        """Share of coherent replies with the trait at the strength; without it where it is turned down."""
+        return _rates_within(self.curve[self.curve.strength == self.strength], self.limit)[self.strength]
+
     def plot(self, **options: Any) -> go.Figure:
         """Trait rate and drift over strength."""
         from star_tl.view.plots import plot_dose

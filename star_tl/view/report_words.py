@@ -45,7 +45,11 @@ def finding(result: RunResult) -> str:
         text = f"At layer {choice.layer} drift buys most of the trait ({agree} of resamples agree)"
     else:
         words = choice.describe()
-        text = f"{words[0].upper()}{words[1:]}; layer {choice.layer} was taken"
+        text = f"{words[0].upper()}{words[1:]}"
+    if result.intervention is None and locus.layer != choice.layer:
+        text += f"; of the layers that tie, replies chose {locus.layer}"
+    elif not choice.singled_out:
+        text += f"; layer {choice.layer} was taken"
     rows = result.summary.set_index("arm")
     if not {"unsteered", "steered"} <= set(rows.index):
         return f"{text}."
@@ -95,16 +99,17 @@ def in_short(result: RunResult) -> list[str]:
     else:
         verdict = "a difference that may be chance"
     came_out = f"{rates} show it and stay fluent: {verdict}."
-    choice, better = result.attribution.choose_layer(), []
+    choice, better, layer = result.attribution.choose_layer(), [], result.vector.locus.layer
     if "random" in rows.index and rows.high_rate.get("random", 0) >= after.trait_rate:
         better.append("random vectors of that size do about as much")
     if "primed" in rows.index and rows.trait_rate["primed"] >= after.trait_rate:
         better.append("an instruction that asks for it does as much or more")
-    place = (
-        "The pairs single out the layer where it was added"
-        if choice.singled_out
-        else "The pairs do not single out a layer, so that the place is a guess"
-    )
+    if result.intervention is not None or layer != choice.layer:
+        place = "Where it was added was chosen by replies to other prompts"
+    elif choice.singled_out:
+        place = "The pairs single out the layer where it was added"
+    else:
+        place = "The pairs do not single out a layer, so that the place is a guess"
     own = next((v for v in result.settings.values() if TESTED in v), "")
     believe = "; ".join([place, *better]) + (f"; {TESTED}." if own else ".")
     return [asked, came_out, believe]

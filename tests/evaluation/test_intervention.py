@@ -76,9 +76,13 @@ def test_candidates_gain_what_the_map_says_and_fit_into_the_residual_stream(
             assert c.gain == outcome.gain(c.vector, c.condition.positions)
         if "outcome" in c.source:
             assert c.vector.fraction <= LARGEST
-    chosen = shortlist(found, 6, outcome)
+    chosen = shortlist(found, 6, outcome, attr.top_locus())
     assert len(chosen) == 6
-    assert chosen[0].source == "located"
+    assert (chosen[0].source, chosen[0].vector.locus, chosen[0].condition.positions) == (
+        "located",
+        attr.top_locus(),
+        None,
+    )
     assert chosen[1].source == "reply mean"
     assert chosen[1].vector.locus.layer == 4
     assert chosen[1].where == GENERATED
@@ -148,6 +152,33 @@ def test_a_gain_that_only_the_reward_saw_is_called_that(
     nothing = {name: row | {"low": -1.0} for name, row in choice.unseen.items()}
     assert "gained only by the reward" in dataclasses.replace(choice, unseen=nothing).describe()
     assert dataclasses.replace(choice, unseen={}).confirmed is None
+
+
+@pytest.mark.parametrize("layer", [2, 6])
+def test_attributions_own_place_is_a_finalist_also_at_the_last_token_alone(
+    demo: HookedTransformer, maps: tuple[star.AttributionMap, star.OutcomeMap], layer: int
+) -> None:
+    attr, outcome = maps
+    own = star.Locus(f"blocks.{layer}.hook_resid_post", (-1,))
+    chosen = shortlist(propose(demo, PAIRS, attr, outcome), 6, outcome, own)
+    assert chosen[0].vector.locus == own
+
+
+def test_where_nothing_raises_the_reward_the_markers_decide(
+    demo: HookedTransformer, maps: tuple[star.AttributionMap, star.OutcomeMap]
+) -> None:
+    attr, outcome = maps
+
+    outcome = dataclasses.replace(outcome, reward="deaf")
+    choice = choose_intervention(
+        demo, PAIRS, lambda prompts, text: len(text) % 7 / 7, 0.08, attribution=attr, outcome=outcome, finalists=4,
+        sampling=SAMPLING, progress=False,
+    )  # fmt: skip
+    assert choice.decided_by == "markers"
+    within = choice.table[choice.table.drift <= 0.12]
+    assert within.markers.iloc[0] == within.markers.max() > choice.unsteered.markers + 0.3
+    assert "markers" not in choice.unseen
+    assert f"nothing raised the reward: chosen by markers {choice.unsteered.markers:.2f} →" in choice.describe()
 
 
 def test_the_choice_refuses_too_few_finalists(demo: HookedTransformer) -> None:

@@ -75,6 +75,16 @@ def test_the_finding_does_not_call_a_layer_chosen_that_the_pairs_do_not_single_o
     assert "buys most" not in said
 
 
+def test_a_layer_of_a_tie_that_replies_chose_is_called_that():
+    made = result()
+    locus = dataclasses.replace(made.vector.locus, hook_point="blocks.4.hook_resid_post")
+    made.vector = dataclasses.replace(made.vector, locus=locus)
+    said = finding(made).replace(NO_BREAK, " ")
+    assert "(100 % of resamples agree); of the layers that tie, replies chose 4; adding the vector at layer 4" in said
+    assert "chosen by replies" in in_short(made)[2]
+    assert "single out the layer where it was added" in in_short(result())[2]
+
+
 @pytest.mark.parametrize(
     ("numbers", "words"),
     [
@@ -280,6 +290,8 @@ def test_three_plain_sentences_come_first_and_claim_no_more_than_was_found(text)
     made.settings |= {"pairs": f"1; {TESTED_ON_ITS_OWN}"}
     flat = made.attribution
     made.attribution = dataclasses.replace(flat, gradients=torch.zeros_like(flat.gradients))
+    first = dataclasses.replace(made.vector.locus, hook_point="blocks.0.hook_resid_post")  # of equal ones it is taken
+    made.vector = dataclasses.replace(made.vector, locus=first)
     _, came_out, believe = in_short(made)
     assert "may be chance" in came_out
     assert "do not single out a layer" in believe

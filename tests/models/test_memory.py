@@ -1,0 +1,39 @@
+"""Memory that a stage needed is the next one's to have."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from star_tl.models import memory
+
+# Blocks below the size from which glibc maps each by itself, which a larger block that was freed has raised.
+STAGE = """
+import torch
+from star_tl.models.memory import fitting_batches
+
+def resident():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) / 1e3 for line in file if line.startswith("VmRSS"))
+
+def work(items):
+    torch.ones(30_000_000 // 4)
+    blocks = [torch.ones(1_000_000 // 4) for _ in range(500)]
+    at_most.append(resident())
+    return torch.ones(2_000_000 // 4)  # what is kept lies behind all that was freed
+
+at_most, before = [], resident()
+kept = [result for _, result in fitting_batches(range(1), len, work, str, "items")]
+print(at_most[0] - before, resident() - before)
+"""
+
+
+def test_memory_of_a_stage_is_given_back() -> None:
+    if memory._trim() is None:
+        pytest.skip("this C library has no malloc_trim")
+    done = subprocess.run([sys.executable, "-c", STAGE], capture_output=True, text=True, check=True)
+    taken, left = map(float, done.stdout.split())
+    assert taken > 450
+    assert left < 100
