@@ -180,7 +180,8 @@ def _take(rows: Sequence[Asked], logits: Float[Tensor, "row vocab"]) -> list[int
         seen = None
         if options.repetition_penalty != 1:
             seen = torch.stack([w.seen(logits.shape[-1]) for w in writings]).to(logits.device)
-        for i, token in zip(mine, choose(usable[mine], seen, uniform, options).tolist(), strict=True):
+        theirs = usable if len(mine) == len(rows) else usable[mine]
+        for i, token in zip(mine, choose(theirs, seen, uniform, options).tolist(), strict=True):
             chosen[i] = token
     likely = _likely(rows, usable, chosen)
     for asked, token, fine, log_prob in zip(rows, chosen, finite.tolist(), likely, strict=True):

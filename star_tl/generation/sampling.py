@@ -37,6 +37,7 @@ from star_tl.models.batch import make_batch
 from star_tl.models.fast.decode import LlamaPass
 from star_tl.models.memory import fitting_batches, free_beside
 from star_tl.models.position import acts_on, reach
+from star_tl.models.threads import one_row_in_one_thread
 from star_tl.steering.condition import Condition
 
 CACHE_SHARE = 0.25  # of the free memory: the most that the KV cache of a batch takes, with what tokens are chosen from
@@ -363,12 +364,14 @@ class Writing:
         return Reply(self.text.strip(), tuple(self.tokens), stopped, broken, tuple(self.log_probs))
 
 
+@one_row_in_one_thread
 def whole(logits: Float[Tensor, "row vocab"]) -> tuple[Bool[Tensor, " row"], Float[Tensor, "row vocab"]]:
     """Which rows' logits are finite, and the logits with 0 in place of those of the others."""
     finite = logits.sum(-1).isfinite()  # one NaN or infinity makes the sum one
     return finite, logits if bool(finite.all()) else logits.where(finite[:, None], 0.0)
 
 
+@one_row_in_one_thread
 def choose(
     logits: Float[Tensor, "row vocab"],
     seen: Bool[Tensor, "row vocab"] | None,
@@ -380,6 +383,7 @@ def choose(
     return pick(penalised, uniform, options.temperature, options.top_p, options.min_p)
 
 
+@one_row_in_one_thread
 def log_probs(logits: Float[Tensor, "row vocab"], tokens: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
     """The tokens' log-probabilities, nats."""
     return logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]

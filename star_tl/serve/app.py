@@ -307,17 +307,21 @@ def make_app(
                 if text.startswith(sent) and (text != sent or told == 0 or (written > told and reply.request.logprobs)):
                     delta = delta | {"content": text[len(sent) :]}
                     choice = {"index": 0, "delta": delta, "finish_reason": None}
-                    yield _event(head | {"choices": [choice | {"logprobs": reply.log_probs(told, written)}]} | more)
+                    part = _event(head | {"choices": [choice | {"logprobs": reply.log_probs(told, written)}]} | more)
                     sent, told, delta = text, written, {}
+                else:
+                    part = ""
                 if done:
                     break
+                if part:
+                    yield part
                 with suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(reply.finished.wait(), pause)
             choice = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": reply.finish_reason}
-            yield _event(head | {"choices": [choice]} | more)
+            part += _event(head | {"choices": [choice]} | more)
             if usage:
-                yield _event(head | {"choices": [], "usage": reply.usage()})
-            yield "data: [DONE]\n\n"
+                part += _event(head | {"choices": [], "usage": reply.usage()})
+            yield part + "data: [DONE]\n\n"  # at once: a message costs more than what it says
         finally:
             end(reply, watch)
 

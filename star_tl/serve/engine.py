@@ -12,6 +12,7 @@ from star_tl.errors import StarError
 from star_tl.generation.running import Asked, RunningBatch
 from star_tl.models.backend import Model
 from star_tl.models.memory import out_of_memory
+from star_tl.models.threads import hand_over
 
 _LOG = logging.getLogger("star_tl")
 _READ_AT_ONCE = 1024  # prompt tokens, padding among them, that are read before the others' next token
@@ -80,6 +81,7 @@ class Engine:
         self._running: list[Job] = []
         self._closing = False
         self._changed = threading.Condition()
+        hand_over()
         self._thread = threading.Thread(target=self._work, name="star_tl engine", daemon=True)
         self._thread.start()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 import socket
 from collections.abc import Callable, Mapping
@@ -55,6 +56,8 @@ def serve(
     app = make_app(model, vectors, name, limits, key, tuple(hosts))
     config = server_config(app, limits)
     shown = f"[{host}]" if ":" in host else host
+    gc.collect()
+    gc.freeze()  # model and libraries stay: each look through them would hold up all replies for a third of a second
     tell(f"http://{shown}:{bound.getsockname()[1]}")
     with bound:
         uvicorn.Server(config).run(sockets=[bound])

@@ -9,6 +9,7 @@ from typing import Any
 
 from star_tl.errors import StarError
 from star_tl.files import JsonObject
+from star_tl.models.threads import hand_over
 from star_tl.view.explorer.still import Stills
 from star_tl.view.explorer.turns import OPEN, TURN, Stoppable, Stopped, give_way_to_cells
 
@@ -83,6 +84,7 @@ class Page(anywidget.AnyWidget):
         self.stop()
         self._stop = stop = threading.Event()
         self._say("Waiting for the model …", busy=True)
+        hand_over()
         threading.Thread(target=self._run, args=(work, stop), daemon=True).start()
 
     def _run(self, work: Callable[[], None], stop: threading.Event) -> None:
