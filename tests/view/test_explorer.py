@@ -493,7 +493,7 @@ def test_a_chosen_intervention_is_what_is_shown_first(demo):
     condition = star.Condition("chosen", vector, 1.5, "generated")
     row = pd.Series(dtype=float)
     choice = InterventionChoice(
-        condition, pd.DataFrame(), row, (), math.nan, "", 0.1, {}, pd.DataFrame(), attr, outcome=None
+        condition, pd.DataFrame(), row, (), math.nan, "", "", 0.1, {}, pd.DataFrame(), attr, outcome=None
     )
     explorer = star.explore(demo, few, choice)
     ask(explorer, "begin")
