@@ -26,7 +26,8 @@ def one_row_in_one_thread(
     """A function of rows that on a CPU computes a single one in the calling thread alone.
 
     Numpy's BLAS, which such a row's step goes through, leaves its workers spinning for some 30 ms. An operator that
-    OpenMP shares out meanwhile waits for a worker that finds no core: 8 ms for what takes 0.1.
+    OpenMP shares out meanwhile waits for a worker that finds no core: 8 ms for what takes 0.1. PyTorch's setting is each
+    thread's own, but one that computes for the first time in these moments takes it over.
     """
 
     @wraps(work)
