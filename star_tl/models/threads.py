@@ -7,12 +7,11 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, wraps
 from pathlib import Path
-from typing import Concatenate, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
-from typing_extensions import ParamSpec
 
 NEAR = 2**25  # bytes that lie in a processor's caches, where one thread reads them as fast as two
 _SOFT = 1  # of OpenMP 5.0's omp_pause_resource_t: what is let go is made again where it is needed
@@ -26,7 +25,7 @@ def one_row_in_one_thread(
     """A function of rows that on a CPU computes a single one in the calling thread alone.
 
     Numpy's BLAS, which such a row's step goes through, leaves its workers spinning for some 30 ms. An operator that
-    OpenMP shares out meanwhile waits for a worker that finds no core: 8 ms for what takes 0.1. PyTorch's setting is each
+    OpenMP shares out meanwhile waits for a worker that finds no core: 8 ms for what takes 0.1. The setting is each
     thread's own, but one that computes for the first time in these moments takes it over.
     """
 
