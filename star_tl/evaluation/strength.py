@@ -51,7 +51,7 @@ class StrengthChoice:
     @property
     def rate(self) -> float:
         """Share of coherent replies with the trait at the strength; without it where it is turned down."""
-        return _rates_within(self.curve[self.curve.strength == self.strength], self.limit)[self.strength]
+        return _rates_within(self.curve.loc[self.curve.strength == self.strength], self.limit)[self.strength]
 
     def plot(self, **options: Any) -> go.Figure:
         """Trait rate and drift over strength."""
