@@ -315,7 +315,8 @@ class AttributionMap:
             StarError: as :meth:`choose_layer` and :meth:`choose_positions`.
         """
         layer = self.choose_layer().layer if layer is None else layer
-        return Locus(hook_name("resid_post", layer), self.choose_positions(layer, coverage).positions)
+        positions = self.choose_positions(layer, coverage).positions
+        return Locus(hook_name("resid_post", layer), positions)
 
     def to_frame(self) -> pandas.DataFrame:
         """A row per layer: scores of every component, what it writes, its gain, and how often resamples choose it."""
