@@ -31,7 +31,7 @@ from star_tl.locus import COMPONENTS, NamedHook
 from star_tl.models.backend import Model
 from star_tl.models.fast.forward import llama_forward
 from star_tl.models.lens import HookedTransformer
-from star_tl.models.memory import fitting_batches, free_beside
+from star_tl.models.memory import fitting_batches, free_beside, give_back
 
 # Below this many token positions in a micro-batch a pass is bound by its number of operators, not by
 # arithmetic, and one batch takes fewer. Above it the two take like times in scripts/bench_attribution.py, and two
@@ -167,6 +167,7 @@ def score_pairs(request: Request, backward: Backward, method: str, copies: int =
             attr.position_effects[i] = (own.double() * v).sum(-1)
         for k, control in enumerate(request.controls):
             attr.controls[k] = mean_differences(model, control.extraction, request.batch_size)
+    give_back()
     return attr
 
 

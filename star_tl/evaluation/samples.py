@@ -25,6 +25,7 @@ from star_tl.generation.sampling import Reply, batch_order, render_prompts, rows
 from star_tl.generation.settings import Sampling
 from star_tl.models.backend import Model, tokenizer_of
 from star_tl.models.load import fingerprint
+from star_tl.models.memory import give_back
 from star_tl.steering.condition import Condition
 
 Key = tuple[int, int]  # numbers of a condition and of a prompt
@@ -95,6 +96,7 @@ def sample_conditions(
             kept.add_scores(unscored[n], found)
         kept.finish()
     frames = [_labelled(conditions[c], kept.scores[c]) for c in range(len(conditions))]
+    give_back()
     return pd.concat(frames, ignore_index=True)
 
 

@@ -47,7 +47,8 @@ def _trim() -> Callable[[int], int] | None:
 def give_back() -> None:
     """Return memory that was freed to the system, which glibc keeps for later: of a large model hundreds of MB a stage.
 
-    Without it a run's peak is that of its stages together, although none has memory in common with another.
+    Without it a run's peak is that of its stages together, although none has memory in common with another. It is for
+    the end of a stage: what is given back between two batches has to be asked for again.
     """
     if trim := _trim():
         trim(0)
@@ -91,4 +92,3 @@ def fitting_batches(
             torch.cuda.empty_cache()
         most = len(batch) // 2
         warnings.warn(f"Memory ran out at {len(batch)} {noun} in a batch: going on with {most}.", stacklevel=2)
-    give_back()

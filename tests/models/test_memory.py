@@ -12,20 +12,21 @@ from star_tl.models import memory
 # Blocks below the size from which glibc maps each by itself, which a larger block that was freed has raised.
 STAGE = """
 import torch
-from star_tl.models.memory import fitting_batches
+from star_tl.models.memory import give_back
 
 def resident():
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) / 1e3 for line in file if line.startswith("VmRSS"))
 
-def work(items):
+def work():
     torch.ones(30_000_000 // 4)
     blocks = [torch.ones(1_000_000 // 4) for _ in range(500)]
     at_most.append(resident())
     return torch.ones(2_000_000 // 4)  # what is kept lies behind all that was freed
 
 at_most, before = [], resident()
-kept = [result for _, result in fitting_batches(range(1), len, work, str, "items")]
+kept = work()
+give_back()
 print(at_most[0] - before, resident() - before)
 """
 

@@ -29,7 +29,7 @@ from star_tl.models.fast.backward import LlamaGradient, through_end
 from star_tl.models.fast.decode import CachedLayers
 from star_tl.models.fast.forward import LlamaForward, llama_forward
 from star_tl.models.lens import HookedTransformer
-from star_tl.models.memory import fitting_batches
+from star_tl.models.memory import fitting_batches, give_back
 from star_tl.models.size import free_memory
 from star_tl.steering.condition import Condition
 
@@ -149,6 +149,7 @@ def collect(
 
     for _, found in fitting_batches(order, take, work, alone, "replies"):
         yield found
+    give_back()
 
 
 def reply_gradients(
