@@ -84,7 +84,7 @@ def by_attribution(
     flooded = choose(everywhere, EVERYWHERE, "all", "strength-everywhere")
     dose = doses.strength if strength is None else float(strength)
     how = f"chosen on the extraction contexts within {DRIFT_LIMIT:g} nat drift per token"
-    others = listed(tuple(sorted(tried)))
+    among = listed(tuple(sorted(tried)))
     return Road(
         vector=vector,
         conditions=[
@@ -100,7 +100,7 @@ def by_attribution(
         dose=doses,
         intervention=None,
         settings={
-            "locus": str(locus) + (f", the one of {others} whose replies did most" if len(loci) > 1 else ""),
+            "locus": str(locus) + (f", the one of {among} whose replies did most" if len(loci) > 1 else ""),
             "strength": f"{dose:g} × the natural difference, {dose * vector.fraction:.0%} of the residual, "
             + (how if strength is None else "as given"),
             "reply mean everywhere": f"strength {flooded.strength:g}, chosen in the same way",

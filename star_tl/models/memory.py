@@ -45,7 +45,7 @@ def _trim() -> Callable[[int], int] | None:
 
 
 def give_back() -> None:
-    """Return memory that was freed to the system, which glibc keeps for later: of a large model hundreds of MB a stage.
+    """Return memory that was freed to the system; glibc keeps it for later, of a large model much of what a stage took.
 
     Without it a run's peak is that of its stages together, although none has memory in common with another. It is for
     the end of a stage: what is given back between two batches has to be asked for again.

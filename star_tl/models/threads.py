@@ -24,8 +24,8 @@ def one_row_in_one_thread(
 ) -> Callable[Concatenate[Tensor, More], Result]:
     """A function of rows that on a CPU computes a single one in the calling thread alone.
 
-    Numpy's BLAS, which such a row's step goes through, leaves its workers spinning for some 30 ms. An operator that
-    OpenMP shares out meanwhile waits for a worker that finds no core: 8 ms for what takes 0.1. The setting is each
+    Numpy's BLAS, which such a row's step goes through, leaves its workers spinning for a while. An operator that OpenMP
+    shares out meanwhile waits for a worker that finds no core, many times as long as it computes. The setting is each
     thread's own, but one that computes for the first time in these moments takes it over.
     """
 
@@ -70,8 +70,8 @@ def hand_over() -> None:
     """Let the calling thread's OpenMP workers go, before another thread computes; nothing where that cannot be done.
 
     GNU's OpenMP keeps workers for every thread that has ever computed. As soon as all together, idle ones too, are more
-    than the cores, they no longer spin while they wait for the next product but sleep, and a step of many small
-    products takes one and a half times as long (``gomp_throttled_spin_count_var`` in its source).
+    than the cores, they no longer spin while they wait for the next product but sleep, which a step of many small
+    products has to pay for each time (``gomp_throttled_spin_count_var`` in its source).
     """
     if pause := _pause():
         pause(_SOFT)

@@ -57,7 +57,7 @@ def serve(
     config = server_config(app, limits)
     shown = f"[{host}]" if ":" in host else host
     gc.collect()
-    gc.freeze()  # model and libraries stay: each look through them would hold up all replies for a third of a second
+    gc.freeze()  # model and libraries stay: a look through them all would hold up every reply
     tell(f"http://{shown}:{bound.getsockname()[1]}")
     with bound:
         uvicorn.Server(config).run(sockets=[bound])

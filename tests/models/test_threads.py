@@ -36,8 +36,9 @@ model = star.load_model("demo")
 for sampling in ({"temperature": 0.8}, {"temperature": 0.8, "top_p": 0.9}, {"temperature": 0.0}):
     replies = star.stream(model, ["I lost my job today."], max_new_tokens=12, seed=1, **sampling)
     next(replies)
-    time.sleep(0.3)  # the workers, who read the prompt, are asleep
-    count = woken(workers)
+    count = -1
+    while count != (count := woken(workers)):  # until the workers, who read the prompt, are asleep
+        time.sleep(0.3)
     for _ in range(8):
         next(replies)
     assert woken(workers) == count, sampling

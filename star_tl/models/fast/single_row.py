@@ -46,7 +46,7 @@ class SingleRowStep:
         self.embedding, self.norm = _array(model.embed.W_E.data), _array(model.ln_final.w.data)  # type: ignore[operator]
         self.unembedding, self.bias = _array(unembed.W_U.data.T), _array(unembed.b_U.data)
         matrices = [m for layer in self.layers for m in vars(layer).values() if m is not None]
-        self.size = self.unembedding.nbytes + sum(matrix.nbytes for matrix in matrices)
+        self.weight_bytes = self.unembedding.nbytes + sum(matrix.nbytes for matrix in matrices)
 
     def __call__(self, token: int, pads: int, column: int, listeners: Listeners) -> Float[Tensor, "1 vocab"]:
         """Logits after ``token``, which goes to this column of the cache, whose first ``pads`` columns hold nothing."""
@@ -69,7 +69,7 @@ class SingleRowStep:
         def norm(x: Array, weight: Array) -> Array:
             return x * (weight * (1 / math.sqrt(float(x @ x) / len(x) + forward.eps)))
 
-        with products_of(self.size), np.errstate(all="ignore"):  # a broken row is found by its logits
+        with products_of(self.weight_bytes), np.errstate(all="ignore"):  # a broken row is found by its logits
             residual = self.embedding[token].copy()
             for i, layer in enumerate(self.layers):
                 residual = fire(i, "hook_resid_pre", residual)
