@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import IO
 
 SERVER = """
-import json, os, sys, torch, star_tl as star
+import json, os, sys, threading, torch, star_tl as star
+from tqdm import tqdm
 torch.set_num_threads(1)  # a thread pool does not survive a fork
 model = star.load_model(sys.argv[1])
 exec(sys.argv[2])
 for line in sys.stdin:
     child = os.fork()
     if not child:
+        tqdm.set_lock(threading.RLock())  # its own lock is all children's, and one that is killed may have it for ever
         work(model, json.loads(line))
         os._exit(0)
     print(child, flush=True)
