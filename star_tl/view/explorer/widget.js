@@ -381,7 +381,7 @@ function render({ model, el: root }) {
   function control(locus) {
     const name = locus.name, change = more => ask("adjust", { name, settings: wanted(), ...more });
     const slider = el("input", { type: "range", step: "any", "aria-label": `Strength at ${where(locus)}`,
-      oninput: () => { exact.value = Number(slider.value).toPrecision(3); said(Number(slider.value)); drawDoses(); },
+      oninput: () => { exact.value = Number(slider.value).toPrecision(3); said(Number(slider.value)); drawCharts(); },
       onchange: () => change({ strength: Number(Number(slider.value).toPrecision(3)) }) });
     const exact = el("input", { type: "number", step: "any", onkeydown: enter, "aria-label": `Strength at ${where(locus)}, exactly`,
       onchange: () => change({ strength: Number(exact.value) }) });
@@ -537,10 +537,17 @@ function render({ model, el: root }) {
   }
 
   function drawDoses() {
-    const doses = model.get("doses"), loci = model.get("loci");
-    const series = doses.map((d, i) => ({ name: d.name, rows: d.rows, safe: d.safe, now: rows[d.name]?.value() ?? 0, dash: ["", "6 3", "2 3", "8 3 2 3", "1 3"][i % 5] }));
+    const doses = model.get("doses");
     charts.hidden = table.hidden = !doses.length;
     if (!doses.length) return;
+    drawCharts();
+    table.replaceChildren(scores(doses));
+  }
+
+  function drawCharts() {
+    const doses = model.get("doses");
+    if (!doses.length) return;
+    const series = doses.map((d, i) => ({ name: d.name, rows: d.rows, safe: d.safe, now: rows[d.name]?.value() ?? 0, dash: ["", "6 3", "2 3", "8 3 2 3", "1 3"][i % 5] }));
     const drifts = doses.flatMap(d => d.rows.map(r => r.drift));
     const top = Math.max(2 * about.limit, Math.min(6 * about.limit, Math.max(...drifts)));
     const most = Math.max(...doses.flatMap(d => d.rows.map(r => r.strength)));
@@ -553,7 +560,6 @@ function render({ model, el: root }) {
       chart("Drift, nats per token", width, series, several ? 1 : most, {
         along: several ? "share" : "strength", key: "drift", top, ticks: [0, top / 4, top / 2, 3 * top / 4, top], say: x => x.toFixed(2), limit: about.limit,
       }));
-    table.replaceChildren(scores(doses));
   }
 
   function chartWidth() {
@@ -665,7 +671,7 @@ function render({ model, el: root }) {
   const each = what => Object.entries(drawings).forEach(([name, all]) => all.forEach(draw => what(`change:${name}`, draw)));
   each((name, draw) => model.on(name, draw));
   // Charts are drawn to their width, so that words keep their size.
-  const resized = new ResizeObserver(() => { if (chartWidth() !== drawnWidth) drawDoses(); });
+  const resized = new ResizeObserver(() => { if (chartWidth() !== drawnWidth) drawCharts(); });
   resized.observe(charts);
   hideTip();
   open(tab);
