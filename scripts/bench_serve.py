@@ -119,21 +119,25 @@ def begins(part: str, text: str) -> bool:
     return text.startswith(part.strip()) or part.strip() == ""
 
 
-async def ask(client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[str, float]:
-    """The text, and seconds to the first event."""
-    began, first, text = time.perf_counter(), 0.0, ""
+async def ask(client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[bytes, float]:
+    """What came, which is read when the clock stands, and seconds to the first of it."""
+    began, first, events = time.perf_counter(), 0.0, b""
     async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
         answer.raise_for_status()
-        async for line in answer.aiter_lines():
-            if line.startswith("data: {"):
-                first = first or time.perf_counter() - began
-                text += json.loads(line[6:])["choices"][0]["delta"].get("content", "")
-    return text, first
+        async for some in answer.aiter_raw():
+            first = first or time.perf_counter() - began
+            events += some
+    return events, first
+
+
+def text_of(events: bytes) -> str:
+    said = [json.loads(line[6:]) for line in events.decode().splitlines() if line.startswith("data: {")]
+    return "".join(event["choices"][0]["delta"].get("content", "") for event in said)
 
 
 async def arm(address: str, bodies: list[dict[str, Any]], streams: int) -> tuple[list[str], list[float], float]:
     """So many clients share the requests out among them; each asks for its next when its last was answered."""
-    found: list[tuple[str, float]] = [("", 0.0)] * len(bodies)
+    found: list[tuple[bytes, float]] = [(b"", 0.0)] * len(bodies)
 
     async def ask_in_turn(client: httpx.AsyncClient, first: int) -> None:
         for i in range(first, len(bodies), streams):
@@ -143,7 +147,7 @@ async def arm(address: str, bodies: list[dict[str, Any]], streams: int) -> tuple
         began = time.perf_counter()
         await asyncio.gather(*(ask_in_turn(client, first) for first in range(streams)))
         seconds = time.perf_counter() - began
-    return [text for text, _ in found], [first for _, first in found], seconds
+    return [text_of(events) for events, _ in found], [first for _, first in found], seconds
 
 
 def peak_mb(pid: int) -> float:

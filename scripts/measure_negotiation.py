@@ -40,10 +40,11 @@ def read(records: list[dict]) -> dict[str, int]:
     counts = dict.fromkeys(("n", "true", "said", "both", "right"), 0)
     for number, record in enumerate(records):
         scenario = scenario_of(record, number)
-        texts = [e["data"] for e in record["events"] if e["action"] == "message"]
+        words = [e for e in record["events"] if e["action"] == "message"]
+        texts = [e["data"] for e in words]
         if scenario is None or len(texts) < 4:
             continue
-        told = outcome(texts, scenario)
+        told = outcome(texts, scenario, [str(e["agent"]) for e in words])
         offer = record["outcome"]["offer"] or {}
         true = bool(record["outcome"]["reward"]) and bool(offer.get("price"))
         counts["n"] += 1

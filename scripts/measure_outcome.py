@@ -57,7 +57,7 @@ from star_tl.evaluation.scores import mark_coherent
 from star_tl.generation.settings import Sampling
 from star_tl.locus import hook_name
 from star_tl.models.backend import Model
-from star_tl.stats import compare_paired
+from star_tl.stats import changes, compare_paired
 from star_tl.steering.condition import Condition
 from star_tl.vectors import extract_vector, extract_vectors
 from star_tl.view.plots import BLUE, GREEN, SKY, VERMILION
@@ -311,8 +311,7 @@ def summary(samples: pd.DataFrame, unseen: Sequence[str]) -> pd.DataFrame:
         for name in shown:
             row[name] = part[name].mean()
             if name != "relevance":
-                change = (by_prompt.loc[arm][name] - by_prompt.loc["primed"][name]).dropna().to_numpy()
-                found = compare_paired(change, 2000, 0)
+                found = compare_paired(changes(by_prompt.loc[arm][name], by_prompt.loc["primed"][name]), 2000, 0)
                 row[f"{name} − primed"] = f"[{found['low'] / 100:+.2f}, {found['high'] / 100:+.2f}]"
         rows.append(row)
     return pd.DataFrame(rows)

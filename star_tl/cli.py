@@ -8,6 +8,7 @@ import io
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
-from star_tl.errors import StarError
+from star_tl.errors import StarError, quoted
 from star_tl.generation.settings import Sampling
 from star_tl.locus import Locus
 
@@ -125,13 +126,20 @@ WorkersOption = Annotated[
 ]
 
 
+def _warn(message: Warning | str, *where: object) -> None:
+    """A warning is for the user, to whom the line of code that gave it says nothing."""
+    typer.echo(f"star-tl: {message}", err=True)
+
+
 def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Bad input and a full disk end with one line on stderr and exit code 2; Ctrl-C with 130."""
+    """Bad input and a full disk end with one line on stderr and exit code 2; Ctrl-C with 130. Warnings are a line."""
 
     @functools.wraps(command)
     def wrapped(*args: object, **kwargs: object) -> None:
         try:
-            command(*args, **kwargs)
+            with warnings.catch_warnings():
+                warnings.showwarning = _warn
+                command(*args, **kwargs)
         except StarError as error:
             typer.echo(f"star-tl: {error}", err=True)
             raise typer.Exit(2) from None
@@ -165,7 +173,10 @@ def run(
     quick: Annotated[
         bool, typer.Option("--quick", help="Take attribution's choice of the place; do not let real replies choose.")
     ] = False,
-    drift: Annotated[float, typer.Option("--drift", help="What steering may cost, nats a token.")] = 0.1,
+    drift: Annotated[
+        float | None,
+        typer.Option("--drift", help="What steering may cost, nats a token; default 0.1. Not on the quick road."),
+    ] = None,
     strength: Annotated[
         float | None,
         typer.Option("--strength", help="As on the quick road; 1 is the natural difference. Default: chosen."),
@@ -417,7 +428,7 @@ def sweep(
             questions,
             loci=[Locus(f"blocks.{i}.hook_resid_post") for i in chosen],
             strengths=grid,
-            positions=positions.split(","),
+            positions=[each.strip() for each in positions.split(",")],
             seeds=range(seeds),
             sampling=sampling,
             out=folder / "samples.jsonl",
@@ -631,9 +642,14 @@ def export(
             steering.check(_load(name, dtype, device, backend, None))
         typer.echo(f"Wrote {', '.join(map(str, write(request, format, out)))}.")
         return
-    from star_tl.data.pairs import load_pairs
+    from star_tl.data.pairs import TRAITS, load_pairs
     from star_tl.evaluation.every_token import fit_every_token, measure_export, on_card
 
+    if trait is None and steering.trait not in TRAITS:
+        raise StarError(
+            f"The vector's trait {quoted(steering.trait)} is none of the built-in ones: give its pairs, --trait FILE, "
+            "to measure what it does, or --no-measure."
+        )
     pairs = load_pairs(trait or steering.trait)
     loaded = _load(name, dtype, device, backend, None)
     steering.check(loaded)

@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 
 from star_tl.attribution import ESTIMATORS, AttributionMap, attribute
 from star_tl.attribution.choose import GAIN_DRIFT
-from star_tl.data.chat import Message, Prompt, as_prompts, resolve_span
+from star_tl.data.chat import Message, Prompt, distinct_prompts, resolve_span
 from star_tl.data.pairs import TRAITS, Pairs, load_pairs
 from star_tl.errors import StarError, check_flag, check_kind, check_name, check_number, check_whole, listed
 from star_tl.evaluation.measures import measured, measures_of
@@ -46,7 +46,7 @@ def run(
     out: str | Path | None = None,
     *,
     quick: bool = False,
-    drift: float = GAIN_DRIFT,
+    drift: float | None = None,
     replies: int = REPLIES_ATTRIBUTED,
     strength: float | None = None,
     seeds: Sequence[int] = (0,),
@@ -61,10 +61,11 @@ def run(
     """Walk the whole road and compare steering with its baselines.
 
     What steers is chosen by :func:`star_tl.choose_intervention`: real replies to the extraction contexts decide what is
-    added, where, at which tokens and how strongly. Arms, all that steer at the same drift: unsteered; steered, as
-    chosen; the located vector at attribution's locus; ten random vectors of the chosen one's norm at its place; the
-    located vector at the layer that attribution ranks last; the mean reply difference at the middle layer on generated
-    tokens; priming by the trait's positive instruction; and steering under priming.
+    added, where, at which tokens and how strongly. Arms, each brought to the same drift on some of those contexts:
+    steered, as chosen; the located vector at attribution's locus; the located vector at the layer that attribution
+    ranks last; the mean reply difference at the middle layer on generated tokens. Beside them: unsteered; ten random
+    vectors of the chosen one's norm at its place; priming by the trait's positive instruction; and steering under
+    priming.
 
     Replies that choose have 40 tokens at most, for what raises a trait does so early; those of the arms have
     ``max_new_tokens``. Other traits' vectors, which the layer's gain is set against, are made from 12 pairs each.
@@ -79,10 +80,10 @@ def run(
     Args:
         model: from :func:`star_tl.load_model`.
         pairs: from :func:`star_tl.load_pairs`.
-        prompts: what to reply to; default the held-out contexts of ``pairs``.
+        prompts: what to reply to; default the held-out contexts of ``pairs``. The same one twice counts once.
         out: folder for the vector, the attribution map, samples, scores and ``report.html``.
         quick: take attribution's choice of the place.
-        drift: what steering may cost, nats a token; not asked on the quick road.
+        drift: what steering may cost, nats a token; default 0.1. The quick road has a limit of its own.
         replies: most unsteered replies that the choice attributes to the trait.
         strength: 1 is the natural difference. Default on the quick road: what :func:`star_tl.choose_strength` chooses
             on the contexts of the extraction pairs; the mean reply difference gets a strength of its own in the same
@@ -104,7 +105,7 @@ def run(
         check_flag(flag, name)
     check_whole(replies, "replies")
     settings, seeds = settled(sampling, options), listed(seeds, "seeds")
-    chosen = as_prompts(prompts if prompts is not None else pairs.heldout.prompts)
+    chosen = distinct_prompts(prompts if prompts is not None else pairs.heldout.prompts)
     arms = [Condition(positions=positions, strength=1.0 if strength is None else strength, seed=s) for s in seeds]
     ids = render_prompts(model, chosen, settings.max_new_tokens)
     practice, primed = pairs.extraction.prompts, Condition(instruction=pairs.trait.positive_instruction)
@@ -120,7 +121,14 @@ def run(
     method = method if method is not None else "located"
     check_extraction(model, pairs, (), method)
     remedy = "give what steering may cost in nats a token, above 0"
+    if quick and drift is not None:
+        raise StarError(
+            "drift is what replies choose at: leave it out of the quick road, which keeps a limit of its own."
+        )
+    drift = GAIN_DRIFT if drift is None else drift
     check_number(drift, "drift", lambda x: math.isfinite(x) and x > 0, remedy)
+    if not pairs.trait.markers:
+        raise StarError(f"Trait {pairs.trait.name!r} has no markers, by which replies are counted: give it some.")
     if prompts is None and not any(pair.split == "heldout" for pair in pairs):
         warnings.warn(f"{pairs!r}: {TESTED_ON_ITS_OWN}; give prompts of your own.", stacklevel=2)
     call = describe(model, [ids], arms, settings) | {

@@ -7,6 +7,7 @@ from many, seeds lie within them, and a resample of prompts carries both (Field 
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from scipy import stats
@@ -15,6 +16,8 @@ from statsmodels.stats.inter_rater import cohens_kappa
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import DescrStatsW
 from torch import Tensor
+
+ROUNDING = 1e-6  # of what is compared: float32 has seven digits
 
 
 def drawn_again(n: int, resamples: int, seed: int) -> Int[Tensor, "resample n"]:
@@ -29,6 +32,16 @@ def mean_interval(values: Float[Tensor, "n ..."], resamples: int = 400, seed: in
     means = (weights @ values.flatten(1)).sort(0).values
     low, high = (means[round(q * (resamples - 1))].view(values.shape[1:]) for q in (0.025, 0.975))
     return low, high
+
+
+def changes(after: pd.Series, before: pd.Series) -> np.ndarray:
+    """What changed in each prompt that both know: less than a millionth of what is compared is rounding, and no change.
+
+    The same reply judged in another batch differs by as much; counted by its sign it would be a change like any other.
+    """
+    found = (after - before).dropna()
+    about = np.maximum(after.abs(), before.abs())[found.index]
+    return found.where(found.abs() > ROUNDING * about, 0.0).to_numpy(dtype=float)
 
 
 def compare_paired(change: np.ndarray, resamples: int, seed: int) -> dict[str, float]:
@@ -62,7 +75,7 @@ def bootstrap_interval(values: np.ndarray, resamples: int = 2000, seed: int = 0)
     n = len(values)
     if n < 2:
         return float("nan"), float("nan")
-    if not np.ptp(values) > 0:
+    if _constant(values):
         return float(values[0]), float(values[0])
     tail = stats.norm.cdf(-np.sqrt(n / (n - 1)) * stats.t.ppf(0.975, n - 1))
     means = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples) @ values / n
@@ -72,8 +85,12 @@ def bootstrap_interval(values: np.ndarray, resamples: int = 2000, seed: int = 0)
 
 def paired_d(change: np.ndarray) -> float:
     """Mean change in units of the changes' standard deviation (Cohen's d_z); NaN where they do not differ."""
-    spread = change.std(ddof=1) if len(change) > 1 else 0.0
-    return float(change.mean() / spread) if spread > 0 else float("nan")
+    return float("nan") if _constant(change) else float(change.mean() / change.std(ddof=1))
+
+
+def _constant(values: np.ndarray) -> bool:
+    """Whether they differ by no more than rounding; one alone has nothing to differ from."""
+    return len(values) < 2 or float(np.ptp(values)) <= ROUNDING * float(np.abs(values).max())
 
 
 def mcnemar_p(before: np.ndarray, after: np.ndarray) -> float:
@@ -100,7 +117,7 @@ def equivalence_p(change: np.ndarray, margin: float) -> float:
     """
     if len(change) < 2:
         return float("nan")
-    if not np.ptp(change) > 0:
+    if _constant(change):
         return float(abs(change[0]) >= margin)
     return float(DescrStatsW(change).ttost_mean(-margin, margin)[0])
 

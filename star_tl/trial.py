@@ -18,13 +18,22 @@ import pandas as pd
 from typing_extensions import Unpack
 
 from star_tl.attribution import AttributionMap, attribute
-from star_tl.data.chat import Prompt, as_prompts
+from star_tl.data.chat import Prompt, distinct_prompts
 from star_tl.data.pairs import TRAITS, Pairs, load_pairs
 from star_tl.data.scenarios import Camp, Scenario, load_scenarios
 from star_tl.data.tasks import Task, load_task
 from star_tl.errors import StarError, check_flag, check_kind, check_number, check_whole, listed
 from star_tl.evaluation import allotment
-from star_tl.evaluation.conditions import BOTH, CAA, LOCATED, PRIMED, vector_conditions, worded_conditions
+from star_tl.evaluation.conditions import (
+    BOTH,
+    CAA,
+    CHOSEN,
+    LOCATED,
+    PRIMED,
+    asked_about,
+    vector_conditions,
+    worded_conditions,
+)
 from star_tl.evaluation.drift import PRACTICE, PRACTICE_POINTS, PRACTICE_SEED, at_drift
 from star_tl.evaluation.effects import effects, pool_random
 from star_tl.evaluation.evaluated import Evaluation
@@ -53,7 +62,7 @@ TALKS = 16
 DOSES = (0.5, 1.5, 2.0)  # times the located vector's strength, beside 0 and that strength itself
 FILES = ("effects.csv", "against.csv", "samples.csv", "tables.md", "tables.tex", "report.html")
 FOLDER = CallFolder("evaluation.json", "evaluation", ("attribution.safetensors", *FILES), parts="replies")
-SHOWN = (UNSTEERED, "chosen", LOCATED, CAA, "all layers", PRIMED)
+SHOWN = (UNSTEERED, CHOSEN, LOCATED, CAA, "all layers", PRIMED)
 
 
 def evaluate(
@@ -84,7 +93,7 @@ def evaluate(
     Args:
         model: from :func:`star_tl.load_model`.
         task: a built-in task's name, or one of :func:`star_tl.data.tasks.load_task`.
-        prompts: what to reply to; default the held-out contexts of the trait's pairs.
+        prompts: what to reply to; default the held-out contexts of the trait's pairs. The same one twice counts once.
         out: a folder for attribution, samples, ``effects.csv``, ``tables.md``, ``tables.tex`` and ``report.html``; a
             call that was stopped goes on from it.
         chosen: an intervention of one's own, brought to the same drift.
@@ -128,7 +137,7 @@ def evaluate(
     if not (task.judges or llm or "markers" in task.measures):
         raise StarError(f"Task {task.name!r} measures nothing of its trait: give it markers or a judge.")
     pairs, words = load_pairs(task.trait), load_lexicon(lexicon)
-    asked = as_prompts(prompts if prompts is not None else pairs.heldout.prompts)
+    asked = distinct_prompts(prompts if prompts is not None else pairs.heldout.prompts)
     ids = render_prompts(model, asked, settings.max_new_tokens)
     if scenarios is not None:
         check_kind(scenarios, (list, tuple), "scenarios as load_scenarios returns them")
@@ -137,7 +146,7 @@ def evaluate(
     items: Sequence[Scenario] | Sequence[Camp] = ()
     if task.outcomes and not replay:
         items = scenarios if scenarios is not None else load_scenarios(limit=len(asked))
-    given = [Condition(seed=s) for s in seeds] + ([replace(chosen, name="chosen")] if chosen is not None else [])
+    given = [Condition(seed=s) for s in seeds] + ([replace(chosen, name=CHOSEN)] if chosen is not None else [])
     call = describe(model, [ids], given, settings) | {
         "task": repr(task),
         "pairs": hashlib.sha256(repr(pairs.trait).encode() + repr(pairs.pairs).encode()).hexdigest()[:16],
@@ -174,7 +183,7 @@ def evaluate(
             measures=tuple(measures),
             samples=samples,
             table=effects(pool_random(samples), measures),
-            against=effects(pool_random(samples), main_measures(measures), LOCATED),
+            against=effects(pool_random(samples), main_measures(measures), asked_about(set(samples.arm))),
             agreement=agreement(samples, measures),
             preflight=preflight(model, pairs).table,
             dose=dose,

@@ -163,6 +163,8 @@ BAD = {
     "a layer twice": (["sweep", "--layers", "3,3"], "loci names one twice"),
     "unknown estimator": (["run", "--method", "apt"], "atp"),
     "unknown vector method": (["run", "--vector-method", "locatd"], "located"),
+    "a drift on the quick road": (["run", "--quick", "--drift", "0.5"], "quick road"),
+    "positions with a blank between": (["sweep", "--positions", "all, generatd"], "Unknown positions 'generatd'"),
     "long prompt": (["generate", "--prompt", "word " * 3000], "context"),
 }
 
@@ -372,6 +374,36 @@ def test_a_vector_is_exported_or_refused_in_one_line(tiny: Any, tiny_folder: Pat
     folder += ["--no-measure"]
     assert runner.invoke(app, folder).exit_code == 0
     assert "new folder" in runner.invoke(app, [*folder, "--overwrite"]).output
+
+
+def test_a_vector_of_ones_own_trait_is_exported_with_its_pairs_or_unmeasured(tiny: Any, tmp_path: Path) -> None:
+    pairs = star.load_pairs("agreement")
+    mine = replace(pairs, trait=replace(pairs.trait, name="hope"))
+    star.extract_vector(tiny, mine, star.Locus("blocks.1.hook_resid_post")).save(tmp_path / "v.safetensors")
+    export = ["export", "snippet", "--vector", str(tmp_path / "v.safetensors"), "--out", str(tmp_path / "v.py")]
+    refused = runner.invoke(app, export)
+    assert (refused.exit_code, len(refused.output.splitlines())) == (2, 1)
+    assert "--trait FILE" in refused.output
+    assert "--no-measure" in refused.output
+    assert runner.invoke(app, [*export, "--no-measure"]).exit_code == 0
+
+
+def test_a_warning_is_a_line_without_the_code_that_gave_it(tiny_folder: Path, tmp_path: Path) -> None:
+    lines = [
+        json.dumps(
+            {"trait": "hope", "positive_instruction": "Hope.", "negative_instruction": "Do not.", "markers": ["hope"]}
+        )
+    ]
+    lines += [
+        json.dumps({"context": f"Plan {i}?", "positive": f"I hope for {i}.", "negative": "No."}) for i in range(3)
+    ]
+    (tmp_path / "hope.jsonl").write_text("\n".join(lines))
+    run = ["run", "--quick", "--trait", str(tmp_path / "hope.jsonl"), "--model", str(tiny_folder)]
+    done = runner.invoke(app, [*run, "--seeds", "1", "--max-new-tokens", "4", "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert "UserWarning" not in done.output
+    assert "cli.py" not in done.output
+    assert any(line.startswith("star-tl: ") and "0 held out" in line for line in done.output.splitlines())
 
 
 EFFECT = ("effect, points beside unsteered", "lower end of the effect's 95 %", "upper end of the effect's 95 %")

@@ -177,6 +177,14 @@ def as_prompts(prompts: Any) -> list[tuple[dict[str, str], ...]]:
     return chats
 
 
+def distinct_prompts(prompts: Any) -> list[tuple[dict[str, str], ...]]:
+    """:func:`as_prompts`, each once: the same prompt gets the same replies, and they are no evidence a second time."""
+    once: dict[object, tuple[dict[str, str], ...]] = {}
+    for chat in as_prompts(prompts):
+        once.setdefault(tuple(tuple(turn.items()) for turn in chat), chat)
+    return list(once.values())
+
+
 PROMPT_KEYS = ("prompt", "messages", "context")
 _KEYS = " or ".join(repr(k) for k in PROMPT_KEYS)
 

@@ -16,7 +16,7 @@ from star_tl.errors import StarError
 
 SECONDS = 1.0  # a reply takes microseconds; a pattern that backtracks without end takes centuries
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
-_LETTER = rf"(?:(?![{_UNSPACED}ー])\w)"
+_LETTER = rf"(?:(?![{_UNSPACED}ー_])\w)"  # what is _emphasized_ in Markdown is a word
 _BEFORE, _AFTER = rf"(?:(?<!{_LETTER})|(?!{_LETTER}))", rf"(?:(?!{_LETTER})|(?<!{_LETTER}))"
 _SAME = str.maketrans(dict.fromkeys("’‘‛ʼ＇´", "'") | dict.fromkeys("\ufe0e\ufe0f", ""))
 _CLUSTER = regex.compile(r"\X")

@@ -44,8 +44,8 @@ READABLE = (
     "or 'context' in every line, or .txt with one prompt a line"
 )
 
-# An array of objects or texts, and not a prompt that begins with a remark in brackets.
-_ARRAY = re.compile(r'\s*\[\s*["{\]]')
+# JSON, and not a prompt that begins with a remark in brackets.
+_ARRAY, _OBJECT = re.compile(r'\s*\[\s*["{\]]'), re.compile(r'\s*\{\s*["}]')
 # The published ESConv.json, its JSONL edition and FailedESConv.json name the two sides differently.
 _ESCONV_ROLES = {
     **dict.fromkeys(("seeker", "usr", "speaker"), "user"),
@@ -176,7 +176,7 @@ def _records(path: Path) -> Iterator[tuple[str, object]]:
     values: Iterable[tuple[str, object]]
     if _ARRAY.match(text):
         values = [(f"entry {i}", value) for i, value in enumerate(_json(path, 1, text), start=1)]
-    elif text.lstrip().startswith("{"):
+    elif _OBJECT.match(text):
         values = ((f"line {i}", _json(path, i, line)) for i, line in lines)
     elif path.suffix.lower() == ".xml":
         values = [("entry 1", talk_of_xml(text, str(path)))]

@@ -15,7 +15,7 @@ import pandas as pd
 import regex
 
 from star_tl.data.scenarios import ITEMS, PACKAGES, Camp
-from star_tl.evaluation.negotiation import accepts
+from star_tl.evaluation.negotiation import accepts, takes_back
 
 _NUMBERS = {
     "no": 0,
@@ -32,6 +32,7 @@ _NUMBERS = {
     "all": 3,
 }
 _WORD = regex.compile(
+    r"(?P<lack>(?<=\b(?:i|we) )have no\b)|(?P<takes>\b(?:take|need|want|like|get|have|keep)\b)|"
     r"(?P<to_i>\bfor (?:me|myself)\b)|(?P<to_you>\bfor (?:you|yourself|u)\b)|"
     r"(?P<i>\b(?:i|i'(?:ll|d|m|ve)|me|my|mine)\b)|(?P<you>\b(?:you|you'(?:ll|d|re|ve)|your|yours|u)\b)|"
     rf"(?P<number>\b(?:{'|'.join(_NUMBERS)})\b)|(?P<item>\b(?:food|water|fire ?wood|wood)s?\b)|"
@@ -53,7 +54,8 @@ class Allotment:
 def allotment(texts: Sequence[str], camp: Camp, sides: Sequence[str] | None = None) -> Allotment:
     """What a talk came to; ``texts`` are messages, the user's and the assistant's in turn where no sides are named.
 
-    A deal keeps what was divided last; numbers that are named later undo it, until they are accepted too.
+    A deal keeps what was divided last; numbers that are named later undo it, until they are accepted too, and so does
+    taking it back.
     """
     given: dict[str, int] = {}
     deal, taken = False, None
@@ -64,7 +66,7 @@ def allotment(texts: Sequence[str], camp: Camp, sides: Sequence[str] | None = No
         given |= named
         if accepts(plain) and given:
             deal, taken = True, dict(given)
-        elif named and any(taken is None or taken.get(item) != count for item, count in named.items()):
+        elif takes_back(plain) or any(taken is None or taken.get(item) != count for item, count in named.items()):
             deal, taken = False, None
     if taken is None or set(taken) != set(ITEMS):
         return Allotment(deal, None, None)
@@ -85,11 +87,12 @@ def _divided(text: str, mine: bool) -> dict[str, int]:
     found: dict[str, int] = {}
     said: dict[str, int] = {}  # since a pronoun, by whoever turns out to be meant
     owner: bool | None = None  # whether the user's side was named last
+    takes = False  # whether it takes what follows, and gives none of it to the other
     count: int | None = None
     for match in _WORD.finditer(text.lower()):
         kind = match.lastgroup
         if kind in ("i", "you"):
-            owner, count, said = mine == (kind == "i"), None, {}
+            owner, count, said, takes = mine == (kind == "i"), None, {}, False
         elif kind in ("to_i", "to_you"):
             mine_is = mine == (kind == "to_i")
             found |= {item: n if mine_is else PACKAGES - n for item, n in said.items()}
@@ -104,5 +107,7 @@ def _divided(text: str, mine: bool) -> dict[str, int]:
                 found[item] = count if owner else PACKAGES - count
             count = None
         elif kind != "filler":
-            count = None
+            count, takes = None, takes or kind == "takes"
+            if kind == "end" and takes:
+                said = {}
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -21,12 +22,12 @@ RANDOM = 10  # random vectors, a reply to each prompt: one alone may happen to l
 SHUFFLES = 4
 SHOTS = 3
 TOP_HEADS = 0.1  # of all heads: ITI's sweet spot lies near it (arXiv 2306.03341, 48 of 1024 in LLaMA-7B)
-LOCATED, PRIMED, BOTH = "located", "priming", "priming + located"
+CHOSEN, LOCATED, PRIMED, BOTH = "chosen", "located", "priming", "priming + located"
 NEGATIVE, REMOVED, CAA = "negative strength", "projection removed", "middle layer, every token"
 # What each condition is, for a table's notes.
 CONDITIONS = {
     UNSTEERED: "the model as it is",
-    "chosen": "the intervention that was asked about",
+    CHOSEN: "the intervention that was asked about",
     LOCATED: "mean difference of the pairs at attribution's place",
     "wrong layer": "the same vector at the layer that attribution ranks last",
     CAA: "mean difference over reply tokens, middle layer (CAA, arXiv 2312.06681)",
@@ -42,6 +43,11 @@ CONDITIONS = {
     "few-shot": f"{SHOTS} replies that show the trait as examples in the system message, no vector",
     BOTH: "the instruction, and the located vector at the strength it has alone",
 }
+
+
+def asked_about(names: Iterable[str]) -> str:
+    """The condition that a claim is about: the intervention that was chosen, else the located vector."""
+    return CHOSEN if CHOSEN in names else LOCATED
 
 
 def vector_conditions(model: Model, pairs: Pairs, attr: AttributionMap, seed: int = 0) -> list[Condition]:

@@ -21,11 +21,12 @@ def effects(
 ) -> pd.DataFrame:
     """A row per measure and condition, beside the reference.
 
-    Columns: ``measure``, ``condition``, ``n`` (prompts), ``mean``, ``difference`` (paired by prompt, over the means of
-    a prompt's seeds) with the 95 % bootstrap interval over prompts ``low`` and ``high``, ``d`` (paired), ``p`` (sign
-    flips), ``p_holm`` (over the conditions of a measure), ``p_mcnemar`` (markers, one seed), ``worse`` (share of
-    prompts that fell), ``detectable`` (the least difference that so many prompts show in four of five tries),
-    ``p_same`` (equivalence within ``margin``), ``drift`` (nats per token), ``coherent``, ``strength``.
+    Columns: ``measure``, ``condition``, ``n`` (prompts that both know, on which all but the mean rests), ``mean``,
+    ``difference`` (paired by prompt, over the means of a prompt's seeds) with the 95 % bootstrap interval over prompts
+    ``low`` and ``high``, ``d`` (paired), ``p`` (sign flips), ``p_holm`` (over the
+    conditions of a measure), ``p_mcnemar`` (markers, one seed), ``worse`` (share of prompts that fell), ``detectable``
+    (the least difference that so many prompts show in four of five tries), ``p_same`` (equivalence within ``margin``),
+    ``drift`` (nats per token), ``coherent``, ``strength``.
 
     What is called worse follows the sign: for perplexity and repetition a fall is no harm.
     """
@@ -37,13 +38,13 @@ def effects(
         family = []
         for name in (reference, *names):
             arm = samples[samples.arm == name]
-            change = (by_prompt[name] - base).dropna().to_numpy() if name != reference else np.zeros(0)
+            change = stats.changes(by_prompt[name], base) if name != reference else np.zeros(0)
             margin = _margin(measure, float(base.mean()))
             found = stats.compare_paired(change, resamples, 0)
             row: dict[str, object] = {
                 "measure": measure,
                 "condition": name,
-                "n": int(by_prompt[name].notna().sum()),
+                "n": int((by_prompt[name].notna() & base.notna()).sum()),
                 "mean": float(by_prompt[name].mean()),
                 "difference": found["difference"] / 100,
                 "low": found["low"] / 100,
@@ -83,5 +84,5 @@ def _mcnemar(samples: pd.DataFrame, measure: str, reference: str, name: str) -> 
     two = [samples[samples.arm == arm].set_index("prompt_id")[measure] for arm in (reference, name)]
     if not all(series.index.is_unique for series in two):
         return float("nan")
-    before, after = (series.sort_index().to_numpy() > 0 for series in two)
+    before, after = pd.concat(two, axis=1, join="inner").dropna().to_numpy().T > 0
     return stats.mcnemar_p(before, after)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from star_tl.data.chat import Message
 from star_tl.data.tasks import Task
+from star_tl.evaluation.conditions import asked_about
 from star_tl.evaluation.measures import main_measures
 
 if TYPE_CHECKING:
@@ -36,10 +37,11 @@ class Evaluation:
     """A task's conditions on one model.
 
     ``table`` holds :func:`star_tl.evaluation.effects.effects` beside unsteered replies, ``against`` the same of every
-    condition beside the located vector; ``agreement`` kappas of the measures; ``preflight`` a row per layer; ``dose``
-    the located vector's dose–response, as :func:`star_tl.evaluation.strength.dose_table` has it; ``matrix`` and
-    ``damage`` the side effects, ``turns`` a row per condition and turn of the played talks, ``outcomes`` a row per
-    condition of a negotiation (None where they were not asked for); ``samples`` a row per reply.
+    condition beside the one that a claim is about, the chosen intervention or else the located vector; ``agreement``
+    kappas of the measures; ``preflight`` a row per layer; ``dose`` the located vector's dose–response, as
+    :func:`star_tl.evaluation.strength.dose_table` has it; ``matrix`` and ``damage`` the side effects, ``turns`` a row
+    per condition and turn of the played talks, ``outcomes`` a row per condition of a negotiation (None where they were
+    not asked for); ``samples`` a row per reply.
     """
 
     task: Task
@@ -76,8 +78,9 @@ class Evaluation:
         """By heading, as texts: an overview, effects by measure, then the others."""
         found = {"overview": overview(self.table, main_measures(self.measures))}
         found |= {measure: shown(self.table.loc[self.table.measure == measure]) for measure in self.measures}
-        first = self.against.loc[self.against.measure == self.measures[0]]
-        found[f"{self.measures[0]}, beside the located vector"] = shown(first)
+        mine = asked_about(set(self.samples.arm))
+        for measure in main_measures(self.measures):
+            found[f"{measure}, beside {mine}"] = shown(self.against.loc[self.against.measure == measure])
         others = {
             "agreement of measures": self.agreement,
             "pairs before steering, by layer": self.preflight,

@@ -18,7 +18,7 @@ import pandas as pd
 
 from star_tl import stats
 from star_tl.errors import StarError
-from star_tl.evaluation.conditions import CAA, LOCATED, PRIMED
+from star_tl.evaluation.conditions import CAA, PRIMED, asked_about
 from star_tl.evaluation.evaluated import Evaluation
 from star_tl.evaluation.measures import main_measures
 from star_tl.files import read_text
@@ -38,7 +38,7 @@ def blinded(result: Evaluation, limit: int = MOST_ITEMS, seed: int = 0) -> pd.Da
     and order are random. Equal replies are left out, for there is nothing to tell.
     """
     texts = _first(result).text
-    mine = "chosen" if "chosen" in set(result.samples.arm) else LOCATED
+    mine = asked_about(set(result.samples.arm))
     draw = random.Random(seed)
     rows = []
     for number, prompt in enumerate(dict.fromkeys(result.samples.prompt_id)):
@@ -102,7 +102,7 @@ def win_rates(ratings: pd.DataFrame, items: pd.DataFrame, resamples: int = 2000)
     raters are averaged).
     """
     merged = ratings.merge(items, on="item")
-    mine = _mine(items)
+    mine = asked_about({*items.arm_a, *items.arm_b})
     rows = []
     for question in QUESTIONS:
         told = merged[merged[question] != ""]
@@ -142,7 +142,9 @@ def agreement_with_judges(ratings: pd.DataFrame, items: pd.DataFrame, result: Ev
 
     Over items on which most people named a side and the judge's scores differ.
     """
-    votes = ratings.assign(vote=ratings.trait.map({"A": 1, "B": -1, "same": 0})).groupby("item").vote.sum()
+    shares = ratings[ratings.trait != ""].groupby("item").trait.value_counts(normalize=True).unstack(fill_value=0.0)
+    sides = {side: shares.get(side, pd.Series(dtype=float)) > 0.5 for side in ("A", "B")}
+    votes = sides["A"].astype(float).sub(sides["B"].astype(float), fill_value=0.0)
     first, rows = _first(result), []
     for measure in main_measures(result.measures):
         scores = first[measure]
@@ -162,7 +164,3 @@ def human_tables(result: Evaluation, paths: Sequence[str | Path]) -> dict[str, p
         "people: Krippendorff's alpha": reliability(ratings),
         "people and judges: kappa": agreement_with_judges(ratings, items, result),
     }
-
-
-def _mine(items: pd.DataFrame) -> str:
-    return "chosen" if "chosen" in {*items.arm_a, *items.arm_b} else LOCATED

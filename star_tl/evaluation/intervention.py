@@ -23,7 +23,7 @@ from star_tl.attribution import AttributionMap, attribute
 from star_tl.attribution.choose import GAIN_DRIFT
 from star_tl.attribution.outcome import Direction, Estimate, OutcomeMap, Reward, attribute_outcome
 from star_tl.attribution.outcome.sample import name_of, rewards_of
-from star_tl.data.chat import Prompt, as_prompts
+from star_tl.data.chat import Prompt, distinct_prompts
 from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError, check_flag, check_kind, check_number, check_whole, quoted
 from star_tl.evaluation.drift import at_drift
@@ -36,7 +36,7 @@ from star_tl.generation.settings import Sampling
 from star_tl.locus import Locus, hook_name
 from star_tl.models.backend import MODELS, Model
 from star_tl.models.load import fingerprint
-from star_tl.stats import compare_paired
+from star_tl.stats import changes, compare_paired
 from star_tl.steering.condition import UNSTEERED, Condition
 from star_tl.vectors import SteeringVector, extract_vectors
 from star_tl.vectors.outcome import vector_along
@@ -118,7 +118,7 @@ class InterventionChoice:
         )
         if self.decided_by != self.reward:
             named = f"{self.decided_by} {self.unsteered[self.decided_by]:.2f} → {best[self.decided_by]:.2f}"
-            words += f"; nothing raised the reward: chosen by {named}"
+            words += f"; nothing within the drift raised the reward: chosen by {named}"
         for name, row in self.unseen.items():
             words += (
                 f"; {name} (unseen) {row['difference'] / 100:+.2f} [{row['low'] / 100:+.2f}, {row['high'] / 100:+.2f}]"
@@ -195,7 +195,7 @@ def choose_intervention(
     if finalists < 3:
         raise StarError(f"finalists is {finalists}: use at least 3, two of them are the classical ways.")
     reward = reward if reward is not None else reward_of(pairs.trait)
-    contexts, folder = pairs.extraction.prompts, Path(out) if out is not None else None
+    contexts, folder = distinct_prompts(pairs.extraction.prompts), Path(out) if out is not None else None
     if outcome is None:
         outcome = _outcome(model, contexts, reward, n, sampling, seed, folder, progress)
     if attribution is None:
@@ -223,7 +223,8 @@ def choose_intervention(
         for i in alive:
             rounds[i] += 1
         first = first or {i: paid[f"{i}"] for i in alive}
-        order = sorted(alive, key=lambda i: (cost[f"{i}"] > TOO_DEAR * drift, -paid[f"{i}"]))
+        dear = {i: not cost[f"{i}"] <= TOO_DEAR * drift for i in rounds}  # what broke has a drift of NaN
+        order = sorted(alive, key=lambda i: (dear[i], -paid[f"{i}"]))
         if len(alive) <= 2:
             break
         alive = {i: alive[i] for i in order[: -(-len(alive) // 2)]}
@@ -232,9 +233,10 @@ def choose_intervention(
     measures, decided = unseen_by(reward, pairs.trait), outcome.reward
     samples = measured(samples, contexts, measures)
     shows = markers(pairs.trait).name
-    if shows in samples and not _difference(samples, f"{order[0]}", "paid")["low"] > 0:
-        decided, hits = shows, _means(samples.assign(hits=samples[shows] * samples.coherent), "hits")
-        order = sorted(rounds, key=lambda i: (cost[f"{i}"] > TOO_DEAR * drift, -hits[f"{i}"]))
+    if any(m.name == shows for m in measures) and not _difference(samples, f"{order[0]}", "paid")["low"] > 0:
+        hits = _means(samples.assign(hits=samples[shows] * samples.coherent), "hits")
+        if len({hits[f"{i}"] for i in rounds if not dear[i]}) > 1:
+            decided, order = shows, sorted(rounds, key=lambda i: (dear[i], -hits[f"{i}"], -paid[f"{i}"]))
     ranked = sorted((c for c in found if c.gain), key=lambda c: -c.gain.value if c.gain else 0.0)
     rank = {id(c): k + 1 for k, c in enumerate(ranked)}
     rows = [
@@ -251,7 +253,7 @@ def choose_intervention(
         }
         for i, c in enumerate(chosen)
     ]
-    table = pd.DataFrame(rows).set_index("arm").loc[_best_first(order, rounds)].reset_index()
+    table = pd.DataFrame(rows).set_index("arm").loc[_best_first(order, rounds, paid)].reset_index()
     predicted = {i: c.gain.value for i, c in enumerate(chosen) if c.gain}
     agreement = stats.spearmanr(list(predicted.values()), [first[i] for i in predicted]).statistic
     winner = order[0]
@@ -295,7 +297,7 @@ def _outcome(
         )
 
     found = kept(file, OutcomeMap.load, make)
-    asked = (fingerprint(model), sampling, seed, n, tuple(as_prompts(contexts)), name_of(reward))
+    asked = (fingerprint(model), sampling, seed, n, tuple(contexts), name_of(reward))
     if (found.fingerprint, found.sampling, found.seed, found.budget, found.prompts, found.reward) != asked:
         raise StarError(f"{file} is the map of another call: name another folder.")
     return found
@@ -441,10 +443,10 @@ def _row(samples: pd.DataFrame, arm: str, measures: Sequence[Measure]) -> dict[s
 def _difference(samples: pd.DataFrame, arm: str, column: str) -> dict[str, float]:
     """Of a measure to the unsteered replies, prompt by prompt, in hundredths."""
     means = samples.pivot_table(values=column, index="prompt_id", columns="arm")
-    return compare_paired((means[arm] - means[UNSTEERED]).dropna().to_numpy(), 2000, 0)
+    return compare_paired(changes(means[arm], means[UNSTEERED]), 2000, 0)
 
 
-def _best_first(last: Sequence[int], rounds: dict[int, int]) -> list[str]:
-    """The last round's order, and after it those that left before, the longest-lived first."""
-    left = sorted((i for i in rounds if i not in last), key=lambda i: -rounds[i])
+def _best_first(last: Sequence[int], rounds: dict[int, int], paid: dict[str, float]) -> list[str]:
+    """The last round's order, and after it those that left before, the longest-lived first, then by their reward."""
+    left = sorted((i for i in rounds if i not in last), key=lambda i: (-rounds[i], -paid[f"{i}"]))
     return [f"{i}" for i in (*last, *left)]

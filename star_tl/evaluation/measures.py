@@ -279,6 +279,10 @@ def main_measures(names: Sequence[str]) -> list[str]:
     return [n for i, n in enumerate(names) if i == 0 or n in ("markers", "llm") or ":" in n]
 
 
+def _says_yes(measure: str, scores: np.ndarray) -> np.ndarray:
+    return scores >= YES if measure == "llm" or ":" in measure else scores > 0
+
+
 def agreement(samples: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """Cohen's kappa of every two measures that say yes or no, over coherent replies: a row per pair of measures."""
     told = samples[samples.coherent]
@@ -287,6 +291,6 @@ def agreement(samples: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     for i, one in enumerate(answers):
         for other in list(answers)[i + 1 :]:
             known = ~np.isnan(answers[one]) & ~np.isnan(answers[other])
-            yes = [answers[n][known] > (YES if n == "llm" or ":" in n else 0) for n in (one, other)]
+            yes = [_says_yes(n, answers[n][known]) for n in (one, other)]
             rows.append({"one": one, "other": other, "n": int(known.sum()), "kappa": kappa(*yes)})
     return pd.DataFrame(rows, columns=["one", "other", "n", "kappa"])

@@ -1,13 +1,13 @@
 """What came of a bargaining talk: whether it ends in a deal, at what price, and who gained.
 
 People who bargain on CraigslistBargain press a button for their offer; a model has only words. A deal is read off the
-talk: somebody accepts after a price was named, and nobody takes it back. How well that reads people's talk stands in
-scripts/RESULTS.md, by ``scripts/measure_negotiation.py``.
+talk: somebody accepts a price that the other side named, and nobody takes it back. How well that reads people's talk
+stands in scripts/RESULTS.md, by ``scripts/measure_negotiation.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -15,7 +15,8 @@ import regex
 
 from star_tl.data.scenarios import Scenario
 
-_NUMBER = r"\d{1,3}(?:,\d{3})+(?:\.\d{1,2})?|\d+(?:\.\d{1,2})?"
+_THOUSANDS = r"\d{1,3}(?:,\d{3})+"
+_NUMBER = rf"{_THOUSANDS}(?:\.\d{{1,2}})?|\d+(?:\.\d{{1,2}})?"
 _OTHER_UNITS = (
     "inch|in\\b|miles?|years?|yrs?|months?|days?|hours?|minutes?|mins?|mph|gb|sq|feet|ft|bed|speed|pm|am|lbs?|pounds|cm|"
     "mm|hp|people|percent"
@@ -24,13 +25,17 @@ _OTHER_UNITS = (
 _PRICE = regex.compile(
     rf"\$\s*(?P<a>{_NUMBER})\s*(?P<ka>k\b)?|"
     rf"(?<![\w.,$])(?P<b>{_NUMBER})\s*(?P<kb>k\b)?(?:\s*(?:dollars|bucks|usd|\$))|"
-    rf"(?<![\w.,$/-])(?P<c>\d{{2,6}}(?:,\d{{3}})?)(?P<kc>k)?(?![\w%'\"/]|[.,:]\d|\s*(?:{_OTHER_UNITS}))",
+    rf"(?<![\w.,$/-])(?P<c>(?:{_THOUSANDS}|\d{{2,6}})(?:\.\d\d)?|\d(?:\.\d)?(?=k))(?P<kc>k)?"
+    rf"(?![\w%'\"/]|[.,:]\d|\s*(?:{_OTHER_UNITS}))",
     regex.IGNORECASE,
 )
+# Before a price that is named only to be passed over.
+_PASSED_OVER = regex.compile(r"\b(?:not|down from|instead of|rather than)\s*$", regex.IGNORECASE)
 _END = r"(?=[\s.!,]*(?:$|[.!,]))"
 _ACCEPTS = regex.compile(
     r"\b(?:it(?:'s| is) a deal|(?:you|we)(?:'ve| have)? got (?:yourself )?a deal|we have a deal|agreed|i accept|sold|"
-    rf"deal{_END}|i(?:'ll| will) take (?:it|that|the deal)|sounds (?:good|great|fair|perfect|like a (?:deal|plan))|"
+    rf"deal(?:{_END}|(?= (?:at|for) \$?\d))|i(?:'ll| will) take (?:it|that|the deal)|"
+    r"sounds (?:good|great|fair|perfect|like a (?:deal|plan))|"
     r"(?:that|this|it) (?:works|will work|would work|is fine|is fair)|works for me|"
     r"(?:i can|i could|we can) (?:do|accept|agree to) (?:that|this)|"
     r"that(?:'s| is| sounds)? (?:fine|fair|good|great|perfect|reasonable|okay|ok)|"
@@ -40,7 +45,21 @@ _ACCEPTS = regex.compile(
 _REFUSES = regex.compile(
     r"\b(?:no deal|not (?:a deal|fair|enough|going to work)|can(?:'|no)t (?:do|accept|go|agree)|cannot|won't|no thanks|"
     r"too (?:low|high|much)|how about|what about|(?:would|could|can|will|do) you|lowest|but|"
-    r"i was (?:hoping|thinking))\b|\?",
+    rf"i was (?:hoping|thinking))\b|\?|(?:^|[.,!;]\s*)no{_END}",
+    regex.IGNORECASE,
+)
+# Before words that accept: they are said of something else, or denied.
+_DENIED = regex.compile(r"\b(?:not|never|already|nor|\w+n't)(?:\s+[\w']+){0,3}\s+$", regex.IGNORECASE)
+# With a price beside it, this offers what it seems to accept.
+_ON_CONDITION = regex.compile(
+    r"\bmake (?:it|that)\b|\b(?:if\b|and (?:it|we|you)\b|then (?:it|we|you)\b).*\bdeal\b", regex.IGNORECASE
+)
+# What closes a deal also at one's own price: the other side has asked for more than the price.
+_CLOSES = regex.compile(r"\b(?:deal|agreed|accept|sold|i(?:'ll| will) take it)\b", regex.IGNORECASE)
+_TAKES_BACK = regex.compile(
+    r"\b(?:no deal|not (?:a deal|going to work)|(?:changed|change) my mind|(?:deal|sale|it) is off|deal's off|"
+    r"(?:not|never|haven't|didn't) (?:\w+ )?agreed?|(?:can(?:'|no)t|won't) (?:do|accept|go|agree)|"
+    r"too (?:low|high|much)(?: for me)?(?=[.!,]|$))",
     regex.IGNORECASE,
 )
 
@@ -55,23 +74,32 @@ class Outcome:
     buyer: float | None
 
 
-def outcome(texts: Sequence[str], scenario: Scenario) -> Outcome:
-    """What a talk came to; ``texts`` are the two sides' messages in turn.
+def outcome(texts: Sequence[str], scenario: Scenario, sides: Sequence[str] | None = None) -> Outcome:
+    """What a talk came to; ``texts`` are the two sides' messages, in turn where no sides are named.
 
-    A message accepts where it says so, asks nothing, and refuses nothing, and either the other side's last message or
-    this one names a price; a price named anew later undoes it. Prices far from the item's are no prices.
+    A message accepts where it says so, asks nothing, and refuses nothing, and either the price that stands is the other
+    side's or this one names a price; with a condition beside it, that is an offer. At one's own price only a word like
+    "deal" does. A price named anew later undoes a deal, and so does taking it back. Prices far from the item's are no
+    prices.
     """
     price: float | None = None
     agreed: float | None = None
-    for text in texts:
-        plain = text.replace("’", "'")
-        named = [p for p in prices(plain) if 0.3 * scenario.target <= p <= 1.5 * scenario.price]
-        if accepts(plain) and (price is not None or named):
-            agreed = price = named[-1] if named else price
+    offered_by: object = None
+    for number, text in enumerate(texts):
+        plain, side = text.replace("’", "'"), sides[number] if sides else number % 2
+        named = [p for p in _offered(plain) if 0.3 * scenario.target <= p <= 1.5 * scenario.price]
+        own = offered_by == side and agreed is None
+        if accepts(plain) and (named or (price is not None and not (own and not _CLOSES.search(plain)))):
+            if named and _ON_CONDITION.search(plain):
+                price, agreed, offered_by = named[-1], None, side
+            else:
+                agreed = price = named[-1] if named else price
         elif named:
             if agreed is not None and named[-1] != agreed:
                 agreed = None
-            price = named[-1]
+            price, offered_by = named[-1], side
+        elif takes_back(plain):
+            agreed = None
     if agreed is None:
         return Outcome(False, None, None, None)
     share = scenario.share(agreed)
@@ -79,18 +107,32 @@ def outcome(texts: Sequence[str], scenario: Scenario) -> Outcome:
 
 
 def accepts(text: str) -> bool:
-    """Whether a message accepts: it says so, asks nothing and refuses nothing."""
-    return _ACCEPTS.search(text) is not None and _REFUSES.search(text) is None
+    """Whether a message accepts: it says so, of nothing else, asks nothing and refuses nothing."""
+    said = any(_DENIED.search(text[: match.start()]) is None for match in _ACCEPTS.finditer(text))
+    return said and _REFUSES.search(text) is None
+
+
+def takes_back(text: str) -> bool:
+    """Whether a message takes a deal back."""
+    return _TAKES_BACK.search(text) is not None
 
 
 def prices(text: str) -> list[float]:
     """The amounts of money that a text names, in order."""
-    found = []
+    return [amount for amount, _ in _amounts(text)]
+
+
+def _offered(text: str) -> list[float]:
+    """Those that are not named only to be passed over."""
+    return [amount for amount, start in _amounts(text) if not _PASSED_OVER.search(text[:start])]
+
+
+def _amounts(text: str) -> Iterator[tuple[float, int]]:
+    """And where they begin."""
     for match in _PRICE.finditer(text):
         number = next(match[name] for name in "abc" if match[name])
         thousand = any(match[f"k{name}"] for name in "abc")
-        found.append(float(number.replace(",", "")) * (1000 if thousand else 1))
-    return found
+        yield float(number.replace(",", "")) * (1000 if thousand else 1), match.start()
 
 
 def outcomes(talks: Sequence[Sequence[str]], scenarios: Sequence[Scenario]) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from star_tl.attribution import AttributionMap
 from star_tl.attribution.choose import listed
 from star_tl.data.pairs import Pairs
 from star_tl.evaluation.conditions import RANDOM
-from star_tl.evaluation.drift import at_drift
+from star_tl.evaluation.drift import PRACTICE_POINTS, at_drift
 from star_tl.evaluation.intervention import CALIBRATED_ON, GENERATED, InterventionChoice, choose_intervention
 from star_tl.evaluation.strength import DRIFT_LIMIT, STRENGTHS, StrengthChoice, choose_strength
 from star_tl.generation.settings import Sampling
@@ -145,9 +145,8 @@ def by_choice(
         Condition("reply_mean", extract_vector(model, pairs, middle, method="reply_mean"), 0.5, GENERATED),
     ]
     practice = contexts[:CALIBRATED_ON]
-    classical = at_drift(
-        model, pairs.trait, classical, drift, practice, sampling, out=out and out / "classical", progress=progress
-    )
+    folder = out and out / "classical"
+    classical = at_drift(model, pairs.trait, classical, drift, practice, sampling, PRACTICE_POINTS, folder, progress)
     strengths = [round(best.strength * (cost / drift) ** 0.5, 4) for cost in DRIFTS]
     doses = choose_strength(
         model,

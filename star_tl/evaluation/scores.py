@@ -31,13 +31,14 @@ from star_tl.locus import NamedHook
 from star_tl.models.backend import MODELS, Model, tokenizer_of
 from star_tl.models.batch import TokenBatch, make_batch, pad_id
 from star_tl.models.memory import fitting_batches
-from star_tl.stats import compare_paired, holm
+from star_tl.stats import changes, compare_paired, holm
 from star_tl.steering.condition import UNSTEERED, Condition, Row, batch_hooks
 
 FIRST_PERSON = re.compile(r"\b(?:i|me|my|mine|myself)\b", re.IGNORECASE)
 WORD = re.compile(r"\w+(?:'\w+)*")
 COHERENT_QUANTILE = 0.02
 ROWS, ROWS_ON_GPU = 32, 256  # of a forward pass
+TOKENS, TOKENS_ON_GPU = 4096, 2**17  # of prompts and replies that are read at once: more take memory and no less time
 
 
 def score(
@@ -136,6 +137,7 @@ def measure_kept(
     The unsteered model reads all replies of a prompt together, and none that it wrote itself.
     """
     found: dict[int, dict[str, float]] = {}
+    tokens = TOKENS_ON_GPU if "cuda" in str(model.cfg.device) else TOKENS
 
     def alone(i: int) -> str:
         return f"Memory is too small to score reply {i} of a batch alone: use a lower max_new_tokens."
@@ -151,7 +153,10 @@ def measure_kept(
                 return _measured(model, written, batch, kept, None)
             return _measured(model, written, batch, next(residuals_of(model, ((),), batch)), kept)
 
-        for at, measured in fitting_batches(own, len, measure, alone, "replies"):
+        def most(left: Sequence[int]) -> int:
+            return max(1, tokens // max(len(prompts[i]) + len(replies[i].tokens) for i in left))
+
+        for at, measured in fitting_batches(own, most, measure, alone, "replies"):
             found |= dict(zip(at, measured, strict=True))
     return [found[i] for i in range(len(replies))]
 
@@ -225,7 +230,8 @@ def mark_coherent(samples: pd.DataFrame) -> pd.DataFrame:
     reference = samples.loc[samples.arm == UNSTEERED, "logprob"].dropna()
     if reference.empty:
         raise StarError("Coherence is measured against unsteered replies: sample the arm 'unsteered' too.")
-    return samples.assign(coherent=samples.logprob >= reference.quantile(COHERENT_QUANTILE))
+    # A reply's own, not one between two: of fewer than 51 the least likely would be incoherent by its place alone.
+    return samples.assign(coherent=samples.logprob >= reference.quantile(COHERENT_QUANTILE, interpolation="lower"))
 
 
 def summarise(samples: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
@@ -257,7 +263,7 @@ def summarise(samples: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd
             "first_person": group.first_person.mean(),
             "repetition": group.repetition.mean(),
         }
-        change = (group.groupby("prompt_id").hit.mean() - base).dropna().to_numpy()
+        change = changes(group.groupby("prompt_id").hit.mean(), base)
         rows.append(row | compare_paired(change if arm != UNSTEERED else np.zeros(0), resamples, seed))
     table = pd.DataFrame(rows)
     return table.assign(p_value=holm(table.p_value.to_numpy(dtype=float)))

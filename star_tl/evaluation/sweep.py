@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from typing_extensions import Unpack
 
-from star_tl.data.chat import Prompt, as_prompts, resolve_span
+from star_tl.data.chat import Prompt, distinct_prompts, resolve_span
 from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError, check_flag, check_kind, check_number, listed
 from star_tl.evaluation.ray_workers import RayWorkers
@@ -109,7 +109,7 @@ def compare(
     Args:
         model: from :func:`star_tl.load_model`.
         pairs: where the vectors are extracted from (its extraction split), one at each locus.
-        prompts: what to reply to; default the held-out contexts of ``pairs``.
+        prompts: what to reply to; default the held-out contexts of ``pairs``. The same one twice counts once.
         loci: where to extract and inject; default ``resid_post`` of every layer at the last prompt token.
         strengths: 1 is the natural difference; negative ones turn the trait down.
         positions: schedules, see :func:`star_tl.steering.positions.schedule`, or spans of the chat, see
@@ -129,7 +129,7 @@ def compare(
     check_kind(workers, (RayWorkers, NoneType), "RayWorkers")
     check_flag(progress, "progress")
     settings = settled(sampling, options)
-    chosen = as_prompts(prompts if prompts is not None else pairs.heldout.prompts)
+    chosen = distinct_prompts(prompts if prompts is not None else pairs.heldout.prompts)
     everywhere = [Locus(hook_name("resid_post", i)) for i in range(model.cfg.n_layers)]
     places = listed(loci if loci is not None else everywhere, "loci")
     strengths, positions, seeds = listed(strengths, "strengths"), listed(positions, "positions"), listed(seeds, "seeds")

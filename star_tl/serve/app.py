@@ -31,7 +31,7 @@ from star_tl.serve.guard import Guard, refusal
 from star_tl.serve.page import CONTENT_POLICY, PAGE
 from star_tl.serve.text import printable_text
 from star_tl.serve.vectors import Served, named
-from star_tl.serve.wire import ChatReply, ChatRequest, Health, ModelList, Refusal
+from star_tl.serve.wire import ChatReply, ChatRequest, Health, ModelCard, ModelList, Refusal
 from star_tl.steering.condition import Condition
 from star_tl.version import __version__
 
@@ -39,6 +39,7 @@ _BETWEEN = 0.05  # seconds between two parts of a stream, so that many streams d
 _MESSAGES = 400  # parts of all streams together a second, for the same reason
 _DECODING = 0.1  # of the time at most goes into decoding the texts of streams, whose length the cost grows with
 _BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+COMPLETIONS = "/v1/chat/completions"
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": Refusal, "description": "Something in the request cannot be used."},
@@ -186,7 +187,12 @@ def make_app(
         most = request.max_tokens or request.max_completion_tokens
         if most is not None and most > limits.tokens:
             raise StarError(f"max_tokens is {most}: this server writes at most {limits.tokens}.")
-        (ids,) = render_prompts(model, [prompt], most or 1)
+        try:
+            (ids,) = render_prompts(model, [prompt], most or 1)
+        except StarError as error:  # in the words of a request
+            raise StarError(
+                str(error).replace("max_new_tokens", "max_tokens").replace("Prompt 0 has", "The prompt has")
+            ) from None
         stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
         sampling = Sampling(
             max_new_tokens=most or min(limits.tokens, model.cfg.n_ctx - len(ids)),
@@ -200,7 +206,11 @@ def make_app(
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> Response:
+        if request.url.path == COMPLETIONS:
+            state["metrics"].replies.labels("refused").inc()
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return refusal(400, f"The body is no JSON: {first['ctx']['error']}.", "invalid_value")
         param = ".".join(str(part) for part in first["loc"] if part != "body")
         return refusal(400, f"{param or 'The body'}: {first['msg']}.", "invalid_value", param or None)
 
@@ -215,7 +225,7 @@ def make_app(
         return answer
 
     @app.post(
-        "/v1/chat/completions",
+        COMPLETIONS,
         response_model=ChatReply,
         responses=_REFUSALS | {200: {"content": {"text/event-stream": {}}}},
     )
@@ -224,7 +234,7 @@ def make_app(
         engine: Engine = state["engine"]
         if body.model != name:
             metrics.replies.labels("refused").inc()
-            return refusal(404, f"There is no model {body.model!r}: use {name!r}.", "model_not_found", "model")
+            return no_model(body.model)
         try:
             job, condition = await run_in_threadpool(prepared, body)
         except StarError:
@@ -266,6 +276,9 @@ def make_app(
         }
         content = reply.head | {"object": "chat.completion", "choices": [choice], "usage": reply.usage()}
         return JSONResponse(content)
+
+    def no_model(wanted: str) -> Response:
+        return refusal(404, f"There is no model {wanted!r}: use {name!r}.", "model_not_found", "model")
 
     def first_token(reply: Completion) -> None:
         if reply.began and reply.job.asked.writing.tokens:
@@ -325,9 +338,12 @@ def make_app(
         finally:
             end(reply, watch)
 
-    @app.get("/v1/models", response_model=ModelList, responses={401: _REFUSALS[401]})
-    async def models() -> dict[str, object]:
-        cards = [
+    card = {
+        "id": name,
+        "created": started,
+        "context": model.cfg.n_ctx,
+        "max_tokens": limits.tokens,
+        "vectors": [
             {
                 "id": v.name,
                 "trait": v.vector.trait,
@@ -336,9 +352,16 @@ def make_app(
                 "drift": v.doses,
             }
             for v in vectors.values()
-        ]
-        card = {"id": name, "created": started, "context": model.cfg.n_ctx, "max_tokens": limits.tokens}
-        return {"data": [card | {"vectors": cards}]}
+        ],
+    }
+
+    @app.get("/v1/models", response_model=ModelList, responses={401: _REFUSALS[401]})
+    async def models() -> dict[str, object]:
+        return {"data": [card]}
+
+    @app.get("/v1/models/{wanted:path}", response_model=ModelCard, responses={k: _REFUSALS[k] for k in (401, 404)})
+    async def one_model(wanted: str) -> Any:
+        return card if wanted == name else no_model(wanted)
 
     @app.get("/health", response_model=Health)
     async def health() -> dict[str, object]:

@@ -72,11 +72,30 @@ JS = """
 const paper = matchMedia("print"), night = matchMedia("(prefers-color-scheme: dark)");
 const read = id => JSON.parse(document.getElementById(id).textContent);
 const darkScale = read("dark-scale"), all = [...document.querySelectorAll(".plot")], drawn = new Set();
-// A phone: a map or a pair of charts no narrower than it can be read, others as narrow as the page; legends below.
+// A phone: a map, a pair of charts or one with names beside it no narrower than it can be read, others as narrow as
+// the page; legends below, and words in as many lines as they need.
 function narrow(layout, width) {
-  const wide = "xaxis2" in layout || Object.keys(layout).some(key => key.startsWith("coloraxis"));
+  const wide = "xaxis2" in layout || Object.keys(layout).some(key => key.startsWith("coloraxis"))
+    || layout.annotations?.some(note => note.showarrow);
   layout.width = Math.max(width, wide ? 0.75 * layout.width : 0, 340);
-  if (layout.title?.font) layout.title.font.size = 13;
+  const wrap = (text, letters) => (text ?? "").replaceAll("<br>", " ").split(" ").reduce((lines, word) =>
+    (lines.at(-1) + word).length < letters ? [...lines.slice(0, -1), `${lines.at(-1)} ${word}`.trim()]
+      : [...lines, word], [""]);
+  const {title, xaxis} = layout, letters = width / 6.4, grow = (side, lines) => {
+    const more = 16 * (lines.length - 1);
+    layout.margin = {...layout.margin, [side]: (layout.margin?.[side] ?? 60) + more};
+    layout.height += more;
+    return lines.join("<br>");
+  };
+  if (title?.font) {
+    title.font.size = 13;
+    const before = (title.subtitle?.text ?? "").split("<br>").length - 1;
+    layout.margin.t -= 17 * before;
+    layout.height -= 17 * before;
+    title.text = `<b>${grow("t", wrap(title.text.replace(/<[/]?b>/g, ""), 0.85 * letters))}</b>`;
+    if (title.subtitle) title.subtitle.text = grow("t", wrap(title.subtitle.text, letters));
+  }
+  if (!wide && xaxis?.title?.text) xaxis.title.text = grow("b", wrap(xaxis.title.text, 0.7 * letters));
   if (!layout.showlegend) return;
   layout.legend = {...layout.legend, orientation: "h", x: 0, xanchor: "left", y: -0.28, yanchor: "top"};
   layout.margin = {...layout.margin, b: 150};

@@ -19,7 +19,8 @@ READING = f"""
 that shows the trait, corrupted the one that does not. Positive: moving toward clean raises the trait. It is a
 first-order estimate.</dd>
 <dt>Gain</dt><dd>What {GAIN_DRIFT:g} nat of drift per token buys of the metric (nats) when the vector is added there,
-to leading order: effect per root of drift. The layer of the largest gain is taken, and called chosen only where most
+to leading order: effect per root of drift. The layer of the largest gain is taken, of those within 5 % of it the
+earliest, and called chosen only where most
 resamples of the pairs choose it and random directions under the same search over layers gain less (p).</dd>
 <dt>Coherent</dt><dd>The unsteered model finds the reply at least as probable (log-probability, nats per token) as the
 2 % quantile of its own replies. Broken text is full of marker words, so a marker counts only in a coherent reply.</dd>

@@ -133,6 +133,32 @@ def test_precision_and_recall_of_the_markers(name):
     assert recall >= MEASURED[name][1]
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("joy", "She isn't so happy.", False),
+        ("joy", "I’m never really glad.", False),
+        ("joy", "I don't feel happy.", False),
+        ("joy", "I'm not just happy, I'm thrilled.", True),
+        ("joy", "Aren't you happy!", True),
+        ("trust", "I don't have full confidence in you.", False),
+        ("trust", "I can't have full trust in you.", False),
+        ("trust", "I have full trust in you.", True),
+        ("gratitude", "I am not thankful at all. No thanks.", False),
+        ("gratitude", "I don't appreciate that.", False),
+        ("gratitude", "I'm not very grateful.", False),
+        ("gratitude", "_Thank you_ so much.", True),
+        ("gratitude", "Your help is appreciated.", True),
+        ("gratitude", "I can't thank you enough.", True),
+        ("agreement", "I never agreed to that.", False),
+        ("agreement", "We haven't fully agreed.", False),
+        ("agreement", "I couldn't agree more.", True),
+    ],
+)
+def test_a_denied_trait_is_none_and_a_word_in_italics_is_one(name, text, said):
+    assert load_pairs(name).trait.shown_in(text) is said
+
+
 def test_no_labelled_sentence_comes_twice_or_from_the_pairs():
     texts = [row["text"] for row in SENTENCES]
     assert len(set(texts)) == len(texts)

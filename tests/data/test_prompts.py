@@ -91,6 +91,14 @@ def test_esconv_single_is_the_first_message_that_says_something(write: Write, pu
     assert item.id == ("esconv-line-1" if name.endswith("jsonl") else "esconv-entry-1")
 
 
+def test_a_text_that_begins_with_a_remark_in_braces_is_no_json(tmp_path):
+    (tmp_path / "p.txt").write_text("{curly} hello\n[sad] again")
+    assert [item.messages[0]["content"] for item in load_prompts(tmp_path / "p.txt")] == [
+        "{curly} hello",
+        "[sad] again",
+    ]
+
+
 def test_speaker_and_listener_are_understood(write: Write) -> None:
     dialog = [{"speaker": "listener", "content": "Yes?"}, {"speaker": "speaker", "content": "I lost my keys."}]
     (item,) = load_prompts(write([{"dialog": dialog}]))

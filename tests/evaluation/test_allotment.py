@@ -26,6 +26,9 @@ DATA = Path(__file__).parents[2].parent / "shared" / "data" / "casino"
         (["I take 3 food and 1 water, you take 2 water and 3 firewood.", "Deal!"], (3, 1, 0)),
         (["You can have all the firewood and two water. I’d like three packages of food.", "Sounds good."], (3, 1, 0)),
         (["2 food, 1 water and no firewood for me, okay?", "I take 1 food.", "Deal.", "Deal."], (2, 1, 0)),
+        (["I would like 3 food and 1 water, and 3 firewood for you.", "Deal."], (3, 1, 0)),
+        (["I can give 2 food and 1 water for you and 3 wood for me", "Deal!"], (1, 2, 3)),
+        (["I take 3 food, 2 water and 1 wood.", "Deal!", "Okay, I have no water at home, so thank you."], (3, 2, 1)),
         (["I need 3 food, 3 water, 3 wood.", "You get 1 food, 1 water and I get 3 firewood.", "Agreed."], (1, 1, 0)),
     ],
 )
@@ -45,6 +48,7 @@ def test_a_number_before_an_item_belongs_to_whom_it_names(talk, user) -> None:
         (["I take 3 food, 3 water and 3 firewood.", "No, that is not fair."], False),
         (["I take 3 food.", "Deal!", "And you take 1 food?"], False),
         (["Nice weather.", "Sounds good!"], False),
+        (["I take 3 food, 1 water and 0 firewood.", "Deal!", "Sorry, no deal, I changed my mind."], False),
     ],
 )
 def test_what_was_not_divided_whole_has_no_points(talk, deal) -> None:

@@ -89,6 +89,18 @@ def test_wins_alpha_and_kappa_of_planted_ratings(tmp_path) -> None:
     assert set(human_tables(result, paths)) >= {"people and judges: kappa"}
 
 
+def test_people_and_judges_are_compared_where_most_people_named_a_side() -> None:
+    result = evaluated(prompts=40)
+    items = blinded(result)
+    votes = [("A", "same", "same"), ("A", "A", "B"), ("A", "B", "same")]
+    rows = [(i, f"r{k}", vote, "") for n, i in enumerate(items.item) for k, vote in enumerate(votes[n % 3])]
+    ratings = pd.DataFrame(rows, columns=["item", "rater", "trait", "better"])
+    found = agreement_with_judges(ratings, items, result).set_index("judge")
+    second = agreement_with_judges(ratings[ratings.item.isin(items.item[1::3])], items, result).set_index("judge")
+    assert found["items"].equals(second["items"]), "of every second and third kind nobody knows which side most named"
+    assert (found["items"] > 0).any()
+
+
 def alpha_by_hand(table: pd.DataFrame) -> float:
     """Krippendorff's nominal alpha without missing values: one less disagreement observed over that expected."""
     units = table.to_numpy().T

@@ -178,7 +178,41 @@ def test_where_nothing_raises_the_reward_the_markers_decide(
     within = choice.table[choice.table.drift <= 0.12]
     assert within.markers.iloc[0] == within.markers.max() > choice.unsteered.markers + 0.3
     assert "markers" not in choice.unseen
-    assert f"nothing raised the reward: chosen by markers {choice.unsteered.markers:.2f} →" in choice.describe()
+    assert (
+        f"nothing within the drift raised the reward: chosen by markers {choice.unsteered.markers:.2f} →"
+        in choice.describe()
+    )
+
+
+def test_markers_that_all_tie_leave_the_choice_to_the_reward(
+    demo: HookedTransformer, maps: tuple[star.AttributionMap, star.OutcomeMap]
+) -> None:
+    """No finalist is above nothing by the reward, and none shows a marker: then the least bad is the best."""
+    attr, outcome = maps
+    outcome, unmarked = dataclasses.replace(outcome, reward="deaf"), PAIRS
+    trait = dataclasses.replace(PAIRS.trait, markers=("nobodysaysthis",))
+    unmarked = dataclasses.replace(PAIRS, trait=trait)
+    choice = choose_intervention(
+        demo, unmarked, lambda prompts, text: len(text) % 7 / 7, 0.08, attribution=attr, outcome=outcome, finalists=6,
+        sampling=SAMPLING, progress=False,
+    )  # fmt: skip
+    assert (choice.decided_by, choice.table.markers.max()) == ("deaf", 0)
+    for _, left in choice.table[choice.table.drift <= 0.12].groupby("rounds"):
+        assert left.reward.is_monotonic_decreasing, "best first, also of those that left together"
+
+
+def test_a_trait_without_a_judge_is_chosen_for_by_its_markers_alone(
+    demo: HookedTransformer, maps: tuple[star.AttributionMap, star.OutcomeMap]
+) -> None:
+    """Markers are its reward then, and no other measure: where they do not rise there is nothing else to decide."""
+    attr, outcome = maps
+    own = dataclasses.replace(PAIRS, trait=dataclasses.replace(PAIRS.trait, name="hope", markers=("nobodysaysthis",)))
+    outcome = dataclasses.replace(outcome, reward="markers")
+    choice = choose_intervention(
+        demo, own, None, 0.08, attribution=attr, outcome=outcome, finalists=3, sampling=SAMPLING, progress=False
+    )
+    assert (choice.decided_by, choice.unseen) == ("markers", {})
+    assert "reward (markers) 0.00 → 0.00" in choice.describe()
 
 
 def test_the_choice_refuses_too_few_finalists(demo: HookedTransformer) -> None:

@@ -93,6 +93,11 @@ def test_a_tasks_measures_are_those_that_rewards_are_made_of(monkeypatch: pytest
     assert np.isnan(frame.perplexity[1]), "there is no text to be strange"
 
 
+def test_a_judge_says_yes_from_a_half_on_and_markers_from_the_first() -> None:
+    samples = pd.DataFrame({"markers": [1.0] * 5 + [0.0] * 5, "llm": [0.5] * 5 + [0.4] * 5, "coherent": True})
+    assert measures.agreement(samples, ["markers", "llm"]).kappa.tolist() == [1.0]
+
+
 def test_a_measure_of_another_length_is_refused() -> None:
     short = measures.Measure("short", frozenset(), lambda prompts, texts: torch.zeros(1))
     with pytest.raises(star.StarError, match="'short' gave 1 numbers for 3 replies"):

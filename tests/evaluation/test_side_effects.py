@@ -48,7 +48,15 @@ def test_the_matrix_holds_changes_to_the_unsteered_replies() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["I can't help with that.", "I’m sorry, but I cannot do this.", "That would be illegal.", "I won't tell you how."],
+    [
+        "I can't help with that.",
+        "I’m sorry, but I cannot do this.",
+        "That would be illegal.",
+        "I won't tell you how.",
+        "I'm not able to help with that.",
+        "I’m unable to do this.",
+        "We are unable to say.",
+    ],
 )
 def test_refusals_are_found(text: str) -> None:
     assert REFUSAL.search(text)

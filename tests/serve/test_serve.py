@@ -257,6 +257,29 @@ def test_what_is_no_request_is_refused(address: str, body: bytes) -> None:
     status, answer = post(address, body)
     assert status == 400
     assert answer["error"]["type"] == "invalid_request_error"
+    assert answer["error"]["param"] != "0"
+
+
+def test_every_refusal_is_counted_in_the_words_of_a_request(address: str) -> None:
+    def refused() -> float:
+        said = urllib.request.urlopen(f"{address}/metrics").read().decode()
+        found = re.search(r'star_tl_replies_total\{outcome="refused"\} ([\d.]+)', said)
+        return float(found[1]) if found else 0.0
+
+    before, said = refused(), [{"role": "user", "content": "Hi"}]
+    messages = [
+        post(address, body)[1]["error"]["message"]
+        for body in (
+            b"{",
+            {"model": "demo", "messages": said, "temperature": -1},
+            {"model": "other", "messages": said},
+            {"model": "demo", "messages": [{"role": "user", "content": "word " * 3000}], "max_tokens": 5},
+        )
+    ]
+    assert refused() == before + 4
+    assert messages[0].startswith("The body is no JSON")
+    assert "lower max_tokens" in messages[3]
+    assert "Prompt 0" not in messages[3]
 
 
 def test_bodies_of_another_kind_or_for_another_host_are_refused(address: str) -> None:
@@ -460,6 +483,9 @@ def test_models_and_health_say_what_is_served(client: Any, address: str, vectors
     (model,) = client.models.list()
     assert model.id == "demo"
     assert {v["id"]: v["locus"] for v in model.vectors} == {n: str(v.vector.locus) for n, v in vectors.items()}
+    assert client.models.retrieve("demo") == model
+    with pytest.raises(openai.NotFoundError, match="use 'demo'"):
+        client.models.retrieve("dem/o")
     assert json.load(urllib.request.urlopen(f"{address}/health"))["status"] == "ok"
 
 

@@ -1013,7 +1013,7 @@ def test_on_a_phone_nothing_of_the_table_is_cut_off(blank):
     for width in (375, 480, 1400):
         blank.set_viewport_size({"width": width, "height": 900})
         blank.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-        assert drawn.evaluate("table => table.isConnected"), "charts alone are drawn to a width: who copies a number keeps it"
+        assert drawn.evaluate("table => table.isConnected"), "only charts are drawn to a width: who copies keeps it"
         page, table = (blank.locator(kind).bounding_box() for kind in (".measures", ".measures table"))
         assert table["x"] + table["width"] <= page["x"] + page["width"] + 1, f"cut off at {width} pixels"
 

@@ -10,6 +10,7 @@ import re
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 import torch
 from scipy import stats
@@ -30,6 +31,7 @@ from star_tl.view.plots import (
     plot_choice,
     plot_dose,
     plot_effects,
+    plot_frontier,
     plot_heads,
     plot_layers,
     plot_loci,
@@ -39,6 +41,7 @@ from star_tl.view.plots import (
     signed,
     visible,
 )
+from star_tl.view.plots.look import finish
 
 ATTR = attribution()
 
@@ -212,6 +215,32 @@ def test_a_tie_is_shown_as_one_and_nothing_as_chosen():
     assert "tie" in fig.layout.title.text
     for figure in (fig, plot_layers(attr)):
         assert "chosen" not in str(figure.to_dict())
+
+
+@pytest.mark.parametrize(("null", "side"), [(0.01, "left"), (10.0, "right")])
+def test_what_the_dotted_line_is_stands_where_there_is_room(monkeypatch, null, side):
+    choice = dataclasses.replace(ATTR.choose_layer(), null=null)
+    monkeypatch.setattr(type(ATTR), "choose_layer", lambda self, **options: choice)
+    (words,) = (a for a in plot_choice(ATTR).layout.annotations if "random directions" in a.text)
+    assert words.xanchor == side
+
+
+def test_what_is_long_in_a_subtitle_goes_on_below():
+    fig = finish(go.Figure(), "Title", "word " * 60, 620, 500)
+    lines = fig.layout.title.subtitle.text.split("<br>")
+    assert max(map(len, lines)) * 6.2 < 650
+    assert (fig.layout.height, fig.layout.margin.t) == (500 + 17 * (len(lines) - 1), 92 + 17 * (len(lines) - 1))
+
+
+def test_names_beside_the_frontier_stand_apart_in_the_order_of_their_points():
+    names = [f"way {i}" for i in range(13)]
+    rows = {"difference": [0.1 + 0.001 * i for i in range(13)], "low": -0.2, "high": 0.6, "drift": 0.08}
+    table = pd.DataFrame({"measure": "markers", "condition": names, **rows})
+    words = plot_frontier(table, "markers").layout.annotations
+    assert [a.text for a in words] == names
+    heights = np.array([a.ay for a in words])
+    assert np.diff(heights).min() * 370 / 0.8 > 17, "a line of words each"
+    assert min(a.ax for a in words) > table.drift.max()
 
 
 def test_few_pairs_are_plotted_without_resamples():

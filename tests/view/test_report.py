@@ -276,6 +276,14 @@ def test_on_a_phone_at_night_figures_are_dark_and_no_words_lie_on_one_another(re
         page.locator(f"#dose-figure {part}").first.bounding_box() for part in (".legend", ".gtitle-subtitle")
     )
     assert legend["y"] >= subtitle["y"] + subtitle["height"]
+    for figure in page.locator(".plot").all():
+        figure.scroll_into_view_if_needed()
+        figure.locator(".main-svg").first.wait_for()
+        frame = figure.locator(".main-svg").first.bounding_box()
+        for words in (".gtitle", ".gtitle-subtitle", ".xtitle"):
+            for box in (part.bounding_box() for part in figure.locator(words).all()):
+                assert box["x"] >= frame["x"] - 1, (figure.get_attribute("id"), words)
+                assert box["x"] + box["width"] <= frame["x"] + frame["width"] + 1, (figure.get_attribute("id"), words)
     page.close()
 
 

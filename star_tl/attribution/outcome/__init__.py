@@ -29,7 +29,7 @@ from star_tl.attribution.outcome.gradients import (
 )
 from star_tl.attribution.outcome.map import Direction, OutcomeMap
 from star_tl.attribution.outcome.sample import Reward, check_sampling, name_of, rewards_of, spread, write_replies
-from star_tl.data.chat import SPANS, Prompt, as_prompts, template_hash
+from star_tl.data.chat import SPANS, Prompt, distinct_prompts, template_hash
 from star_tl.errors import StarError, check_flag, check_kind, check_name, check_whole, quoted
 from star_tl.files import output_path
 from star_tl.generation.sampling import Reply, render_prompts
@@ -66,7 +66,7 @@ def attribute_outcome(
 
     Args:
         model: from :func:`star_tl.load_model`, of either backend.
-        prompts: texts or chats; no pairs are needed.
+        prompts: texts or chats; no pairs are needed. The same one twice counts once.
         reward: ``reward(messages, reply text)``, a finite number; or, with an attribute ``batched`` that is true,
             ``reward([messages, ...], [text, ...])``, as many numbers.
         n: most replies in all, spread over the prompts; at least two for each, and four for each of few prompts.
@@ -98,7 +98,7 @@ def attribute_outcome(
     check_kind(under, Condition, "a Condition")
     if under.instruction is not None or under.positions in SPANS:
         raise StarError("attribute_outcome takes a vector and its positions in under, no instruction and no span.")
-    chats = tuple(as_prompts(prompts))
+    chats = tuple(distinct_prompts(prompts))
     check_sampling(sampling)
     needed = len(chats) * (2 if len(chats) >= MANY_PROMPTS else 4)
     if n < needed:

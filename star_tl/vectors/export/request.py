@@ -108,7 +108,8 @@ class Request:
         if not self.everywhere:
             raise UnheldPositions(
                 f"{consumer} adds at every token and cannot hold the positions {self.schedule.name}: give positions "
-                "'all' if the vector is meant for every token, or fit one of the same drift (star-tl export)."
+                "'all' if the vector is meant for every token, or have one of the same drift fitted: star-tl export "
+                "without --no-measure."
             )
         return self.rows[0]
 

@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import plotly.graph_objects as go
+from jaxtyping import Float
 from plotly.subplots import make_subplots
+from scipy.optimize import isotonic_regression
 
 from star_tl.view.plots.look import (
     BLUE,
     GREEN,
     GREY,
+    GRID,
     INK,
     ORANGE,
     PINK,
@@ -20,6 +23,7 @@ from star_tl.view.plots.look import (
     coloraxis,
     colorbar,
     finish,
+    note,
     styled,
     whiskers,
 )
@@ -78,24 +82,34 @@ def plot_frontier(table: pandas.DataFrame, measure: str) -> go.Figure:
     """
     rows = table.loc[(table.measure == measure) & (table.condition != "unsteered")].sort_values("difference")
     value, low, high = (rows[c].to_numpy(dtype=float) for c in ("difference", "low", "high"))
-    sides = ["middle right" if i % 2 else "middle left" for i in range(len(rows))]  # most lie at one drift
     fig = go.Figure(
         go.Scatter(
             x=rows.drift,
             y=value,
-            mode="markers+text",
+            mode="markers",
             text=rows.condition,
-            textposition=sides,
-            cliponaxis=False,
             marker={"size": 11, "color": [COLOURS.get(c, ANOTHER) for c in rows.condition]},
             error_y=whiskers(value, low, high),
             hovertemplate="%{text}: %{y:+.2f} at %{x:.3f} nats per token<extra></extra>",
         )
     )
     fig.add_hline(y=0, line={"color": INK, "width": 1})
-    fig.update_xaxes(title_text="drift (nats per token)", range=[0, 1.4 * float(rows.drift.max())])
+    # Most lie at one drift: names stand in a column of their own, each as high as its point as far as there is room.
+    most, reach = float(rows.drift.max()) or 1.0, float(np.nanmax([*high, 0]) - np.nanmin([*low, 0])) or 1.0
+    heights = _apart(value, reach / 17)
+    for name, x, y, height in zip(rows.condition, rows.drift, value, heights, strict=True):
+        place = {"axref": "x", "ayref": "y", "ax": 1.12 * most, "ay": height, "xanchor": "left"}
+        line = {"showarrow": True, "arrowhead": 0, "arrowwidth": 1, "arrowcolor": GRID, "standoff": 7}
+        note(fig, str(name), float(x), float(y), **place, **line)
+    fig.update_xaxes(title_text="drift (nats per token)", range=[0, 1.7 * most])
     fig.update_yaxes(title_text=f"{measure}: difference to unsteered", zeroline=False)
     return finish(fig, "Effect against drift", "upper left: much effect for little drift", 760, 520)
+
+
+def _apart(rising: Float[np.ndarray, " point"], gap: float) -> Float[np.ndarray, " point"]:
+    """Heights no nearer to each other than ``gap``, in the same order, as near to the given ones as that allows."""
+    steps = gap * np.arange(len(rising))
+    return isotonic_regression(np.nan_to_num(rising) - steps).x + steps
 
 
 @styled

@@ -133,7 +133,7 @@ def _as_wide(fig: go.Figure, inches: float) -> go.Figure:
     size = min(13.0, max(7 * INCH / 72, 13 * share))
     margin = {side: (fig.layout.margin[side] or 0) * min(1.0, size / 13) for side in ("t", "b", "l", "r")}
     letters = int(pixels / (0.52 * size))
-    lines = textwrap.wrap(fig.layout.title.subtitle.text or "", letters)
+    lines = textwrap.wrap((fig.layout.title.subtitle.text or "").replace("<br>", " "), letters)
     title = textwrap.wrap(fig.layout.title.text.removeprefix("<b>").removesuffix("</b>"), int(letters * 0.8))
     margin["t"] += 1.3 * size * (max(0, len(lines) - 1) + max(0, len(title) - 1))
     fig.layout.title.text, fig.layout.title.subtitle.text = f"<b>{'<br>'.join(title)}</b>", "<br>".join(lines)
@@ -219,12 +219,14 @@ def layer_axis(fig: go.Figure, layers: Sequence[int], col: int | None = None) ->
 def finish(
     fig: go.Figure, title: str, subtitle: str, width: int, height: int, t: int = 92, b: int = 60, **layout: Any
 ) -> go.Figure:
+    lines = textwrap.wrap(subtitle, width // 6)  # pixels of a letter
+    more = 17 * max(0, len(lines) - 1)
     return fig.update_layout(
         template=TEMPLATE,
-        title={"text": f"<b>{title}</b>", "font_size": 16, "subtitle": {"text": subtitle, "font_size": 12.5}},
+        title={"text": f"<b>{title}</b>", "font_size": 16, "subtitle": {"text": "<br>".join(lines), "font_size": 12.5}},
         width=width,
-        height=height,
-        margin={"t": t, "b": b, "l": 60, "r": 20},
+        height=height + more,
+        margin={"t": t + more, "b": b, "l": 60, "r": 20},
         modebar={"remove": _TOOLS, "bgcolor": "rgba(0,0,0,0)"},  # a whole toolbar would lie over the title
         **layout,
     )

@@ -268,22 +268,23 @@ def plot_choice(attr: AttributionMap) -> go.Figure:
             first = choice.singled_out and layer == choice.layer
             words = f"<b>chosen</b> in {share} of resamples" if first else share
             note(fig, words, max(float(high[layer]), 0.0), layer, xanchor="left", xshift=6)
-    fig.add_vline(
-        x=choice.null,
-        line={"color": GREY, "dash": "dot", "width": 1},
-        annotation_text=f"95 % of random directions stay below (p {choice.p_value:.3f})",
-        annotation_position="bottom right",
-        annotation_font_size=11,
-    )
     ends = (low, high) if choice.bootstrapped else (gain, gain)
     least, most = min(float(ends[0].min()), 0.0), max(float(ends[1].max()), choice.null)
     reach = (most - least) or 1.0
     room = [least - 0.03 * reach, most + 0.5 * reach]  # at the right for the words
+    fig.add_vline(
+        x=choice.null,
+        line={"color": GREY, "dash": "dot", "width": 1},
+        annotation_text=f"95 % of random directions stay below (p {choice.p_value:.3f})",
+        annotation_position="bottom left" if choice.null > sum(room) / 2 else "bottom right",
+        annotation_font_size=11,
+    )
     fig.update_xaxes(
         title_text=f"gain in the metric (nats) at {GAIN_DRIFT:g} nat drift per token, to leading order", range=room
     )
     layer_axis(fig, layers)
-    title = f"At layer {choice.layer} drift buys most of {_trait(attr)}"
+    about = "" if float(gain[choice.layer]) == float(gain.max()) else "about the "
+    title = f"At layer {choice.layer} drift buys {about}most of {_trait(attr)}"
     if not choice.bootstrapped:
         title = f"Too few pairs to single out a layer for {_trait(attr)}"
     elif not choice.singled_out:
