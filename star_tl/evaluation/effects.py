@@ -23,10 +23,10 @@ def effects(
 
     Columns: ``measure``, ``condition``, ``n`` (prompts that both know, on which all but the mean rests), ``mean``,
     ``difference`` (paired by prompt, over the means of a prompt's seeds) with the 95 % bootstrap interval over prompts
-    ``low`` and ``high``, ``d`` (paired), ``p`` (sign flips), ``p_holm`` (over the
-    conditions of a measure), ``p_mcnemar`` (markers, one seed), ``worse`` (share of prompts that fell), ``detectable``
-    (the least difference that so many prompts show in four of five tries), ``p_same`` (equivalence within ``margin``),
-    ``drift`` (nats per token), ``coherent``, ``strength``.
+    ``low`` and ``high``, ``d`` (paired), ``p`` (sign flips), ``p_holm`` (over the conditions of a measure),
+    ``p_mcnemar`` (markers, one seed), ``worse`` (share of prompts that fell), ``detectable`` (the least difference that
+    so many prompts show in four of five tries), ``p_same`` (equivalence within ``margin``), ``drift`` (nats per token),
+    ``coherent``, ``strength``.
 
     What is called worse follows the sign: for perplexity and repetition a fall is no harm.
     """
