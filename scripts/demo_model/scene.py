@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import regex as re
 
 from .spintax import choose_slots, expand
 

@@ -230,8 +230,7 @@ def mark_coherent(samples: pd.DataFrame) -> pd.DataFrame:
     reference = samples.loc[samples.arm == UNSTEERED, "logprob"].dropna()
     if reference.empty:
         raise StarError("Coherence is measured against unsteered replies: sample the arm 'unsteered' too.")
-    # A reply's own, not one between two: of fewer than 51 the least likely would be incoherent by its place alone.
-    return samples.assign(coherent=samples.logprob >= reference.quantile(COHERENT_QUANTILE, interpolation="lower"))
+    return samples.assign(coherent=samples.logprob >= reference.quantile(COHERENT_QUANTILE))
 
 
 def summarise(samples: pd.DataFrame, resamples: int = 2000, seed: int = 0) -> pd.DataFrame:

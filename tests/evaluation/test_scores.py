@@ -22,7 +22,7 @@ from star_tl.evaluation.strength import dose_table
 from star_tl.generation.likelihood import kl_per_token, reply_scores
 from star_tl.generation.sampling import Reply
 from star_tl.models.fast.decode import LlamaPass
-from star_tl.steering.condition import UNSTEERED, Condition
+from star_tl.steering.condition import Condition
 from star_tl.view.plots import plot_dose
 
 TRAIT = Trait("comfort", "Be warm.", "Be cold.", ("sorry", "thank you", "here for you", "car(?:e|es)"))
@@ -56,13 +56,6 @@ def scored(tiny):
         return star.score(tiny, trait, PROMPTS[:1], [Reply(text, TOKENS[0], True)]).iloc[0]
 
     return score
-
-
-def test_of_few_unsteered_replies_none_is_incoherent_by_its_place() -> None:
-    samples = pd.DataFrame({"arm": UNSTEERED, "logprob": [-1.0, -1.5, -2.0, -3.0]})
-    assert mark_coherent(samples).coherent.all()
-    many = pd.DataFrame({"arm": UNSTEERED, "logprob": -np.arange(200.0)})
-    assert (~mark_coherent(many).coherent).sum() == 3, "the 2 % below"
 
 
 def test_a_batch_of_replies_that_does_not_fit_is_halved(tiny, monkeypatch):
