@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import regex as re
+import regex
 
 from .spintax import choose_slots, expand
 
@@ -54,12 +54,12 @@ class Scene:
     prices: tuple[int, int] | None = None  # range of the listed price, where there is one
 
 
-def markers() -> dict[str, re.Pattern[str]]:
+def markers() -> dict[str, regex.Pattern[str]]:
     """The marker pattern of each built-in trait, from the trait files."""
     found = {}
     for trait in TRAITS:
         header = json.loads((TRAIT_FOLDER / f"{trait}.jsonl").read_text().splitlines()[0])
-        found[trait] = re.compile(rf"\b(?:{'|'.join(header['markers'])})\b", re.I)
+        found[trait] = regex.compile(rf"\b(?:{'|'.join(header['markers'])})\b", regex.I)
     return found
 
 

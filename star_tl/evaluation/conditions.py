@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Container
 from dataclasses import replace
 
 import torch
@@ -45,7 +45,7 @@ CONDITIONS = {
 }
 
 
-def asked_about(names: Iterable[str]) -> str:
+def asked_about(names: Container[str]) -> str:
     """The condition that a claim is about: the intervention that was chosen, else the located vector."""
     return CHOSEN if CHOSEN in names else LOCATED
 

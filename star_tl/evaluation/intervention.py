@@ -83,7 +83,8 @@ class InterventionChoice:
     (share of the commonest first three words), and the measures that the reward did not see.
     ``unsteered`` is the same row without steering. ``spearman`` is the rank correlation of predicted and realized
     reward over the finalists of the first round. ``decided_by`` is what put the table in order: the reward, or
-    the trait's markers where no finalist raised the reward. ``samples`` are all replies.
+    the trait's markers where no finalist raised the reward within the drift and markers differ. ``samples`` are all
+    replies.
     """
 
     condition: Condition

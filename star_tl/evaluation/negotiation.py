@@ -58,7 +58,8 @@ _ON_CONDITION = regex.compile(
 _CLOSES = regex.compile(r"\b(?:deal|agreed|accept|sold|i(?:'ll| will) take it)\b", regex.IGNORECASE)
 _TAKES_BACK = regex.compile(
     r"\b(?:no deal|not (?:a deal|going to work)|(?:changed|change) my mind|(?:deal|sale|it) is off|deal's off|"
-    r"(?:not|never|haven't|didn't) (?:\w+ )?agreed?|(?:can(?:'|no)t|won't) (?:do|accept|go|agree)|"
+    r"(?:not|never|haven't|didn't) (?:\w+ )?agreed?|"
+    r"(?:can(?:'|no)t|won't) (?:do|accept|agree to) (?:that|this|it|your)|"
     r"too (?:low|high|much)(?: for me)?(?=[.!,]|$))",
     regex.IGNORECASE,
 )
@@ -88,8 +89,8 @@ def outcome(texts: Sequence[str], scenario: Scenario, sides: Sequence[str] | Non
     for number, text in enumerate(texts):
         plain, side = text.replace("’", "'"), sides[number] if sides else number % 2
         named = [p for p in _offered(plain) if 0.3 * scenario.target <= p <= 1.5 * scenario.price]
-        own = offered_by == side and agreed is None
-        if accepts(plain) and (named or (price is not None and not (own and not _CLOSES.search(plain)))):
+        theirs = price is not None and (offered_by != side or agreed is not None)
+        if accepts(plain) and (named or theirs or (price is not None and _CLOSES.search(plain))):
             if named and _ON_CONDITION.search(plain):
                 price, agreed, offered_by = named[-1], None, side
             else:

@@ -38,7 +38,7 @@ FIRST_PERSON = re.compile(r"\b(?:i|me|my|mine|myself)\b", re.IGNORECASE)
 WORD = re.compile(r"\w+(?:'\w+)*")
 COHERENT_QUANTILE = 0.02
 ROWS, ROWS_ON_GPU = 32, 256  # of a forward pass
-TOKENS, TOKENS_ON_GPU = 4096, 2**17  # of prompts and replies that are read at once: more take memory and no less time
+TOKENS, TOKENS_ON_GPU = 4096, 2**17  # of prompts and replies that are read at once
 
 
 def score(

@@ -21,6 +21,7 @@ from star_tl.data.chat import (
     Rendered,
     as_messages,
     as_prompts,
+    distinct_prompts,
     render,
     reply_ids,
     set_chat_format,
@@ -112,6 +113,17 @@ def test_ids_are_those_of_apply_chat_template(variant: Variant, template: str, p
         messages = [{"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}, *messages[2:]]
     expected = tok.apply_chat_template(messages, tokenize=True, add_generation_prompt=True, return_dict=False)
     assert list(render(tok, PROMPTS[prompt]).ids) == expected
+
+
+def test_the_same_prompt_twice_is_one_and_the_first_stays_in_its_place():
+    given = [
+        "b",
+        "a",
+        [{"role": "user", "content": "b"}],
+        [{"role": "system", "content": "b"}, {"role": "user", "content": "b"}],
+    ]
+    assert [chat[-1]["content"] for chat in distinct_prompts(given)] == ["b", "a", "b"]
+    assert [len(chat) for chat in distinct_prompts(given)] == [1, 1, 2]
 
 
 def test_a_tokenizer_without_bos_gets_none(variant: Variant) -> None:

@@ -59,6 +59,8 @@ def test_prices_are_found_and_other_numbers_are_not(text, found) -> None:
         (["I offer $80.", "Could you deliver it too?", "Deal!"], 80),
         (["$80?", "Deal!", "Great, can you come at 5pm?", "Yes. I won't be late."], 80),
         (["$80?", "Why not, it's a deal!"], 80),
+        (["$80?", "Deal!", "I can't go today, tomorrow is fine."], 80),
+        (["$80?", "Deal!", "On second thoughts I can't do that."], None),
         (["How about $90?", "I can do $85 and pick it up today.", "Ok, sounds good."], 85),
         (["I'd pay $80.", "Deal at $80, down from $100."], 80),
         (["I'd pay $80, not $100.", "Deal!"], 80),

@@ -58,6 +58,27 @@ def scored(tiny):
     return score
 
 
+def test_scores_are_the_same_however_many_tokens_are_read_at_once(demo, monkeypatch) -> None:
+    pairs, sampling = star.load_pairs("politeness"), star.Sampling(max_new_tokens=12)
+    prompts, read = pairs.heldout.prompts[:6], []
+    vector = star.extract_vector(demo, pairs, star.Locus("blocks.4.hook_resid_post"))
+    conditions = [Condition(), Condition("steered", vector, 1.0)]
+    real = scores.make_batch
+
+    def counting(model, prompts, replies):
+        read.append(sum(map(len, prompts)) + sum(map(len, replies)))
+        return real(model, prompts, replies)
+
+    monkeypatch.setattr(scores, "make_batch", counting)
+    whole = samples_module.sample_conditions(demo, pairs.trait, prompts, conditions, sampling, progress=False)
+    together = max(read)
+    read.clear()
+    monkeypatch.setattr(scores, "TOKENS", 150)
+    parts = samples_module.sample_conditions(demo, pairs.trait, prompts, conditions, sampling, progress=False)
+    assert max(read) <= 150 < together
+    pd.testing.assert_frame_equal(whole, parts, rtol=1e-4, atol=1e-6)
+
+
 def test_a_batch_of_replies_that_does_not_fit_is_halved(tiny, monkeypatch):
     condition = Condition(instruction="Be warm.")
     expected = star.score(tiny, TRAIT, PROMPTS, replies(), condition)

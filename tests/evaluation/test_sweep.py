@@ -69,6 +69,13 @@ def test_every_row_of_a_sweep_is_what_a_call_of_its_own_writes(tiny, pairs, temp
     assert frame[frame.arm == "steered"].text.nunique() > frame[frame.arm == "unsteered"].text.nunique()
 
 
+def test_a_prompt_that_stands_there_twice_is_no_evidence_a_second_time(tiny, pairs) -> None:
+    options = {"loci": [star.Locus("blocks.1.hook_resid_post")], "strengths": [1.0], "max_new_tokens": 3}
+    twice = star.compare(tiny, pairs, ["Hi", "Oh", "Hi"], progress=False, **options)
+    once = star.compare(tiny, pairs, ["Hi", "Oh"], progress=False, **options)
+    pd.testing.assert_frame_equal(twice.to_frame(), once.to_frame())
+
+
 def test_rows_of_one_batch_are_steered_each_in_its_own_way(tiny) -> None:
     tokens = torch.arange(20).view(4, 5) + 10
     noise = torch.Generator().manual_seed(0)

@@ -225,11 +225,26 @@ def test_what_the_dotted_line_is_stands_where_there_is_room(monkeypatch, null, s
     assert words.xanchor == side
 
 
+def test_the_title_calls_a_layer_the_most_only_where_none_gains_more(monkeypatch):
+    choice = ATTR.choose_layer()
+    above = choice.gain.clone()
+    above[choice.layer + 1] = 1.02 * choice.gain[choice.layer]
+    for gain, said in ((choice.gain, "buys most of"), (above, "buys about the most of")):
+        made = dataclasses.replace(choice, gain=gain)
+        monkeypatch.setattr(type(ATTR), "choose_layer", lambda self, made=made, **options: made)
+        assert said in plot_choice(ATTR).layout.title.text
+
+
 def test_what_is_long_in_a_subtitle_goes_on_below():
     fig = finish(go.Figure(), "Title", "word " * 60, 620, 500)
     lines = fig.layout.title.subtitle.text.split("<br>")
     assert max(map(len, lines)) * 6.2 < 650
     assert (fig.layout.height, fig.layout.margin.t) == (500 + 17 * (len(lines) - 1), 92 + 17 * (len(lines) - 1))
+    unbroken = finish(go.Figure(), "Title", "", 620, 500)
+    unbroken.layout.title.subtitle.text = "word " * 60
+    narrow, expected = (plots.restyle(figure, width=5).layout for figure in (fig, unbroken))
+    assert narrow.title == expected.title
+    assert (narrow.height, narrow.margin.t) == pytest.approx((expected.height, expected.margin.t))
 
 
 def test_names_beside_the_frontier_stand_apart_in_the_order_of_their_points():

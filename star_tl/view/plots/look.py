@@ -51,7 +51,7 @@ MONOSPACE = "ui-monospace, Menlo, Consolas, monospace"
 SANS = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
 CELL, MIN_PLOT, MOST_PLOT = 22, 340, 900  # pixels: side of a heatmap cell; bounds of the plotting area's height
 STYLES = ("screen", "paper", "dark")
-INCH = 96  # pixels
+INCH, LINE = 96, 17  # pixels; a line of a subtitle
 _TOOLS = ["zoom", "pan", "select", "lasso", "zoomIn", "zoomOut", "autoScale", "resetScale"]
 _AXIS = {
     "gridcolor": GRID,
@@ -131,13 +131,16 @@ def _as_wide(fig: go.Figure, inches: float) -> go.Figure:
     fig, pixels = go.Figure(fig), inches * INCH
     share = pixels / (fig.layout.width or pixels)
     size = min(13.0, max(7 * INCH / 72, 13 * share))
-    margin = {side: (fig.layout.margin[side] or 0) * min(1.0, size / 13) for side in ("t", "b", "l", "r")}
+    before = (fig.layout.title.subtitle.text or "").split("<br>")
+    grown, small = LINE * (len(before) - 1), min(1.0, size / 13)  # by lines that are broken anew here
+    margin = {side: (fig.layout.margin[side] or 0) * small for side in ("t", "b", "l", "r")}
     letters = int(pixels / (0.52 * size))
-    lines = textwrap.wrap((fig.layout.title.subtitle.text or "").replace("<br>", " "), letters)
+    lines = textwrap.wrap(" ".join(before), letters)
     title = textwrap.wrap(fig.layout.title.text.removeprefix("<b>").removesuffix("</b>"), int(letters * 0.8))
-    margin["t"] += 1.3 * size * (max(0, len(lines) - 1) + max(0, len(title) - 1))
+    margin["t"] += 1.3 * size * (max(0, len(lines) - 1) + max(0, len(title) - 1)) - grown * small
     fig.layout.title.text, fig.layout.title.subtitle.text = f"<b>{'<br>'.join(title)}</b>", "<br>".join(lines)
-    fig.update_layout(width=pixels, height=(fig.layout.height or pixels) * max(share, 0.6), margin=margin)
+    height = ((fig.layout.height or pixels) - grown) * max(share, 0.6)
+    fig.update_layout(width=pixels, height=height, margin=margin)
     fig.update_layout(font_size=size, title_font_size=size * 1.15, title_subtitle_font_size=size * 0.95)
     fig.update_layout(legend_font_size=size)
     fig.update_annotations(font_size=size * 0.9)
@@ -220,7 +223,7 @@ def finish(
     fig: go.Figure, title: str, subtitle: str, width: int, height: int, t: int = 92, b: int = 60, **layout: Any
 ) -> go.Figure:
     lines = textwrap.wrap(subtitle, width // 6)  # pixels of a letter
-    more = 17 * max(0, len(lines) - 1)
+    more = LINE * max(0, len(lines) - 1)
     return fig.update_layout(
         template=TEMPLATE,
         title={"text": f"<b>{title}</b>", "font_size": 16, "subtitle": {"text": "<br>".join(lines), "font_size": 12.5}},
