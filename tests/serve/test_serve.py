@@ -38,7 +38,6 @@ from star_tl.serve.vectors import Served, read_vectors, with_drift
 from star_tl.steering.condition import Condition
 
 MESSAGE = [{"role": "user", "content": "I failed my exam."}]
-PATIENCE = 1.0  # seconds; short, for a test waits them
 # Steered so strongly that this reply never comes to its end of turn.
 ENDLESS = {"model": "demo", "messages": MESSAGE, "max_tokens": 900, "seed": 1}
 ENDLESS |= {"steering": {"vector": "agree", "strength": 100, "positions": "all"}}
@@ -72,7 +71,14 @@ def served(model: Any, vectors: dict[str, Served], limits: Limits, key: str | No
 
 @pytest.fixture(scope="module")
 def address(demo: Any, vectors: dict[str, Served]) -> Iterator[str]:
-    with served(demo, vectors, Limits(patience=PATIENCE, body=2**16)) as found:
+    with served(demo, vectors, Limits(body=2**16)) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def impatient(demo: Any, vectors: dict[str, Served]) -> Iterator[str]:
+    """The address of one that waits a second only for a request, as a busy machine's many clients cannot promise."""
+    with served(demo, vectors, Limits(patience=1.0)) as found:
         yield found
 
 
@@ -311,14 +317,15 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(address: str) -> 
     assert " 413 " in raw(address, f"{JSON}Transfer-Encoding: chunked", *[chunk] * 17)
 
 
-def test_a_body_that_does_not_come_is_not_waited_for(address: str, client: Any) -> None:
-    assert " 408 " in raw(address, f"{JSON}Content-Length: 100", b'{"model": ')
+def test_a_body_that_does_not_come_is_not_waited_for(impatient: str) -> None:
+    assert " 408 " in raw(impatient, f"{JSON}Content-Length: 100", b'{"model": ')
+    client = openai.OpenAI(base_url=f"{impatient}/v1", api_key="none", max_retries=0)
     assert client.chat.completions.create(model="demo", messages=MESSAGE, max_tokens=3).choices
 
 
 @pytest.mark.parametrize("begun", [b"", b"POST /v1/chat/comp", b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n"])
-def test_a_request_that_does_not_come_is_not_waited_for(address: str, begun: bytes) -> None:
-    host, port = address.removeprefix("http://").split(":")
+def test_a_request_that_does_not_come_is_not_waited_for(impatient: str, begun: bytes) -> None:
+    host, port = impatient.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=60) as there:
         there.sendall(begun)
         assert there.recv(4096) == b"", "the connection is still open"

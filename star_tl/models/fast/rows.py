@@ -69,6 +69,8 @@ class LlamaRows:
         mask = None
         if len(set(self.lengths)) > 1:
             mask = (torch.arange(stop, device=device) <= columns[:, None])[:, None, None]
+            if self.cache.dtype == torch.float32:  # once for all layers what each would make of it
+                mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, -torch.inf)
 
         def attend_all(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = (kept[:n, :, :stop] for kept in self.cache[layer])
