@@ -37,7 +37,7 @@ def regular_file(path: str | Path, what: str = "file") -> Path:
         StarError: it does not exist, is a folder, a pipe or a device, or may not be looked at.
     """
     check_kind(path, PATH, f"the path of a {what}")
-    path = Path(path)
+    path = in_home(path)
     name = shown(str(path), 200)
     try:
         mode = path.stat().st_mode
@@ -50,6 +50,14 @@ def regular_file(path: str | Path, what: str = "file") -> Path:
     if not stat.S_ISREG(mode):
         raise StarError(f"{name} is a pipe or a device: save what it holds to a file first.")
     return path
+
+
+def in_home(path: str | Path) -> Path:
+    """The path with the home folder in place of ``~``, where that is known."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def read_text(path: str | Path, what: str = "file", remedy: str = "save it as UTF-8") -> str:

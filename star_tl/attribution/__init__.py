@@ -17,7 +17,7 @@ from star_tl.attribution.request import DRAWS, Estimator, Request
 from star_tl.data.pairs import METRICS, Pairs
 from star_tl.errors import StarError, check_flag, check_kind, check_name, check_whole, quoted
 from star_tl.locus import COMPONENTS, POINTS
-from star_tl.models.backend import MODELS, Model
+from star_tl.models.backend import MODELS, Model, check_differentiable
 
 NoneType = type(None)
 ESTIMATORS = {module.ESTIMATOR.key: module.ESTIMATOR for module in (atp, integrated_gradients, relp, exact)}
@@ -99,11 +99,7 @@ def attribute(
     """
     check_kind(model, MODELS, "a model that load_model returns")
     check_kind(pairs, Pairs, "pairs that load_pairs returns")
-    if any(t.is_inference() and t.is_floating_point() for t in (*model.parameters(), *model.buffers())):
-        raise StarError(
-            "The model was loaded, or lengthened its tables, under torch.inference_mode(), where nothing has a "
-            "gradient: load it again outside."
-        )
+    check_differentiable(model)
     check_name(method, ESTIMATORS, "attribution method")
     there = tuple(p for p in POINTS if p == "z" or f"blocks.0.hook_{p}" in model.hook_dict)
     check_kind(hook_points, (str, Sequence, NoneType), "hook_points as a list of names")
@@ -124,8 +120,11 @@ def attribute(
         check_name(mode, ("auto", *MODES), "mode")
     check_kind(controls, (Pairs, Sequence), "controls as a list of pairs that load_pairs returns")
     check_flag(progress, "progress")
-    for other in [controls] if isinstance(controls, Pairs) else controls:
+    others = [controls] if isinstance(controls, Pairs) else list(controls)
+    for other in others:
         check_kind(other, Pairs, "controls as a list of pairs that load_pairs returns")
+    if len({other.trait.name for other in others}) < len(others):
+        raise StarError("Two controls are of the same trait: give each trait once, or another name.")
     options = {name: value for name, value in (("steps", steps), ("mode", mode)) if value is not None}
     for name in options:
         if name not in ESTIMATORS[method].options:
@@ -141,7 +140,7 @@ def attribute(
         pairs=pairs.extraction,
         points=points,
         metric=metric if callable(metric) else pairs_own,
-        controls=(controls,) if isinstance(controls, Pairs) else tuple(controls),
+        controls=tuple(others),
         alignment=alignment,
         draws=draws,
         seed=seed,

@@ -24,6 +24,7 @@ from star_tl.attribution.align import prepare
 from star_tl.attribution.drift import drift_gradients
 from star_tl.attribution.map import AttributionMap
 from star_tl.attribution.means import mean_differences
+from star_tl.attribution.objective import check_metrics
 from star_tl.attribution.passes import MODES, Receive, manual_backward
 from star_tl.attribution.request import Estimator, Request
 from star_tl.attribution.rows import Axis, PairBatch, Part, empty_map, pair_batch
@@ -116,6 +117,7 @@ def score_pairs(request: Request, backward: Backward, method: str, copies: int =
         stop = rows.prompts.shape[1]
         batch = _MicroBatch(rows, slice(stop - axis.window, stop))
         metrics = backward(model, rows, request.points, batch.receive).cpu()
+        check_metrics(metrics.T, [p.pair.id for p in prepared[at]])
         drift = drift_gradients(model, rows, request.draws, request.seed) if attr.prices_layers else None
         # From here on nothing asks for much memory: a micro-batch that was too large leaves no trace.
         attr.metric_corrupted[at], attr.metric_clean[at] = metrics

@@ -142,7 +142,7 @@ def rotated_gains(
     mean, pulls = gradients.mean(0).float(), drift.flatten(0, 1).float().transpose(0, 1)
     found = []
     for first in range(0, count, AT_ONCE):
-        noise = torch.randn(min(AT_ONCE, count - first), *directions.shape, generator=chance)
+        noise = torch.randn(min(AT_ONCE, count - first), *directions.shape, generator=chance, dtype=torch.float32)
         turned = torch.einsum("lm,bmd->lbd", root, noise)
         effects = torch.einsum("lbd,ld->bl", turned, mean)
         costs = torch.bmm(pulls, turned.transpose(1, 2)).square().mean(1).T

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from star_tl.attribution.align import ALIGNMENTS, PreparedPair, prepare
 from star_tl.attribution.forward import forward, through_blocks
 from star_tl.attribution.map import AttributionMap
-from star_tl.attribution.objective import Metric, pairs_own
+from star_tl.attribution.objective import Metric, check_metrics, pairs_own
 from star_tl.attribution.request import Estimator, Request
 from star_tl.attribution.rows import Axis, PairBatch, Part, empty_map, pair_batch
 from star_tl.data.pairs import Pairs
@@ -79,7 +79,8 @@ def exact_effects(
         metric: as in :func:`star_tl.attribute`, a function.
 
     Raises:
-        StarError: an argument of another kind, or prompts and replies that do not fit the context.
+        StarError: an argument of another kind, a place that the model or a prompt does not have, a metric that is no
+            finite number a pair, or prompts and replies that do not fit the context.
     """
     check_kind(model, MODELS, "a model that load_model returns")
     check_kind(pairs, Pairs, "pairs that load_pairs returns")
@@ -93,12 +94,30 @@ def exact_effects(
     if not callable(metric):
         raise StarError(f"metric is {quoted(metric)}: give a function, as attribute takes it.")
     prepared = prepare(model, pairs, alignment)
+    for locus in loci:
+        _check_place(model, prepared, locus)
     effects = torch.zeros(len(prepared), len(loci))
     for row, pair in enumerate(tqdm(prepared, desc="exact patching", unit="pair", disable=not progress, delay=1)):
         patches = [_patch_at(pair, x) for x in loci]
         at_once = max(1, (rows_per_batch or _rows(model)) // 2)
-        effects[row] = _effects_of_pair(model, pair, patches, at_once, metric)[0]
+        effects[row], metrics = _effects_of_pair(model, pair, patches, at_once, metric)
+        check_metrics(metrics[None], [pair.pair.id])
     return effects
+
+
+def _check_place(model: Model, prepared: Sequence[PreparedPair], place: Locus | Place) -> None:
+    """Raises StarError where a model or a prompt has no such place."""
+    if place.hook_point not in model.hook_dict:
+        raise StarError(f"The model has no hook point {place.hook_point!r}: it has {model.cfg.n_layers} layers.")
+    if place.head is not None and not 0 <= place.head < model.cfg.n_heads:
+        raise StarError(f"The model has no head {place.head}: it has {model.cfg.n_heads} per layer.")
+    positions = place.positions if isinstance(place, Locus) else (place.position,)
+    shortest = min(len(pair.corrupted) for pair in prepared)
+    for position in positions:
+        if not -shortest <= position < shortest:
+            raise StarError(
+                f"The shortest prompt has {shortest} tokens, none at {position}: name a place that all have."
+            )
 
 
 def _patch_at(pair: PreparedPair, locus: Locus | Place) -> _Patch:
@@ -130,6 +149,7 @@ def attribute_exact(request: Request) -> AttributionMap:
         patches = list(_every_token(model, pair, request.points))
         at_once = request.batch_size or _rows(model) // 2
         effects, metrics = _effects_of_pair(model, pair, patches, at_once, request.metric)
+        check_metrics(metrics[None], [pair.pair.id])
         attr.metric_corrupted[i], attr.metric_clean[i] = metrics
         begin = axis.end - max(len(pair.clean), len(pair.corrupted)), axis.end, axis.end + axis.positive
         for patch, effect in zip(patches, effects.tolist(), strict=True):

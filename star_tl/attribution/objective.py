@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from star_tl.errors import StarError
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,16 @@ def pairs_own(logits: Float[Tensor, "2*pair reply vocab"], replies: Replies) -> 
     means = logprobs.sum(-1) / replies.mask.sum(-1)
     positive, negative = torch.where(replies.single_token.repeat(2), single, means).chunk(2)
     return positive - negative
+
+
+def check_metrics(found: Float[Tensor, "pair run"], ids: Sequence[str]) -> None:
+    """Raises StarError where the metric of a pair is NaN or infinite."""
+    for name, values in zip(ids, found.tolist(), strict=True):
+        if not all(map(math.isfinite, values)):
+            raise StarError(
+                f"The metric of pair {name!r} is {values[0]:g} and {values[-1]:g}: load the model in a wider dtype, or "
+                "give a metric that is finite."
+            )
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from star_tl.attribution.map import STRETCHES, AttributionMap
 from star_tl.attribution.objective import Metric, Replies, pairs_own
 from star_tl.attribution.request import Request
 from star_tl.data.chat import SPANS, Span, span_named
+from star_tl.errors import StarError
 from star_tl.locus import COMPONENTS
 from star_tl.models.backend import Model, tokenizer_of
 from star_tl.models.batch import pad_id
@@ -60,9 +61,20 @@ class PairBatch:
         return len(self.gather)
 
     def metrics(self, logits: Float[Tensor, "row reply vocab"]) -> Float[Tensor, "run pair"]:
-        """The metric of every pair in each run; rows are ``[run, positive | negative, pair]``."""
+        """The metric of every pair in each run; rows are ``[run, positive | negative, pair]``.
+
+        Raises:
+            StarError: what the metric gives is no real number a pair, or has no gradient where one is wanted.
+        """
         replies = Replies(self.replies, self.reply_mask, self.single_token)
-        return torch.stack([self.metric(run, replies) for run in logits.split(2 * self.size)])
+        found = [self.metric(run, replies) for run in logits.split(2 * self.size)]
+        for values in found:
+            if not isinstance(values, Tensor) or values.shape != (self.size,) or not values.is_floating_point():
+                made = f"shape {list(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+                raise StarError(f"The metric gives {made} for {self.size} pairs: return a tensor of one number a pair.")
+            if logits.requires_grad and not values.requires_grad:
+                raise StarError("The metric has no gradient: compute it from the logits, and detach nothing.")
+        return torch.stack(found)
 
     def spread(self, prompt_rows: int) -> Int[Tensor, " row"]:
         """For rows ``[run, positive | negative, pair]`` the prompt row ``[run, pair]`` of each."""

@@ -17,7 +17,7 @@ from star_tl.attribution.drift import steered_logits
 from star_tl.attribution.exact import Place, exact_effects
 from star_tl.attribution.map import AttributionMap
 from star_tl.attribution.objective import Metric, pairs_own
-from star_tl.attribution.rows import pair_batch
+from star_tl.attribution.rows import Axis, pair_batch
 from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError, check_flag, check_kind, check_name, check_whole, quoted
 from star_tl.locus import COMPONENTS, NamedHook, hook_name
@@ -164,9 +164,12 @@ def _pairs_of(model: Model, pairs: Pairs, attr: AttributionMap) -> Pairs:
     check_kind(attr, AttributionMap, "a map that attribute returns")
     attr.check(model)
     pairs = pairs.extraction
-    if tuple(p.id for p in pairs) != attr.pair_ids:
-        raise StarError("This attribution map was computed for other pairs: attribute again.")
-    return pairs
+    if pairs.trait.name == attr.trait and tuple(p.id for p in pairs) == attr.pair_ids:
+        prepared = prepare(model, pairs, "spans")
+        axis = Axis.over(prepared)  # files without ids of their own number their lines
+        if all(tuple(axis.labels(model, p)[0]) == tokens for p, tokens in zip(prepared, attr.tokens, strict=True)):
+            return pairs
+    raise StarError("This attribution map was computed for other pairs: attribute again.")
 
 
 def _correlation(of: Callable[..., Any], estimate: Tensor, exact: Tensor) -> float:
@@ -229,14 +232,19 @@ def measure_layers(
         metric: as the map was made with.
 
     Raises:
-        StarError: the map belongs to other pairs or another model, or holds no gradients at ``resid_post``.
+        StarError: the map belongs to other pairs or another model, has no such layer, or holds no gradients at
+            ``resid_post``.
     """
     import pandas as pd
 
     pairs = _pairs_of(model, pairs, attr)
+    for layer in layers or ():
+        check_whole(layer, "A layer", least=0)
+        if layer >= attr.n_layers:
+            raise StarError(f"The map has no layer {layer}: use 0 to {attr.n_layers - 1}.")
     gain = attr.choose_layer(resamples=1).gain
     cost = attr.cost(attr.differences).mean(0)
-    chosen = gain.argsort(descending=True)[:3].tolist() if layers is None else list(layers)
+    chosen = gain.argsort(descending=True)[:3].tolist() if layers is None else [int(i) for i in layers]
     strengths = {layer: float((GAIN_DRIFT / cost[layer]).sqrt()) for layer in chosen}
     drift, moved = torch.zeros(len(chosen)), torch.zeros(len(chosen))
     prepared = prepare(model, pairs, alignment)

@@ -212,7 +212,8 @@ def with_instruction(prompt: Prompt, instruction: str | None) -> tuple[dict[str,
     if not instruction:
         return messages
     if messages[0]["role"] == "system":
-        first = {"role": "system", "content": f"{messages[0]['content']} {instruction}"}
+        held = messages[0]["content"]
+        first = {"role": "system", "content": f"{held} {instruction}" if held.strip() else instruction}
         return (first, *messages[1:])
     return ({"role": "system", "content": instruction}, *messages)
 

@@ -21,6 +21,7 @@ one token, scored by their logit difference instead of mean log-probabilities.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ import regex
 from star_tl.data.chat import Message, as_messages, with_instruction
 from star_tl.data.markers import compile_markers, find_markers
 from star_tl.errors import StarError, check_kind, check_text, nearest, quoted, shown
-from star_tl.files import JsonObject, parse_json, read_text, replacing
+from star_tl.files import JsonObject, in_home, parse_json, read_text, replacing
 
 FOLDER = Path(__file__).parent / "traits"
 TRAITS = tuple(sorted(path.stem for path in FOLDER.glob("*.jsonl")))
@@ -220,7 +221,11 @@ _SHAPE = "give a list of (prompt, positive, negative), or a table with the colum
 def _csv(path: Path) -> list[dict[str, str]]:
     import csv
 
-    return list(csv.DictReader(read_text(path, "CSV file", "save it as UTF-8").splitlines(keepends=True)))
+    text = io.StringIO(read_text(path, "CSV file", "save it as UTF-8"), newline="")  # which knows a CSV's line ends
+    try:
+        return list(csv.DictReader(text))
+    except csv.Error as error:
+        raise StarError(f"{path}: not a table in CSV ({error}): save it again.") from None
 
 
 def _of_table(table: Any, trait: Trait | None, name: str) -> Pairs:
@@ -278,7 +283,7 @@ def _of_table(table: Any, trait: Trait | None, name: str) -> Pairs:
 
 
 def _of_file(text: str) -> Pairs:
-    path = FOLDER / f"{text}.jsonl" if text in TRAITS else Path(text)
+    path = FOLDER / f"{text}.jsonl" if text in TRAITS else in_home(text)
     if not _exists(path):
         if "/" in text or text.endswith(".jsonl"):
             names = ", ".join(TRAITS)

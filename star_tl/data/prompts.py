@@ -261,7 +261,7 @@ def _own_prompt(where: str, name: str, record: JsonObject) -> PromptItem | None:
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
     try:
-        if any(not m["content"].strip() for m in prompt):
+        if any(not m["content"].strip() for m in prompt if m["role"] != "system"):
             return None
         messages = as_messages(prompt)
     except (KeyError, TypeError, AttributeError):

@@ -113,9 +113,8 @@ def template_pieces(
     cuts: list[tuple[str, int]] = []
     order = sorted(places, key=places.__getitem__)
     first = order[0]
-    content = messages[first]["content"].strip()
-    begins = places[first] - len(content)
-    if messages[first]["role"] != "system" and full.startswith(content, begins):
+    begins = _begin(full, places[first], messages[first])
+    if messages[first]["role"] != "system" and begins is not None:
         own = _opening(tried, marks, messages[first]["role"])
         lead = full[:begins].removesuffix(own) if own else full[:begins]
         if lead.removeprefix(tokenizer.bos_token or "").strip() and len(lead) < begins:
@@ -125,9 +124,7 @@ def template_pieces(
         if following is None:
             at = header if header < len(full) or at is None else at
         elif at is None:  # unknown markup: it is this turn's as far as the next content
-            next_content = messages[following]["content"].strip()
-            at = places[following] - len(next_content)
-            at = at if at >= places[k] and full.startswith(next_content, at) else places[k]
+            at = max(places[k], _begin(full, places[following], messages[following]) or 0)
         cuts.append((names[k], at))
     cuts.append(("header", len(full)))
     pieces, done = [], 0
@@ -206,6 +203,14 @@ def _opening(tried: _Renders, marks: _Marks, role: str) -> str:
     found = tried(marks.put(chat)).rpartition(f"{marks.sign}{len(chat) - 1}{marks.sign}")[0]
     between = found.rpartition(f"{marks.sign}{len(chat) - 2}{marks.sign}")[2]
     return between.removeprefix(_closing(tried, marks, roles[-2]) or "").removesuffix("a")
+
+
+def _begin(full: str, end: int, message: Message) -> int | None:
+    """Where the content begins that ends at ``end``; None where the template changes it."""
+    for content in (message["content"].rstrip(), message["content"].strip()):  # a template may trim it
+        if full.startswith(content, end - len(content)):
+            return end - len(content)
+    return None
 
 
 def _end_of_turn(full: str, at: int, message: Message, closing: Mapping[str, str | None]) -> int | None:

@@ -14,10 +14,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from types import NoneType
-from typing import ParamSpec
+from typing import ParamSpec, cast
 
 import torch
 import torch.nn.functional as F
@@ -156,7 +156,7 @@ def _meant(
     """Hooks, prompts and seed, checked."""
     check_kind(model, MODELS, "a model that load_model returns")
     check_kind(condition, (Condition, NoneType), "a Condition")
-    _check_hooks(model, hooks)
+    hooks = _read_hooks(model, hooks)
     if condition is None:
         return hooks, prompts, Condition(seed=0 if seed is None else seed).seed  # which is checked there
     for name, given in (("hooks", len(hooks) > 0), ("seed", seed is not None)):
@@ -487,14 +487,16 @@ def _uniforms(seed: int, ids: tuple[int, ...], count: int) -> Tensor:
     return torch.rand(count, generator=generator, dtype=torch.float64)
 
 
-def _check_hooks(model: Model, hooks: Sequence[NamedHook]) -> None:
+def _read_hooks(model: Model, hooks: Iterable[NamedHook]) -> list[NamedHook]:
+    """A list of them, checked: an iterator could be read only once."""
     try:
-        names = [(name, callable(function)) for name, function in hooks]
+        found = [(name, function) for name, function in hooks]
     except (TypeError, ValueError):
-        names = [(None, False)]
-    if not all(can and (isinstance(name, str) or callable(name)) for name, can in names):
+        found = [("", None)]
+    if not all(callable(function) and (isinstance(name, str) or callable(name)) for name, function in found):
         raise StarError("hooks is not a list of (name, function): pass vector.hooks(strength=...).")
-    for name, _ in names:
+    for name, _ in found:
         if isinstance(name, str) and name not in model.hook_dict:
             close = difflib.get_close_matches(name, model.hook_dict, n=1, cutoff=0.0)[0]
             raise StarError(f"The model has no hook point {name!r}: model.hook_dict has {close!r}, say.")
+    return cast(list[NamedHook], found)

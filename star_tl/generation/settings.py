@@ -55,8 +55,8 @@ class Sampling:
             value = getattr(self, name)
             if name != "batch_size" or value is not None:
                 check_whole(value, name)
-        use = "use 0 (greedy) or more, at most 1e6"
-        check_number(self.temperature, "temperature", lambda x: 0 <= x <= 1e6, use)
+        use = "use 0 (greedy), or 1e-6 to 1e6"  # logits over a smaller one are infinite
+        check_number(self.temperature, "temperature", lambda x: x == 0 or 1e-6 <= x <= 1e6, use)
         check_number(self.top_p, "top_p", lambda x: 0 < x <= 1, "use a share above 0, at most 1")
         use = "use a share of the likeliest token's probability, 0 to below 1"
         check_number(self.min_p, "min_p", lambda x: 0 <= x < 1, use)

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from star_tl.data.tokenizer import Tokenizer
-from star_tl.errors import check_kind
+from star_tl.errors import StarError, check_kind
 from star_tl.locus import NamedHook
 from star_tl.models import bridge
 from star_tl.models.lens import (
@@ -38,6 +38,15 @@ _TURNS: WeakKeyDictionary[Model, RLock] = WeakKeyDictionary()
 def turn(model: Model) -> RLock:
     """A lock for the time in which a thread runs the model's own forward: hooks are on the model, for all threads."""
     return _TURNS.setdefault(model, RLock())
+
+
+def check_differentiable(model: Model) -> None:
+    """Raises StarError where nothing could have a gradient."""
+    if any(t.is_inference() and t.is_floating_point() for t in (*model.parameters(), *model.buffers())):
+        raise StarError(
+            "The model was loaded, or lengthened its tables, under torch.inference_mode(), where nothing has a "
+            "gradient: load it again outside."
+        )
 
 
 def tokenizer_of(model: Model) -> Tokenizer:

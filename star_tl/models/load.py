@@ -268,6 +268,12 @@ def _completed(
     set_chat_format(tokenizer, end_tokens, kept if template_args is None else template_args)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if "strftime_now" in str(tokenizer.chat_template) and "date_string" not in chat_format(tokenizer).template_args:
+        warnings.warn(
+            "This chat template writes today's date into prompts, so that replies, places and files of another day are "
+            "others: template_args={'date_string': '26 Jul 2024'} keeps one, where the template takes it.",
+            stacklevel=3,
+        )
     if not tokenizer.chat_template:
         warnings.warn(
             "This tokenizer has no chat template: prompts are written as plain 'User: … Assistant:' text.", stacklevel=3
@@ -281,7 +287,7 @@ def find_checkpoint(name: str | Path) -> Checkpoint:
     Raises:
         StarError: a file that is no GGUF file, an adapter without a base, or ``smollm2`` is not here.
     """
-    if name == "demo":
+    if name == "demo" or (name == Path("demo") and not Path(name).exists()):
         return Folder(DEMO)
     if name == "smollm2":
         if found := smollm2():

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -16,9 +17,10 @@ from star_tl.data.chat import SPANS, Message, Prompt, resolve_span, with_instruc
 from star_tl.data.tokenizer import Tokenizer
 from star_tl.errors import StarError, check_flag, check_kind, check_number, check_text, quoted
 from star_tl.locus import Locus, NamedHook
-from star_tl.steering.hooks import Row, injection_hooks, row_hooks
+from star_tl.steering.hooks import Row, acting_at, injection_hooks, row_hooks
 from star_tl.steering.positions import schedule, whole_numbers
 
+_SAME = 1e-5  # of its length is left of a direction that others hold already
 UNSTEERED = "unsteered"  # the name of the condition that all others are compared with
 
 
@@ -104,7 +106,9 @@ class Condition:
         """What tells it from other conditions, as JSON: the vectors as a hash of what is added."""
         added = where = None
         if self.vectors:
-            given = [v.scaled(self.strength).float().cpu().contiguous().numpy().tobytes() for v in self.vectors]
+            given = [
+                v.scaled(self.strength).detach().float().cpu().contiguous().numpy().tobytes() for v in self.vectors
+            ]
             added = hashlib.sha256(b"".join(given)).hexdigest()[:16]
             where = "; ".join(str(v.locus) for v in self.vectors)
         named = [self.name, where, added, str(self.positions), self.instruction, self.seed]
@@ -123,7 +127,9 @@ class Condition:
         if self.vector is None:
             return []
         at = resolve_span(tokenizer, with_instruction(prompt, self.instruction), self.positions)
-        return [(self._given(vector), vector.locus, at, self.remove) for vector in self.vectors]
+        return [
+            (given, vector.locus, at, self.remove) for vector, given in zip(self.vectors, self._given(at), strict=True)
+        ]
 
     def hooks(
         self, tokenizer: Tokenizer, prompts: Sequence[Prompt], prompt_length: int | None = None
@@ -133,20 +139,32 @@ class Condition:
             return batch_hooks([self.rows(tokenizer, prompt) for prompt in prompts], prompt_length)
         return [
             hook
-            for vector in self.vectors
-            for hook in injection_hooks(
-                self._given(vector), vector.locus, self.positions, prompt_length, remove=self.remove
-            )
+            for vector, given in zip(self.vectors, self._given(self.positions), strict=True)
+            for hook in injection_hooks(given, vector.locus, self.positions, prompt_length, remove=self.remove)
         ]
 
-    def _given(self, vector: Steers) -> Float[Tensor, "position d"]:
-        """What is added; or to be removed, of length √strength, for it enters twice."""
+    def _given(self, positions: str | Sequence[int] | None) -> list[Float[Tensor, "position d"]]:
+        """What is added at these positions; or to be removed, of length √strength, for it enters twice.
+
+        Of several that are removed at one place each is made orthogonal to those before it: one after another they
+        would bring back some of what the first took.
+        """
         if not self.remove:
-            return vector.scaled(self.strength)
-        rows = vector.scaled(1.0)
-        own = self.positions in (None, "locus")
-        rows = rows if own else rows.mean(0, keepdim=True).expand(len(rows), -1)
-        return rows / rows.norm(dim=-1, keepdim=True).clamp_min(1e-12) * math.sqrt(self.strength)
+            return [vector.scaled(self.strength) for vector in self.vectors]
+        found, before = [], dict[object, list[Tensor]]()
+        for vector in self.vectors:
+            locus, rows = vector.locus, vector.scaled(1.0)
+            own = acting_at(locus, positions) == locus.positions
+            rows = rows if own else rows.mean(0, keepdim=True)
+            length = rows.norm(dim=-1, keepdim=True)
+            at_this_place = before.setdefault((locus.hook_point, locus.head, locus.positions if own else None), [])
+            for removed in at_this_place:
+                rows = rows - (rows * removed).sum(-1, keepdim=True) * removed
+            left = rows.norm(dim=-1, keepdim=True)
+            rows = torch.where(left > _SAME * length, rows / left.clamp_min(1e-12), 0.0)
+            at_this_place.append(rows)
+            found.append(rows.expand(len(locus.positions), -1) * math.sqrt(self.strength))
+        return found
 
 
 def batch_hooks(rows: Sequence[Sequence[Row]], prompt_length: int | None = None) -> list[NamedHook]:

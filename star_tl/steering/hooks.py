@@ -57,7 +57,7 @@ def injection_hooks(
         StarError: unknown schedule, positions that are not whole numbers, or ``resid_pre`` of layer 0,
             which no attention precedes.
     """
-    at = _positions(locus, positions)
+    at = acting_at(locus, positions)
     return _hooks(_rows(vector, locus, at)[None], None, locus, at, prompt_length, remove)
 
 
@@ -76,7 +76,7 @@ def row_hooks(rows: Sequence[Row | None], prompt_length: int | None = None) -> l
     for i, row in enumerate(rows):
         if row is not None:
             vector, locus, positions, *removed = row
-            at = _positions(locus, positions)
+            at = acting_at(locus, positions)
             groups.setdefault((locus, at, any(removed)), []).append((i, _rows(vector, locus, at)))
     hooks: list[NamedHook] = []
     for (locus, at, remove), members in groups.items():
@@ -252,7 +252,12 @@ class Removal(Injection):
         return here - (here * given).sum(-1, keepdim=True) * given
 
 
-def _positions(locus: Locus, positions: Positions) -> str | tuple[int, ...]:
+def acting_at(locus: Locus, positions: Positions) -> str | tuple[int, ...]:
+    """The schedule or the positions that are meant; the locus's own positions in whatever order are its own.
+
+    Raises:
+        StarError: an unknown schedule, or positions that are no whole numbers.
+    """
     if positions is None or (isinstance(positions, str) and positions == "locus"):
         return locus.positions
     if isinstance(positions, str):

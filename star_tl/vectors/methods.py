@@ -95,6 +95,8 @@ def shrunk_covariance(centred: Float[Tensor, "sample d"]) -> Float[Tensor, "d d"
     n, d = centred.shape
     covariance = centred.T @ centred / n
     scale = covariance.trace() / d
+    if not scale > 0:  # all samples are the same: no direction varies more than another
+        return torch.eye(d, dtype=centred.dtype)
     target = scale * torch.eye(d, dtype=centred.dtype)
     distance = (covariance - target).square().sum()
     squared = centred.square().sum(1)

@@ -866,3 +866,21 @@ def test_a_map_whose_parts_differ_in_number_is_refused() -> None:
     attr = synthetic.attribution()
     with pytest.raises(StarError, match="differ in number"):
         dataclasses.replace(attr, pair_ids=attr.pair_ids[:-1])
+
+
+def test_two_controls_of_one_trait_are_refused(tiny: HookedTransformer) -> None:
+    pairs = unequal_pairs()
+    with pytest.raises(StarError, match=r"^Two controls are of the same trait: [^\n]+$"):
+        star.attribute(tiny, pairs, controls=[pairs, pairs], progress=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_layer_is_chosen_alike_whatever_torch_makes_by_default(tiny: HookedTransformer, dtype: torch.dtype) -> None:
+    attr = star.attribute(tiny, unequal_pairs(), progress=False)
+    plain = attr.choose_layer(resamples=50)
+    torch.set_default_dtype(dtype)
+    try:
+        found = attr.choose_layer(resamples=50)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (found.layer, found.p_value) == (plain.layer, plain.p_value)

@@ -9,6 +9,7 @@ import torch
 
 import star_tl as star
 from star_tl.attribution.align import prepare
+from star_tl.attribution.exact import Place
 from star_tl.attribution.verify import measure_layers
 from star_tl.errors import StarError
 from star_tl.locus import COMPONENTS, Locus
@@ -192,3 +193,63 @@ def test_the_effect_of_a_reply_token_is_that_of_patching_it_in_its_own_row(tiny,
         truth = sign * (mean([(point, patch)]) - mean())
         assert abs(truth) > 1e-5
         assert float(attr.component("mlp_out")[0, layer, start + column]) == pytest.approx(truth, abs=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        (Locus("blocks.1.hook_resid_post", (-300,)), r"The shortest prompt has \d+ tokens, none at -300: [^\n]+"),
+        (Place("blocks.1.hook_resid_post", 300), r"The shortest prompt has \d+ tokens, none at 300: [^\n]+"),
+        (Locus("blocks.9.hook_resid_post"), r"The model has no hook point 'blocks\.9\.hook_resid_post': [^\n]+"),
+        (Locus("blocks.1.attn.hook_z", head=9), r"The model has no head 9: it has 4 per layer\."),
+    ],
+)
+def test_a_place_that_is_not_there_is_refused_in_one_line(tiny, pairs: star.Pairs, place: Locus, says: str) -> None:
+    with pytest.raises(StarError, match=f"^{says}$"):
+        star.exact_effects(tiny, pairs, [Locus("blocks.1.hook_resid_post"), place], progress=False)
+
+
+@pytest.mark.parametrize("layer", [-1, 3, 1.5])
+def test_a_layer_that_is_not_there_is_not_measured(tiny, pairs: star.Pairs, layer: object) -> None:
+    attr = star.attribute(tiny, pairs, progress=False)
+    with pytest.raises(StarError, match=r"^(A layer is|The map has no layer) [^\n]+$"):
+        measure_layers(tiny, pairs, attr, layers=[0, layer])
+
+
+def test_verification_refuses_pairs_that_are_numbered_alike(tiny, pairs: star.Pairs) -> None:
+    attr = star.attribute(tiny, pairs, progress=False)
+    other = replace(pairs, pairs=tuple(replace(p, positive=f"{p.positive} Indeed.") for p in pairs))
+    renamed = replace(pairs, trait=replace(pairs.trait, name="another"))
+    for wrong in (other, renamed):
+        with pytest.raises(StarError, match="other pairs"):
+            star.verify(tiny, wrong, attr, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("metric", "says"),
+    [
+        (lambda logits, replies: logits.log_softmax(-1)[..., 5].mean(), r"shape \[\] for \d pairs: [^\n]+"),
+        (lambda logits, replies: logits[:, 0, 5], r"shape \[\d+\] for \d+ pairs: [^\n]+"),
+        (lambda logits, replies: [1.0], r"a list for \d+ pairs: [^\n]+"),
+    ],
+)
+def test_a_metric_of_another_shape_is_refused_in_one_line(tiny, pairs: star.Pairs, metric, says: str) -> None:
+    with pytest.raises(StarError, match=f"^The metric gives {says}$"):
+        star.attribute(tiny, pairs, metric=metric, progress=False)
+
+
+def test_a_metric_without_a_gradient_or_a_number_is_refused(tiny, pairs: star.Pairs) -> None:
+    def detached(logits, replies):
+        return logits.detach()[: len(logits) // 2, 0, 5]
+
+    def broken(logits, replies):
+        return logits[: len(logits) // 2, 0, 5] * float("nan")
+
+    with pytest.raises(StarError, match=r"^The metric has no gradient: [^\n]+$"):
+        star.attribute(tiny, pairs, metric=detached, progress=False)
+    for measure in (
+        lambda: star.attribute(tiny, pairs, metric=broken, progress=False),
+        lambda: star.exact_effects(tiny, pairs, [Locus("blocks.1.hook_resid_post")], metric=broken, progress=False),
+    ):
+        with pytest.raises(StarError, match=r"^The metric of pair [^\n]+ is nan and nan: [^\n]+$"):
+            measure()

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import families
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -798,3 +799,41 @@ def test_where_memory_runs_out_half_the_batch_gives_the_same(
         torch.testing.assert_close(halved.gradients[point], gradient)
         torch.testing.assert_close(halved.norms[point], sampled.norms[point])
     torch.testing.assert_close(halved.log_probs, sampled.log_probs)
+
+
+def test_layers_of_which_nothing_was_seen_are_not_apart(six_words: HookedTransformer) -> None:
+    """A reward that is the same for all replies of the first round: more are written, as long as there is a budget."""
+    found = star.attribute_outcome(six_words, PROMPTS, lambda chat, text: 1.0, 96, OPTIONS["plain"], progress=False)
+    assert not found.apart
+    assert len(found.replies) == 96
+    assert "apart" not in repr(found).replace("not apart", "")
+
+
+def test_gradients_are_taken_under_inference_mode_too(six_words: HookedTransformer) -> None:
+    outside = star.attribute_outcome(six_words, PROMPTS, count_c, 24, OPTIONS["plain"], progress=False)
+    with torch.inference_mode():
+        inside = star.attribute_outcome(six_words, PROMPTS, count_c, 24, OPTIONS["plain"], progress=False)
+    torch.testing.assert_close(inside.gradients["resid_post"], outside.gradients["resid_post"], rtol=0, atol=0)
+    assert not inside.gradients["resid_post"].is_inference()
+
+
+def test_prompts_that_are_rendered_alike_are_one_prompt(demo: Any) -> None:
+    twice = ["I lost my job today.", "I lost my job today. ", "Hello."]
+    found = star.attribute_outcome(
+        demo, twice, lambda chat, text: float(len(text)), 12, Sampling(max_new_tokens=4), progress=False
+    )
+    assert len(found.prompts) == 2
+
+
+@pytest.mark.parametrize("kind", [np.array, torch.tensor, lambda x: np.float32(x[0]), lambda x: torch.tensor(x[0])])
+def test_one_number_is_a_reward_in_whatever_it_comes(kind: Callable[..., Any]) -> None:
+    assert rewards_of(lambda chat, text: kind([2.0]), ["x", "y"], ["a", "b"]).tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("wrong", [np.array([1.0, 2.0]), torch.tensor([1.0, 2.0]), "1", None, float("nan"), [1.0]])
+def test_what_is_no_number_is_refused_as_a_reward_in_one_line(wrong: object) -> None:
+    with pytest.raises(StarError, match=r"^The reward of the reply 'a' is [^\n]+: return a finite number\.$"):
+        rewards_of(lambda chat, text: wrong, ["x"], ["a"])
+    together = type("Reward", (), {"batched": True, "__call__": lambda self, chats, texts: None})()
+    with pytest.raises(StarError, match=r"^The reward gave None for 1 replies: return one number for each\.$"):
+        rewards_of(together, ["x"], ["a"])

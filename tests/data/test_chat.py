@@ -507,3 +507,21 @@ def test_a_prompt_that_the_template_refuses_is_refused_in_one_line(variant: Vari
     assert "Conversation roles must alternate user/assistant" in str(failure.value)
     assert "take turns" in str(failure.value)
     assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize("space", [" ", "\n", "  "])
+@pytest.mark.parametrize("family", ["chatml, default system", "brackets"])
+def test_white_space_before_a_prompt_belongs_to_its_turn(tokenizer, family: str, space: str) -> None:
+    own = copy.copy(tokenizer)
+    own.chat_template = FAMILIES[family]
+    for before in ([], [{"role": "system", "content": "Be kind."}]):
+        plain, spaced = (render(own, [*before, {"role": "user", "content": f"{lead}I am sad"}]) for lead in ("", space))
+        assert [span.name for span in spaced.spans] == [span.name for span in plain.spans]
+        for name in {span.name for span in plain.spans} - {"user 1"}:
+            lengths = [len(next(s for s in made.spans if s.name == name)) for made in (plain, spaced)]
+            assert lengths[0] == lengths[1], name
+
+
+def test_an_instruction_in_an_empty_system_turn_stands_alone() -> None:
+    chat = [{"role": "system", "content": ""}, {"role": "user", "content": "Hi"}]
+    assert with_instruction(chat, "Be kind.")[0]["content"] == "Be kind."

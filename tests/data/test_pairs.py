@@ -342,3 +342,18 @@ def test_a_table_needs_to_say_its_trait() -> None:
         load_pairs(ROWS)
     with pytest.raises(StarError, match="says its trait itself"):
         load_pairs("gratitude", load_pairs("gratitude").trait)
+
+
+@pytest.mark.parametrize("sign", ["\u2028", "\u0085", "\x0b", "\x1c"])
+def test_a_row_of_a_csv_ends_at_the_end_of_its_line_alone(tmp_path: Path, sign: str) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text(f"prompt,positive,negative\nI lost{sign}my job,I am sorry{sign},Deal with it\n", encoding="utf-8")
+    (found,) = load_pairs(path, Trait("mine", "Be kind.", "Be cold.", ()))
+    assert found.context[0]["content"] == f"I lost{sign}my job"
+
+
+def test_a_quotation_mark_that_is_never_closed_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text('prompt,positive,negative\n"I lost,a,b\n' + "x,a,b\n" * 40_000)
+    with pytest.raises(StarError, match=r"^\S+mine\.csv: not a table in CSV \([^\n]+\): save it again\.$"):
+        load_pairs(path, Trait("mine", "Be kind.", "Be cold.", ()))

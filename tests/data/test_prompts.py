@@ -441,3 +441,12 @@ def test_the_users_turns_of_long_enough_dialogues_are_read_to_be_said_again(writ
     assert load_turns(write(own, "own.jsonl"), 2) == [("a", "c")]
     with pytest.raises(StarError, match=r"^No dialogue in [^\n]+ has 9 turns [^\n]+$"):
         load_turns(path, 9)
+
+
+def test_a_chat_with_an_empty_system_turn_is_a_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    empty, said = {"role": "system", "content": ""}, {"role": "user", "content": "I lost my job."}
+    blank = {"role": "user", "content": " "}
+    path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in ([empty, said], [empty, blank])))
+    (found,) = load_prompts(path)
+    assert [turn["content"] for turn in found.messages] == ["", "I lost my job."]

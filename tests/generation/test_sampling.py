@@ -326,3 +326,21 @@ def test_out_of_memory_is_told_from_other_errors_also_behind_a_broken_recording(
     with pytest.raises(RuntimeError, match="capture") as broken:
         record()
     assert out_of_memory(broken.value)
+
+
+@pytest.mark.parametrize("write", [star.sample, lambda *args, **more: list(star.stream(*args, **more))[-1]])
+def test_hooks_that_can_be_read_once_steer_like_a_list(tiny, write) -> None:
+    hooks, prompts = steering_vector(scale=4.0).hooks(positions="all"), ["a"]
+    plain = write(tiny, prompts, max_new_tokens=8, temperature=0)
+    listed = write(tiny, prompts, hooks, max_new_tokens=8, temperature=0)
+    assert listed != plain, "the vector does nothing here"
+    for once in (iter(hooks), (hook for hook in hooks)):
+        assert write(tiny, prompts, once, max_new_tokens=8, temperature=0) == listed
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-5])
+def test_the_lowest_temperature_is_greedy_and_lower_ones_are_refused(tiny, temperature: float) -> None:
+    greedy = star.sample(tiny, ["a"], max_new_tokens=8, temperature=0)
+    assert star.sample(tiny, ["a"], max_new_tokens=8, temperature=temperature) == greedy
+    with pytest.raises(StarError, match=r"^temperature is 1e-39: use 0 \(greedy\), or 1e-6 to 1e6\.$"):
+        star.Sampling(temperature=1e-39)

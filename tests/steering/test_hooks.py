@@ -7,6 +7,7 @@ import math
 import pickle
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -430,3 +431,41 @@ def test_removal_is_refused_without_a_vector_or_with_a_strength_below_zero():
     for wrong in ({"vector": None}, {"vector": steering_vector(), "strength": -1.0}):
         with pytest.raises(StarError, match=r"^remove takes away what lies along a vector: [^\n]+$"):
             star.Condition("x", remove=True, **wrong)
+
+
+@pytest.mark.parametrize("positions", [None, "locus", [-1, -3], (-3, -1)])
+def test_removal_at_the_vectors_own_positions_is_of_its_own_rows_however_they_are_named(tiny, tokenizer, positions):
+    vector = steering_vector(positions=LOCUS, scale=1.0)
+    ids = prompt_ids(tokenizer, TALK[0])
+    removed = star.Condition("removed", vector, 1.0, positions, remove=True)
+    hooks = removed.hooks(tokenizer, [TALK[0]], len(ids))
+    kept: list[Tensor] = []
+    name = vector.locus.hook_point
+    tiny.run_with_hooks(torch.tensor([ids]), fwd_hooks=[*hooks, (name, lambda x, hook: kept.append(x.clone()))])
+    for row, at in zip(vector.vector, LOCUS, strict=True):
+        assert abs(float(kept[0][0, at] @ row / row.norm())) < 1e-5
+
+
+@pytest.mark.parametrize("positions", [None, "all"])
+def test_of_several_vectors_at_one_place_nothing_is_left(tiny, tokenizer, positions):
+    """They are no right angles apart: taken away one after another they would leave some of the first."""
+    first, second = (steering_vector(positions=LOCUS, scale=1.0, seed=seed) for seed in (0, 1))
+    second = replace(second, vector=second.vector + first.vector)
+    again = replace(first, vector=2 * first.vector)  # holds nothing new
+    ids = prompt_ids(tokenizer, TALK[0])
+    removed = star.Condition("removed", first, 1.0, positions, more=(second, again), remove=True)
+    kept: list[Tensor] = []
+    for hooks in (removed.hooks(tokenizer, [TALK[0]], len(ids)), batch_hooks([removed.rows(tokenizer, TALK[0])])):
+        watched = [*hooks, (first.locus.hook_point, lambda x, hook: kept.append(x.clone()))]
+        tiny.run_with_hooks(torch.tensor([ids]), fwd_hooks=watched)
+    for left in kept:
+        for vector in (first, second):
+            for row, at in zip(vector.vector, LOCUS, strict=True):
+                row = row if positions is None else vector.vector.mean(0)
+                assert abs(float(left[0, at] @ row / row.norm())) < 1e-4
+
+
+def test_a_vector_that_is_trained_may_be_a_conditions(tokenizer):
+    vector = steering_vector()
+    trained = replace(vector, vector=vector.vector.clone().requires_grad_())
+    assert star.Condition("x", trained).identity == star.Condition("x", vector).identity

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,9 +24,9 @@ from conftest import LLAMA3_ROPE
 from gguf_files import write_gguf
 from hf_reference import steering_vector
 from llama_cpp import LlamaCpp, control_vector, installed
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoTokenizer, GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 import star_tl as star
 from star_tl.data.chat import render
@@ -496,3 +497,27 @@ def test_a_card_says_what_was_exported_and_how_it_is_used(tiny_folder: Path, tmp
         assert said in page
     _, _, text = export(replace(request, measured={}), format, tmp_path / "w.py")
     assert "not measured" in text.read_text()
+
+
+@pytest.mark.parametrize("kind", ["gguf", "adapter"])
+def test_a_folded_checkpoint_says_where_a_reply_ends_whatever_it_is_made_of(
+    kind: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    if kind == "gguf":
+        source = write_gguf(tiny_folder, tmp_path / "model.gguf")
+        ends = {3}
+    else:
+        base, source, ends = tmp_path / "base", tmp_path / "adapter", {3, 7}
+        shutil.copytree(tiny_folder, base)
+        (base / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 7]}))
+        source.mkdir()
+        settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}
+        (source / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": str(base)}))
+        names = ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", "lora_B")
+        tensors = {names[0]: torch.ones(1, 32), names[0].replace("lora_A", names[1]): torch.ones(32, 1)}
+        save_file(tensors, source / "adapter_model.safetensors")
+    steering_vector().export("huggingface", tmp_path / "folded", 1.0, "all", source)
+    written = GenerationConfig.from_pretrained(tmp_path / "folded").eos_token_id
+    assert ends <= set(written)
+    config = json.loads((tmp_path / "folded" / "config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (0, 3, 4)

@@ -561,3 +561,22 @@ def test_a_survey_holds_the_vectors_that_extraction_makes_one_by_one(exact: Hook
     assert surveyed.vector(locus).residual_norm == pytest.approx(one.residual_norm)
     with pytest.raises(StarError, match="not surveyed"):
         surveyed.vector(Locus(locus.hook_point, (-4,), locus.head))
+
+
+def test_a_discriminant_of_what_does_not_vary_is_the_mean_difference(tiny: HookedTransformer) -> None:
+    """One context with several replies: at prompt tokens all pairs are the same."""
+    pairs = make_pairs(*(pair(f"p{i}", "I lost my job.", f"I am so sorry{'!' * i}", "So what.") for i in range(4)))
+    locus = Locus("blocks.1.hook_resid_post", (-2, -1))
+    probe, mean = (extract_vector(tiny, pairs, locus, method=method) for method in ("probe", "located"))
+    torch.testing.assert_close(probe.vector, mean.vector)
+
+
+def test_what_was_saved_in_the_home_folder_is_read_from_there(tiny: HookedTransformer, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    vector, pairs = hf_reference.steering_vector(), unequal_pairs()
+    vector.save("~/v.safetensors")
+    pairs.save("~/pairs.jsonl")
+    assert (tmp_path / "v.safetensors").is_file()
+    torch.testing.assert_close(SteeringVector.load("~/v.safetensors").vector, vector.vector)
+    assert star.load_pairs("~/pairs.jsonl") == pairs

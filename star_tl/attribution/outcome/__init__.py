@@ -34,7 +34,7 @@ from star_tl.errors import StarError, check_flag, check_kind, check_name, check_
 from star_tl.files import output_path
 from star_tl.generation.sampling import Reply, render_prompts
 from star_tl.generation.settings import Sampling
-from star_tl.models.backend import MODELS, Model, tokenizer_of
+from star_tl.models.backend import MODELS, Model, check_differentiable, tokenizer_of
 from star_tl.models.load import fingerprint
 from star_tl.models.size import free_memory
 from star_tl.steering.condition import Condition
@@ -46,6 +46,7 @@ MEMORY_SHARE = 0.7  # of the free memory: the most that the gradients take
 __all__ = ["Direction", "Estimate", "OutcomeMap", "Reward", "attribute_outcome"]
 
 
+@torch.inference_mode(False)  # a gradient is wanted wherever this is called
 def attribute_outcome(
     model: Model,
     prompts: Sequence[Prompt],
@@ -81,10 +82,12 @@ def attribute_outcome(
             that beyond the first step. It goes through autograd, which takes longer.
 
     Raises:
-        StarError: bad arguments, a reward that gives no finite number for a reply, ``out`` is another call's or cannot
-            be written to, or gradients of so many replies do not fit into memory.
+        StarError: bad arguments, a model that was loaded under ``torch.inference_mode()``, a reward that gives no
+            finite number for a reply, ``out`` is another call's or cannot be written to, or gradients of so many
+            replies do not fit into memory.
     """
     check_kind(model, MODELS, "a model that load_model returns")
+    check_differentiable(model)
     check_kind(sampling, Sampling, "a Sampling")
     check_flag(progress, "progress")
     seed = Condition(seed=seed).seed  # raises where it is none
@@ -98,8 +101,10 @@ def attribute_outcome(
     check_kind(under, Condition, "a Condition")
     if under.instruction is not None or under.positions in SPANS:
         raise StarError("attribute_outcome takes a vector and its positions in under, no instruction and no span.")
-    chats = tuple(distinct_prompts(prompts))
     check_sampling(sampling)
+    chats = distinct_prompts(prompts)
+    rendered = dict(zip(render_prompts(model, chats, sampling.max_new_tokens), chats, strict=True))
+    ids, chats = list(rendered), tuple(rendered.values())  # white space that a template trims makes no other prompt
     needed = len(chats) * (2 if len(chats) >= MANY_PROMPTS else 4)
     if n < needed:
         raise StarError(f"{n} replies are too few for {len(chats)} prompts: use at least {needed}, or fewer prompts.")
@@ -107,7 +112,6 @@ def attribute_outcome(
     if not needed <= first <= n:
         raise StarError(f"least is {first}: use {needed} to {n}.")
     points = _points(model, hook_points)
-    ids = render_prompts(model, chats, sampling.max_new_tokens)
     window = max(1, min(WINDOW, min(len(x) for x in ids) - 1))
     prompt = spread(n, len(chats))
     collector = _empty(model, points, window, n)

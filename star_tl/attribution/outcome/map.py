@@ -270,7 +270,8 @@ class OutcomeMap:
                 continue
             rival = max(rivals, key=lambda i: float(mine[i]))
             difference = adds[best, chosen[best]] - adds[rival, chosen[rival]]
-            if float(mine[best] - mine[rival]) < 2 * float(estimate.standard_error(difference, self.prompt)):
+            error = float(estimate.standard_error(difference, self.prompt))
+            if not 0 < 2 * error <= float(mine[best] - mine[rival]):  # no error at all: nothing was seen to differ
                 return False
         return True
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from star_tl.data.chat import Message, Prompt
-from star_tl.errors import StarError
+from star_tl.errors import StarError, quoted
 from star_tl.files import JsonObject
 from star_tl.generation.samples_file import how_computed, number_below, reply_of, reply_row, samples_file
 from star_tl.generation.sampling import Reply, in_batches
@@ -104,13 +104,21 @@ def rewards_of(
         StarError: another number of rewards than replies, or one that is no finite number.
     """
     if getattr(reward, "batched", False):
-        values = list(reward(list(prompts), list(texts)))
+        given = reward(list(prompts), list(texts))
+        if not isinstance(given, Iterable):
+            raise StarError(f"The reward gave {quoted(given)} for {len(texts)} replies: return one number for each.")
+        values = list(given)
     else:
         values = [reward(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
     if len(values) != len(texts):
         raise StarError(f"The reward gave {len(values)} numbers for {len(texts)} replies: return one for each.")
+    numbers = []
     for value, text in zip(values, texts, strict=True):
-        number = value.item() if hasattr(value, "item") else value
+        try:
+            number = value.item() if hasattr(value, "item") else value
+        except (ValueError, RuntimeError):  # several numbers
+            number = value
         if not isinstance(number, Real) or not math.isfinite(number):
-            raise StarError(f"The reward of the reply {text[:40]!r} is {number!r}: return a finite number.")
-    return torch.tensor([float(value) for value in values], dtype=torch.float64)
+            raise StarError(f"The reward of the reply {text[:40]!r} is {quoted(number)}: return a finite number.")
+        numbers.append(float(number))
+    return torch.tensor(numbers, dtype=torch.float64)

@@ -11,13 +11,15 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from star_tl.data.chat import stop_ids
+from star_tl.data.tokenizer import Tokenizer
 from star_tl.errors import StarError
 from star_tl.files import output_folder, replacing, save_tensors, unwritable
-from star_tl.models.checkpoint import LLAMA, architecture
+from star_tl.models.checkpoint import LLAMA, Checkpoint, architecture
 from star_tl.models.config import LlamaConfig
 from star_tl.models.hub import cached
 from star_tl.models.load import find_checkpoint
-from star_tl.models.weights import Stored
+from star_tl.models.weights import Stored, read_json
 from star_tl.vectors.export.request import Format, Request
 
 SHARD_BYTES = 4 << 30
@@ -37,17 +39,31 @@ def _write(request: Request, path: Path) -> None:
     biases = {name: torch.zeros(size) for name, size in _biases(cast(LlamaConfig, config), flag) if name not in stored}
     target = f"model.layers.{layer}.{module}.bias"
     biases[target] = (_read(stored[target]).float() if target in stored else biases[target]) + row
+    tokenizer = checkpoint.tokenizer()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _save(folder, stored, biases)
-        checkpoint.tokenizer().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     except OSError as error:
         raise unwritable(path, error) from None
-    source = getattr(checkpoint, "path", None) or cached(checkpoint.title)  # where the text ends may stand there only
-    if source and (generation := source / "generation_config.json").is_file():
-        (folder / generation.name).write_bytes(generation.read_bytes())
-    with replacing(folder / "config.json") as partial:
-        partial.write_text(json.dumps(config | {flag: True}, indent=2) + "\n")
+    named = {f"{part}_token_id": getattr(tokenizer, f"{part}_token_id") for part in ("bos", "eos", "pad")}
+    held = {key: value for key, value in config.items() if value is not None or key not in named}
+    for name, settings in (
+        ("generation_config.json", _generation(checkpoint, tokenizer)),
+        ("config.json", {key: value for key, value in named.items() if value is not None} | held | {flag: True}),
+    ):
+        with replacing(folder / name) as partial:
+            partial.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _generation(checkpoint: Checkpoint, tokenizer: Tokenizer) -> dict[str, object]:
+    """The generation config as it was, where there is one; where the text ends stands in it in any case."""
+    source = getattr(checkpoint, "path", None) or cached(checkpoint.title)
+    held = source / "generation_config.json" if source else None
+    settings = read_json(held) if held and held.is_file() else {}
+    ends = checkpoint.end_tokens()
+    known = stop_ids(tokenizer) + tuple(ends if isinstance(ends, list) else [] if ends is None else [ends])
+    return {"eos_token_id": sorted(set(known))} | settings
 
 
 def _place(request: Request) -> tuple[str, int]:
