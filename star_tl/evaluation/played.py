@@ -6,14 +6,15 @@ Both sides know who they are; only the assistant's is steered. Earlier turns are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from star_tl.data.chat import Message, Prompt, as_messages
+from star_tl.data.chat import Message, Prompt, as_messages, render
 from star_tl.data.pairs import Trait
 from star_tl.data.scenarios import Camp, Scenario
 from star_tl.data.tasks import Task
@@ -21,7 +22,7 @@ from star_tl.errors import StarError
 from star_tl.evaluation.ray_workers import RayWorkers
 from star_tl.evaluation.samples import sample_conditions
 from star_tl.generation.settings import Sampling
-from star_tl.models.backend import Model
+from star_tl.models.backend import Model, tokenizer_of
 from star_tl.stats import bootstrap_interval
 from star_tl.steering.condition import Condition
 
@@ -53,7 +54,7 @@ def play(
 
     Columns beside those of :func:`star_tl.evaluation.samples.sample_conditions`; ``drift`` is that of the turn, from
     the unsteered model on the same talk. The same seed gives the other side the same words as long as it hears the
-    same.
+    same. Of a talk that no longer fits the model's context a side hears the last turns.
 
     Args:
         model: plays both sides.
@@ -67,7 +68,7 @@ def play(
         workers: who write and score in place of ``model``.
 
     Raises:
-        StarError: no talks, turns below 1, or a talk that no longer fits the model's context.
+        StarError: no talks, turns below 1, or a single turn that does not fit the model's context.
     """
     if not talks or turns < 1:
         raise StarError("There are no talks, or fewer turns than 1: give at least one of each.")
@@ -77,15 +78,21 @@ def play(
         seed = condition.seed * 1000 + 2 * turn
         heard = [talk.said[turn] if turn < len(talk.said) else None for talk in talks]
         if None in heard:
-            asked = [_as_user(talk, past) for talk, past in zip(talks, said, strict=True)]
+            other = Condition(seed=seed)
+            asked = [
+                _recent(model, other, past, sampling, partial(_as_user, talk))
+                for talk, past in zip(talks, said, strict=True)
+            ]
             file = folder and folder / f"{turn:02d}-user.jsonl"
-            other = [Condition(seed=seed)]
-            spoken = sample_conditions(model, trait, asked, other, sampling, file, progress, workers).text
+            spoken = sample_conditions(model, trait, asked, [other], sampling, file, progress, workers).text
             heard = [given or words for given, words in zip(heard, spoken, strict=True)]
         heard = [words.strip() or "..." for words in heard if words is not None]
-        chats = [_as_assistant(*x) for x in zip(talks, said, heard, strict=True)]
-        file = folder and folder / f"{turn:02d}-assistant.jsonl"
         now = replace(condition, seed=seed + 1)
+        chats = [
+            _recent(model, now, past, sampling, partial(_as_assistant, talk, words))
+            for talk, past, words in zip(talks, said, heard, strict=True)
+        ]
+        file = folder and folder / f"{turn:02d}-assistant.jsonl"
         frame = sample_conditions(model, trait, chats, [now], sampling, file, progress, workers)
         frames.append(frame.assign(turn=turn + 1, user=heard, seed=condition.seed))
         for past, words, reply in zip(said, heard, frame.text, strict=True):
@@ -107,6 +114,21 @@ def talks_of(
     told = {side: f"You are {who}. {SHORT}" for side, who in task.roles.items()}
     opened = [[next(m["content"] for m in reversed(as_messages(p)) if m["role"] == "user")] for p in prompts]
     return [Talk(told["user"], told["assistant"], tuple(said)) for said in replay or opened]
+
+
+def _recent(
+    model: Model,
+    condition: Condition,
+    past: Sequence[tuple[str, str]],
+    sampling: Sampling,
+    chat: Callable[[Sequence[tuple[str, str]]], list[Message]],
+) -> list[Message]:
+    """The chat of the turns so far, without the oldest where all of them leave no room for a reply."""
+    for first in range(len(past)):
+        (asked,) = condition.prompted([chat(past[first:])])
+        if len(render(tokenizer_of(model), asked)) + sampling.max_new_tokens <= model.cfg.n_ctx:
+            return chat(past[first:])
+    return chat(())
 
 
 def by_turn(samples: pd.DataFrame) -> pd.DataFrame:
@@ -142,7 +164,7 @@ def _as_user(talk: Talk, past: Sequence[tuple[str, str]]) -> list[Message]:
     return chat
 
 
-def _as_assistant(talk: Talk, past: Sequence[tuple[str, str]], heard: str) -> list[Message]:
+def _as_assistant(talk: Talk, heard: str, past: Sequence[tuple[str, str]]) -> list[Message]:
     chat: list[Message] = [{"role": "system", "content": talk.assistant}]
     for theirs, mine in past:
         chat += [{"role": "user", "content": theirs}, {"role": "assistant", "content": mine}]

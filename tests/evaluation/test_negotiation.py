@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 import star_tl as star
+from star_tl.data.chat import render
 from star_tl.data.scenarios import Scenario, load_scenarios, scenario_of
 from star_tl.errors import StarError
+from star_tl.evaluation import played
 from star_tl.evaluation.negotiation import outcome, outcomes, prices
 from star_tl.evaluation.played import Talk, play, texts_of
 from star_tl.locus import Locus
@@ -128,3 +130,29 @@ def test_a_played_talk_goes_on_where_it_was_stopped(tiny, tmp_path) -> None:
     play(tiny, trait, talks, Condition(), 1, sampling, tmp_path / "b", progress=False)
     again = play(tiny, trait, talks, Condition(), 3, sampling, tmp_path / "b", progress=False)
     assert again.equals(whole)
+
+
+def test_of_a_talk_that_no_longer_fits_the_last_turns_are_heard(tiny, monkeypatch) -> None:
+    said = tuple(f"{n} " + "what a long day that was " * 4 for n in range(12))
+    trait, sampling = star.load_pairs("politeness").trait, star.Sampling(max_new_tokens=20)
+    heard: list[list[dict[str, str]]] = []
+    sample = played.sample_conditions
+
+    def listening(model, trait, prompts, *rest, **more):
+        heard.extend(prompts)
+        return sample(model, trait, prompts, *rest, **more)
+
+    monkeypatch.setattr(played, "sample_conditions", listening)
+    told = Condition("primed", instruction="Be very polite to everybody, whatever they say.")
+    talk = play(tiny, trait, [Talk("A.", "You are B.", said)], told, 12, sampling, progress=False)
+    assert talk.turn.tolist() == list(range(1, 13))
+    whole = [{"role": "system", "content": "You are B."}]
+    for row, chat in zip(talk.itertuples(), heard, strict=True):
+        whole.append({"role": "user", "content": row.user})
+        assert chat == [whole[0], *whole[len(whole) - len(chat) + 1 :]], "another talk than the last turns of this one"
+        (asked,) = told.prompted([chat])
+        assert len(render(tiny.tokenizer, asked)) + 20 <= tiny.cfg.n_ctx
+        more = told.prompted([[whole[0], *whole[len(whole) - len(chat) - 1 :]]])[0]
+        assert len(chat) == len(whole) or len(render(tiny.tokenizer, more)) + 20 > tiny.cfg.n_ctx, "one more fits"
+        whole.append({"role": "assistant", "content": row.text.strip() or "..."})
+    assert len(heard[-1]) < len(whole) - 1, "all of it fits: nothing was tested"

@@ -811,3 +811,23 @@ def test_a_gpu_too_small_points_to_the_processor(tmp_path: Path, monkeypatch: py
 def test_the_known_shapes_have_the_parameters_that_their_names_say(name: str) -> None:
     published = {"1B": 1_235_814_400, "3B": 3_212_749_824, "8B": 8_030_261_248, "70B": 70_553_706_496}
     assert sizes.llama_size(sizes.SHAPES[name]).parameters == published[name.split("-")[-2]]
+
+
+def test_a_template_that_writes_todays_date_is_said_once_with_its_remedy(write_llama) -> None:
+    folder = write_llama()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    dated = "{%- if not date_string is defined %}{%- set date_string = strftime_now('%d %b %Y') %}{%- endif %}"
+    tokenizer.chat_template = dated + "{{ date_string }}" + tokenizer.chat_template
+    tokenizer.save_pretrained(folder)
+    with pytest.warns(UserWarning, match=r"^This chat template writes today's date [^\n]+date_string[^\n]+$"):
+        star.load_model(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        star.load_model(folder, template_args={"date_string": "26 Jul 2024"})
+
+
+def test_the_demo_model_is_found_by_a_path_of_its_name_too(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert loading.find_checkpoint(Path("demo")) == loading.find_checkpoint("demo")
+    (tmp_path / "demo").mkdir()
+    assert loading.find_checkpoint(Path("demo")) != loading.find_checkpoint("demo")
