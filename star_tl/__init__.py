@@ -13,9 +13,18 @@ Names are imported when they are first used, so that ``import star_tl`` costs no
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from star_tl.version import __version__ as __version__
+
+# What torch's libraries read when they are loaded. Turns that an OpenMP thread spins before it sleeps: GNU's 300,000
+# keep a busy machine's core from the thread that is waited for, and a product takes many times as long.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+# Products that oneDNN keeps prepared, each of one length: its 1,024 take hundreds of megabytes for lengths that do not
+# come again, and one is prepared in a tenth of a millisecond.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
 
 if TYPE_CHECKING:
     from star_tl.attribution import AttributionMap as AttributionMap
