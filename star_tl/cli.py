@@ -352,6 +352,8 @@ def generate(
     questions: list[Prompt] = [*(prompt or []), *(_prompts(prompts, mode, limit) or [])]
     if not questions:
         raise StarError("There are no prompts: give --prompt TEXT or --prompts FILE.")
+    if vector is None and (positions is not None or strength != 1.0):
+        raise StarError("--strength and --positions belong to --vector: name that too, or leave them out.")
     from star_tl.generation.sampling import sample
     from star_tl.vectors import SteeringVector
 
@@ -419,7 +421,7 @@ def sweep(
     from star_tl.evaluation.sweep import compare
 
     loaded = _load(model, dtype, device, backend, first_n_layers)
-    chosen = _numbers(layers) if layers else range(loaded.cfg.n_layers)
+    chosen = _numbers(layers, "Layers") if layers else range(loaded.cfg.n_layers)
     folder = out or Path("runs") / f"sweep-{pairs.trait.name}"
     with _workers(loaded, ray, workers) as replicas:
         found = compare(
@@ -495,7 +497,7 @@ def evaluate(
         Path | None, typer.Option("--lexicon", help="NRC's list of words, for joy and trust; NRCLex's if installed.")
     ] = None,
     export_human: Annotated[
-        Path | None, typer.Option("--export-human", help="Folder for a blinded A/B form of located and other replies.")
+        Path | None, typer.Option("--export-human", help="Folder for a blinded A/B form of chosen and other replies.")
     ] = None,
     import_human: Annotated[
         list[Path] | None, typer.Option("--import-human", help="CSV that the form saved, once for each rater.")
@@ -542,12 +544,21 @@ def evaluate(
     questions = _prompts(data, mode, limit) or [] if data is not None else pairs.heldout.prompts[:limit]
     from star_tl.evaluation.human import human_tables
     from star_tl.evaluation.llm_judge import LLMJudge
-    from star_tl.trial import FOLDER
+    from star_tl.files import output_folder, regular_file
+    from star_tl.trial import FOLDER, check_asked
     from star_tl.trial import evaluate as walk
     from star_tl.vectors import SteeringVector
 
     folder = FOLDER.check(out or Path("runs") / f"evaluate-{chosen.name}")
+    # All that can be wrong is looked at before minutes go into a choice.
+    scenarios = load_scenarios(items, len(questions)) if items is not None else None
+    talks = load_turns(data, turns, len(questions)) if replay and data is not None else None
+    for ratings in import_human or ():
+        regular_file(ratings, "file of ratings")
+    if export_human is not None:
+        output_folder(export_human)
     loaded = _load(model, dtype, device, backend, first_n_layers)
+    check_asked(loaded, chosen, questions, sampling, drift, turns, scenarios, talks, lexicon)
     own: Condition | None = None
     with _workers(loaded, ray, workers) as replicas:
         if vector is not None:
@@ -565,8 +576,8 @@ def evaluate(
             drift=drift,
             seeds=range(seeds),
             turns=turns,
-            scenarios=load_scenarios(items, len(questions)) if items is not None else None,
-            replay=load_turns(data, turns, len(questions)) if replay and data is not None else None,
+            scenarios=scenarios,
+            replay=talks,
             llm=LLMJudge(pairs.trait, llm_url, llm_model) if llm_url and llm_model else None,
             lexicon=lexicon,
             side_effects=side_effects,
@@ -791,11 +802,12 @@ def _check_file(path: Path, overwrite: bool) -> None:
     check_writable(path)
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def _numbers(text: str, what: str = "Positions") -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise StarError(f"Positions {text!r} are not numbers: write them as -2,-1.") from None
+        example = "-2,-1" if what == "Positions" else "4,5"
+        raise StarError(f"{what} {text!r} are not numbers: write them as {example}.") from None
 
 
 _COLUMNS = {
@@ -820,8 +832,10 @@ def _show(result: RunResult) -> None:
     choice = result.attribution.choose_layer()
     trait, model, said = (escape(str(x)) for x in (result.trait, result.model, choice.describe()))
     found = f"drift buys most at layer [bold]{choice.layer}[/] ({said})" if choice.singled_out else said
-    locus = escape(result.settings.get("locus", str(result.vector.locus)))
-    console.print(f"\n[bold]{trait}[/] on {model}: {found}; locus {locus}")
+    place = ""
+    if result.intervention is None:  # else real replies have chosen another, which the next line names
+        place = f"; locus {escape(result.settings.get('locus', str(result.vector.locus)))}"
+    console.print(f"\n[bold]{trait}[/] on {model}: {found}{place}")
     if result.intervention is not None:
         console.print(f"Chosen by real replies: [bold]{escape(result.intervention.describe())}[/].")
     if result.attribution.caution:

@@ -87,7 +87,9 @@ def parse_json(text: str, where: str, remedy: str, line: int | None = None) -> A
         return json.loads(text)
     except json.JSONDecodeError as error:
         place = where if line is None else f"{where}, line {line + error.lineno - 1}"
-        raise StarError(f"{place}: not valid JSON ({error.msg} at column {error.colno}): {remedy}.") from None
+        raise StarError(
+            f"{place}: not valid JSON ({error.msg.removesuffix(' at')} at column {error.colno}): {remedy}."
+        ) from None
     except (RecursionError, ValueError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else "a number has too many digits"
         place = where if line is None else f"{where}, line {line}"

@@ -115,34 +115,20 @@ def evaluate(
     Raises:
         StarError: bad arguments, or ``out`` holds another evaluation.
     """
-    check_kind(model, MODELS, "a model that load_model returns")
     check_kind(chosen, (Condition, NoneType), "an intervention of one's own as a Condition")
     check_kind(llm, (LLMJudge, NoneType), "an LLMJudge")
-    check_kind(lexicon, (str, Path, NoneType), "the path of a lexicon")
     check_kind(workers, (RayWorkers, NoneType), "RayWorkers")
     for name, flag in (("side_effects", side_effects), ("progress", progress)):
         check_flag(flag, name)
     settings, seeds = settled(sampling, options), listed(seeds, "seeds")
-    check_whole(turns, "turns", least=0)
-    if replay is not None:
-        check_kind(replay, (list, tuple), "replay as a list of talks")
-        if any(not isinstance(said, (list, tuple)) or len(said) < turns for said in replay):
-            raise StarError(f"A talk to replay has fewer than {turns} turns of the other side: leave it out.")
-    if drift is not None:
-        remedy = "give what steering may cost in nats a token, above 0"
-        check_number(drift, "drift", lambda x: math.isfinite(x) and x > 0, remedy)
     task = task if isinstance(task, Task) else load_task(task)
+    asked = check_asked(model, task, prompts, settings, drift, turns, scenarios, replay, lexicon)
     for trait in task.judges:
         load_judge(trait, "ngrams")  # raises where there is none
     if not (task.judges or llm or "markers" in task.measures):
         raise StarError(f"Task {task.name!r} measures nothing of its trait: give it markers or a judge.")
     pairs, words = load_pairs(task.trait), load_lexicon(lexicon)
-    asked = distinct_prompts(prompts if prompts is not None else pairs.heldout.prompts)
     ids = render_prompts(model, asked, settings.max_new_tokens)
-    if scenarios is not None:
-        check_kind(scenarios, (list, tuple), "scenarios as load_scenarios returns them")
-        for scenario in scenarios:
-            check_kind(scenario, (Scenario, Camp), "scenarios as load_scenarios returns them")
     items: Sequence[Scenario] | Sequence[Camp] = ()
     if task.outcomes and not replay:
         items = scenarios if scenarios is not None else load_scenarios(limit=len(asked))
@@ -170,7 +156,7 @@ def evaluate(
         matrix = harm = None
         if side_effects:
             located = next(c for c in conditions if c.name == LOCATED)
-            matrix = _matrix(model, pairs, asked, located, found, samples, settings, folder, progress, workers)
+            matrix = _matrix(model, pairs, asked, located, found, samples, seeds, settings, folder, progress, workers)
             harm = damage(model, some, settings, folder and folder / FOLDER.parts / "refusals.jsonl", progress, workers)
         talked = ended = None
         if turns:
@@ -193,8 +179,10 @@ def evaluate(
             outcomes=ended,
             prompts=tuple(asked),
             settings={
-                "drift": f"{found:.3f} nats per token, that of priming" if drift is None else f"{found:g}",
-                "located": str(next(c for c in conditions if c.name == LOCATED).vector),
+                "drift": f"{found:.3f} nats per token, that of priming on the practice contexts"
+                if drift is None
+                else f"{found:g} nats per token on the practice contexts",
+                **{c.name: _described(c) for c in conditions if c.name in (CHOSEN, LOCATED)},
                 "layer": attr.choose_layer().describe(),
                 "prompts": f"{len(asked)}, seeds {', '.join(map(str, seeds))}",
                 "sampling": settings.describe(),
@@ -208,6 +196,47 @@ def evaluate(
         if folder is not None:
             _write(folder, result)
         return result
+
+
+def check_asked(
+    model: Model,
+    task: Task,
+    prompts: Sequence[Prompt] | None,
+    sampling: Sampling,
+    drift: float | None,
+    turns: int,
+    scenarios: Sequence[Scenario] | Sequence[Camp] | None,
+    replay: Sequence[Sequence[str]] | None,
+    lexicon: str | Path | None,
+) -> list[tuple[dict[str, str], ...]]:
+    """The prompts that are replied to.
+
+    Raises:
+        StarError: what :func:`evaluate` would raise for these arguments, before anything is computed.
+    """
+    check_kind(model, MODELS, "a model that load_model returns")
+    check_kind(lexicon, (str, Path, NoneType), "the path of a lexicon")
+    check_whole(turns, "turns", least=0)
+    if replay is not None:
+        check_kind(replay, (list, tuple), "replay as a list of talks")
+        if any(not isinstance(said, (list, tuple)) or len(said) < turns for said in replay):
+            raise StarError(f"A talk to replay has fewer than {turns} turns of the other side: leave it out.")
+    if drift is not None:
+        remedy = "give what steering may cost in nats a token, above 0"
+        check_number(drift, "drift", lambda x: math.isfinite(x) and x > 0, remedy)
+    if scenarios is not None:
+        check_kind(scenarios, (list, tuple), "scenarios as load_scenarios returns them")
+        for scenario in scenarios:
+            check_kind(scenario, (Scenario, Camp), "scenarios as load_scenarios returns them")
+    load_lexicon(lexicon)
+    asked = distinct_prompts(prompts if prompts is not None else load_pairs(task.trait).heldout.prompts)
+    render_prompts(model, asked, sampling.max_new_tokens)
+    return asked
+
+
+def _described(condition: Condition) -> str:
+    at = "" if condition.positions is None else f", added at {condition.positions}"
+    return f"{condition.vector}{at}, strength {condition.strength:.3g}"
 
 
 def _at_equal_drift(
@@ -289,12 +318,13 @@ def _matrix(
     located: Condition,
     drift: float,
     samples: pd.DataFrame,
+    seeds: Sequence[int],
     sampling: Sampling,
     folder: Path | None,
     progress: bool,
     workers: RayWorkers | None,
 ) -> pd.DataFrame:
-    """Every trait's vector at this task's place, brought to the same drift."""
+    """Every trait's vector at this task's place, brought to the same drift; with the first seed."""
     assert located.vector is not None
     others = [name for name in TRAITS if name != pairs.trait.name]
     loaded = {name: load_pairs(name) for name in others}
@@ -306,11 +336,12 @@ def _matrix(
     ways = at_drift(
         model, pairs.trait, _seeded(ways), drift, practice, sampling, PRACTICE_POINTS, kept, progress, workers
     )
-    ways, file = [replace(way, seed=0) for way in ways], kept and kept / "arms.jsonl"
+    ways, file = [replace(way, seed=seeds[0]) for way in ways], kept and kept / "arms.jsonl"
     frame = sample_conditions(model, pairs.trait, prompts, ways, sampling, file, progress, workers)
     texts = {name: frame[frame.arm == name].text.tolist() for name in others}
-    texts[pairs.trait.name] = samples[samples.arm == LOCATED].text.tolist()
-    return trait_matrix({name: texts[name] for name in sorted(texts)}, samples[samples.arm == UNSTEERED].text.tolist())
+    same = samples[samples.seed == seeds[0]]
+    texts[pairs.trait.name] = same[same.arm == LOCATED].text.tolist()
+    return trait_matrix({name: texts[name] for name in sorted(texts)}, same[same.arm == UNSTEERED].text.tolist())
 
 
 def _talks(

@@ -164,6 +164,9 @@ BAD = {
     "unknown estimator": (["run", "--method", "apt"], "atp"),
     "unknown vector method": (["run", "--vector-method", "locatd"], "located"),
     "a drift on the quick road": (["run", "--quick", "--drift", "0.5"], "quick road"),
+    "layers are words": (["sweep", "--layers", "a,b"], "Layers 'a,b' are not numbers: write them as 4,5"),
+    "positions without a vector": (["generate", "--prompt", "Hi", "--positions", "generated"], "--vector"),
+    "a strength without a vector": (["generate", "--prompt", "Hi", "--strength", "3"], "--vector"),
     "positions with a blank between": (["sweep", "--positions", "all, generatd"], "Unknown positions 'generatd'"),
     "long prompt": (["generate", "--prompt", "word " * 3000], "context"),
 }

@@ -209,3 +209,51 @@ def test_a_folder_of_another_kind_is_refused_before_a_model_is_loaded(tmp_path: 
     assert result.exit_code == 2
     assert "holds another run" in result.output
     assert [p.name for p in tmp_path.iterdir()] == ["effects.csv"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--drift", "0"], "drift is 0"),
+        (["--max-new-tokens", "100000"], "context"),
+        (["--turns", "-1"], "turns is -1"),
+        (["--turns", "2", "--items", "nope.json"], "nope.json"),
+        (["--lexicon", "nope.txt"], "nope.txt"),
+        (["--import-human", "nope.csv"], "No file of ratings at nope.csv"),
+        (["--export-human", "held.txt"], "held.txt"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_before_anything_is_chosen(
+    given: list[str], said: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "held.txt").write_text("held")
+    monkeypatch.setattr("star_tl.evaluation.intervention.choose_intervention", None)
+    whole = ["evaluate", "--task", "negotiation_politeness", "--model", str(tiny_folder), "--limit", "2", *given]
+    result = CliRunner().invoke(app, [*whole, "--out", "out"])
+    assert result.exit_code == 2, result.output
+    assert said in result.output
+    assert [p.name for p in tmp_path.iterdir()] == ["held.txt"]
+
+
+def test_an_evaluation_says_what_was_added_and_how_strongly(folder, tiny, prompts, tmp_path: Path) -> None:
+    vector = star.extract_vector(tiny, star.load_pairs("gratitude"), star.Locus("blocks.0.hook_resid_post"))
+    own = star.Condition("x", vector, positions="generated")
+    options = OPTIONS | {"side_effects": False}
+    result = star.evaluate(tiny, "negotiation_politeness", prompts[:2], tmp_path, chosen=own, **options)
+    strength = result.table.query("condition == 'chosen'").strength.iloc[0]
+    assert result.settings["chosen"] == f"{vector}, added at generated, strength {strength:.3g}"
+    for name in ("tables.md", "report.html"):
+        assert "added at generated, strength" in (tmp_path / name).read_text(encoding="utf-8")
+    assert "strength" in result.tables()["markers"].columns
+
+
+def test_other_traits_are_compared_with_replies_of_the_same_seed(tiny, prompts, monkeypatch) -> None:
+    kept: list[tuple[dict[str, Sequence[str]], Sequence[str]]] = []
+    monkeypatch.setattr("star_tl.trial.trait_matrix", lambda *given: kept.append(given) or pd.DataFrame())
+    result = star.evaluate(tiny, "negotiation_politeness", prompts[:2], seeds=(5, 6), **OPTIONS)
+    ((texts, unsteered),) = kept
+    first = result.samples[result.samples.seed == 5]
+    assert unsteered == first[first.arm == "unsteered"].text.tolist()
+    assert texts["politeness"] == first[first.arm == "located"].text.tolist()
+    assert {len(own) for own in texts.values()} == {2}

@@ -104,7 +104,8 @@ class Verification:
     def __repr__(self) -> str:
         table = self.by_region()
         said = [
-            f"{row.region} Pearson {row.pearson:.3f}, Spearman {row.spearman:.3f}, of the top {TOP} {row.top:.3f}"
+            f"{row.region} Pearson {row.pearson:.3f}, Spearman {row.spearman:.3f}, "
+            f"of the top {min(TOP, row.places)} {row.top:.3f}"
             for row in table[table.hook_point == "all"].itertuples()
         ]
         whole = self.completeness

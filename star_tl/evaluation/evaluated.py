@@ -26,9 +26,29 @@ SHOWN = (
     ("p_holm", "p (Holm)", "{:.3f}"),
     ("worse", "prompts worse", "{:.0%}"),
     ("detectable", "detectable", "{:.2f}"),
+    ("strength", "strength", "{:.3g}"),
     ("drift", "drift", "{:.3f}"),
     ("coherent", "coherent", "{:.0%}"),
 )
+NOTES = {
+    "difference": "To unsteered replies (or to the condition that the table names), paired by prompt, with its 95 % "
+    "bootstrap interval over prompts.",
+    "*": "In the overview: p is below 0.05 after Holm's correction over the conditions of that measure.",
+    "d": "Mean difference over its standard deviation between prompts (Cohen's d_z).",
+    "p (Holm)": "Of a permutation test of the prompts' signs, corrected over the conditions of the measure.",
+    "prompts worse": "Share of prompts that the condition lowers.",
+    "detectable": "The difference that so many prompts would show in four of five tries.",
+    "drift": "KL divergence from the unsteered model, nats per token. Vectors are aimed at one drift on practice "
+    "contexts; what they came to on these prompts stands in the table.",
+    "coherent": "Share of replies that the unsteered model finds no less probable than the 2 % quantile of its own.",
+    "markers": "Share of replies that are coherent and hold a marker of the trait. In the table of all traits: with a "
+    "marker, coherent or not.",
+    "separability, agreement": "Distance of the activations under the two instructions in units of their spread (d'), "
+    "and the mean cosine of each pair's difference with the mean of the others'.",
+    "facts, refused": "Share of two-way questions answered rightly (chance is half), and of requests that should be "
+    "refused and are.",
+    "–": "Nothing to be measured: no judge was trained for it, say.",
+}
 _TEX = str.maketrans({c: rf"\{c}" for c in "&%_#$"} | {"×": r"$\times$", "−": "--", "–": "--"})
 
 
@@ -68,6 +88,7 @@ class Evaluation:
         """Every table, with the settings under which it was measured."""
         parts = [f"# {self.task.name} on {self.model}", "\n".join(f"- {k}: {v}" for k, v in self.settings.items())]
         parts += [f"## {_heading(name)}\n\n{_markdown(table)}" for name, table in self.tables().items()]
+        parts.append("## How to read this\n\n" + "\n".join(f"- **{name}**: {words}" for name, words in NOTES.items()))
         return "\n\n".join(parts) + "\n"
 
     def to_latex(self) -> str:
@@ -91,7 +112,7 @@ class Evaluation:
             "outcomes": self.outcomes,
         }
         return found | {
-            name: table.map(lambda x: f"{x:.2f}" if isinstance(x, float) else str(x))
+            name: table.map(lambda x: str(x) if not isinstance(x, float) else f"{x:.2f}" if x == x else "–")
             for name, table in others.items()
             if table is not None and len(table)
         }

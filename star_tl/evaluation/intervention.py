@@ -109,6 +109,11 @@ class InterventionChoice:
         """Whether a measure that the reward did not see rose too, its 95 % interval above 0; None without any."""
         return any(row["low"] > 0 for row in self.unseen.values()) if self.unseen else None
 
+    @property
+    def earned(self) -> bool:
+        """Whether any reply was rewarded, without which replies have chosen nothing."""
+        return bool((self.table.reward > 0).any()) or self.decided_by != self.reward
+
     def describe(self) -> str:
         """What was chosen, and what it brought, in a few plain words."""
         best = self.table.iloc[0]
@@ -117,6 +122,8 @@ class InterventionChoice:
             f"reward ({self.reward}) {self.unsteered.reward:.2f} → {best.reward:.2f} at {best.drift:.2f} nat a token "
             f"(ranked {best['rank']:.0f} of {len(self.candidates)})"
         )
+        if not self.earned:
+            words += "; no reply earned any reward: the place is what attribution foretells"
         if self.decided_by != self.reward:
             named = f"{self.decided_by} {self.unsteered[self.decided_by]:.2f} → {best[self.decided_by]:.2f}"
             words += f"; nothing within the drift raised the reward: chosen by {named}"
@@ -256,7 +263,9 @@ def choose_intervention(
     ]
     table = pd.DataFrame(rows).set_index("arm").loc[_best_first(order, rounds, paid)].reset_index()
     predicted = {i: c.gain.value for i, c in enumerate(chosen) if c.gain}
-    agreement = stats.spearmanr(list(predicted.values()), [first[i] for i in predicted]).statistic
+    foretold, came = list(predicted.values()), [first[i] for i in predicted]
+    varied = len(set(foretold)) > 1 and len(set(came)) > 1
+    agreement = stats.spearmanr(foretold, came).statistic if varied else math.nan
     winner = order[0]
     return InterventionChoice(
         condition=replace(ready[winner], name="chosen", seed=0),

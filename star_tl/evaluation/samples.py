@@ -21,7 +21,7 @@ from star_tl.evaluation.ray_workers import RayWorkers
 from star_tl.evaluation.scores import score, score_table, write_measured
 from star_tl.files import JsonObject
 from star_tl.generation.samples_file import SamplesFile, how_computed, number_below, reply_of, reply_row, samples_file
-from star_tl.generation.sampling import Reply, batch_order, render_prompts, rows_at_once
+from star_tl.generation.sampling import Reply, batch_order, render_prompts, rows_at_once, warn_unreached
 from star_tl.generation.settings import Sampling
 from star_tl.models.backend import Model, tokenizer_of
 from star_tl.models.load import fingerprint
@@ -69,6 +69,7 @@ def sample_conditions(
     prompts = as_prompts(prompts)
     asked = [condition.prompted(prompts) for condition in conditions]
     ids = [render_prompts(model, chats, sampling.max_new_tokens) for chats in asked]
+    warn_unreached(conditions, [prompt for own in ids for prompt in own], sampling)
     call = describe(model, ids, conditions, sampling)
     scored_for = hashlib.sha256(repr((trait.name, trait.markers)).encode()).hexdigest()[:16]
     with samples_file(out, call) as file:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from types import NoneType
@@ -26,7 +27,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from typing_extensions import Unpack
 
-from star_tl.data.chat import Prompt, as_prompts, render, stop_ids
+from star_tl.data.chat import SPANS, Prompt, as_prompts, render, stop_ids
 from star_tl.data.tokenizer import Tokenizer
 from star_tl.errors import StarError, check_flag, check_kind
 from star_tl.generation.decoding import Pass, begin
@@ -39,6 +40,7 @@ from star_tl.models.memory import fitting_batches, free_beside
 from star_tl.models.position import acts_on, reach
 from star_tl.models.threads import one_row_in_one_thread
 from star_tl.steering.condition import Condition
+from star_tl.steering.hooks import acting_at
 
 CACHE_SHARE = 0.25  # of the free memory: the most that the KV cache of a batch takes, with what tokens are chosen from
 PIECE = 256  # words whose probabilities are summed up first
@@ -96,6 +98,8 @@ def generate(
     check_flag(progress, "progress")
     hooks, asked, seed = _meant(model, prompts, hooks, condition, seed)
     rendered = render_prompts(model, asked, settings.max_new_tokens)
+    if condition is not None:
+        warn_unreached([condition], rendered, settings)
     replies: list[Reply | None] = [None] * len(rendered)
 
     def hooks_of(rows: list[int]) -> Sequence[NamedHook]:
@@ -140,10 +144,31 @@ def stream(
     prompts = as_prompts(prompts)
     settings = replace(settled(sampling, options), batch_size=len(prompts))
     hooks, asked, seed = _meant(model, prompts, hooks, condition, seed)
+    rendered = render_prompts(model, asked, settings.max_new_tokens)
     if condition is not None:
         hooks = condition.hooks(tokenizer_of(model), prompts)
-    rendered = render_prompts(model, asked, settings.max_new_tokens)
+        warn_unreached([condition], rendered, settings)
     return _written(model, rendered, [seed] * len(rendered), hooks, settings)
+
+
+def warn_unreached(
+    conditions: Sequence[Condition], prompts: Sequence[tuple[int, ...]], options: Sampling, stacklevel: int = 3
+) -> None:
+    """Warn where a condition names positions that none of these prompts has, nor any reply to them."""
+    longest = max(map(len, prompts))
+    for condition in conditions:
+        if condition.positions in SPANS:
+            continue
+        acting = [acting_at(vector.locus, condition.positions) for vector in condition.vectors]
+        numbers = sorted({p for at in acting if not isinstance(at, str) for p in at})
+        named = bool(numbers) and not any(isinstance(at, str) for at in acting)
+        if named and not any(-longest <= p < options.max_new_tokens for p in numbers):
+            warnings.warn(
+                f"No prompt has the positions {', '.join(map(str, numbers))}, the longest has {longest} tokens, and a "
+                f"reply at most {options.max_new_tokens}: nothing is added.",
+                stacklevel=stacklevel,
+            )
+            return
 
 
 def _meant(

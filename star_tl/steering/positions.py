@@ -15,6 +15,7 @@ from typing import SupportsIndex, cast
 
 import torch
 
+from star_tl.data.chat import SPANS
 from star_tl.errors import StarError, quoted
 
 SCHEDULES = ("locus", "prompt", "last_prompt", "generated", "all")
@@ -106,8 +107,8 @@ def schedule(positions: str | Sequence[int]) -> Schedule:
             return Schedule(positions, -1, None, Decay(n))
         bounds = {"prompt": (None, 0), "last_prompt": (-1, 0), "generated": (-1, None), "all": (None, None)}
         if positions not in bounds:
-            names = ", ".join(SCHEDULES + COUNTED)
-            raise StarError(f"Unknown positions {positions!r}: use one of {names} or a list of numbers.")
+            names = ", ".join((*SCHEDULES, *COUNTED, *SPANS))
+            raise StarError(f"Unknown positions {positions!r}: use one of {names}, or a list of numbers.")
         return Schedule(positions, *bounds[positions])
     numbers = whole_numbers(positions)
     return Schedule(str(list(numbers)), min(numbers), max(numbers) + 1, rows={p: row for row, p in enumerate(numbers)})

@@ -31,7 +31,7 @@ header, nav, main, footer { max-width: 62rem; margin: 0 auto; padding: 0 1.25rem
 header { padding-top: 2.5rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .25rem; }
 h2 { font-size: 1.35rem; margin: 3rem 0 .5rem; padding-top: .75rem; border-top: 1px solid var(--line); }
-h3 { font-size: 1rem; margin: 0 0 .4rem; }
+h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; } article h3 { margin-top: 0; }
 h4 { font-size: .85rem; margin: 0 0 .3rem; color: var(--soft); font-weight: 600; }
 .finding { font-size: 1.15rem; max-width: 48rem; }
 .soft, figcaption { color: var(--soft); font-size: .9rem; max-width: 48rem; }
@@ -39,11 +39,15 @@ a { color: var(--link); }
 nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; list-style: none; padding: 0; margin: 1rem 0 0; }
 .skip { position: absolute; left: -99rem; } .skip:focus { left: 1rem; top: .5rem; background: var(--paper); }
 :focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; background: linear-gradient(to right, var(--paper) 40%, transparent) left / 3rem 100%
+  no-repeat local, linear-gradient(to left, var(--paper) 40%, transparent) right / 3rem 100% no-repeat local,
+  linear-gradient(to right, var(--line), transparent) left / .9rem 100% no-repeat scroll,
+  linear-gradient(to left, var(--line), transparent) right / .9rem 100% no-repeat scroll; }
 figure { margin: 1.25rem 0 2rem; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { padding: .4rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
-th { font-weight: 600; } thead th { vertical-align: bottom; } th:first-child, .settings td { text-align: left; }
+th { font-weight: 600; } thead th { vertical-align: bottom; }
+th:first-child, td:first-child, .settings td { text-align: left; }
 td { white-space: nowrap; } .settings td { white-space: normal; overflow-wrap: anywhere; }
 .range { display: block; color: var(--soft); font-size: .92em; }
 .settings { width: auto; }

@@ -21,7 +21,8 @@ padding: 1.5rem; } fieldset { border: 1px solid #8886; border-radius: .5rem; mar
 .replies { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); }
 .text { background: #8881; border-radius: .4rem; padding: .7rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 .turn { border-left: 3px solid #8888; margin: .4rem 0; padding-left: .7rem; white-space: pre-wrap; }
-label { margin-right: 1.2rem; } .bar { background: Canvas; border-top: 1px solid #8886; bottom: 0; padding: .7rem 0;
+label { margin-right: 1.2rem; white-space: nowrap; } .answers { display: block; }
+.bar { background: Canvas; border-top: 1px solid #8886; bottom: 0; padding: .7rem 0;
 position: sticky; } button { font: inherit; padding: .4rem 1rem; } legend { font-weight: 600; }
 """
 JS = """
@@ -40,12 +41,12 @@ for (const item of data.items) {
     const text = make("div", item[side], "text"); text.dir = "auto"; part.append(text); replies.append(part); }
   box.append(replies);
   for (const [name, question] of data.questions) {
-    const row = make("p", `${question} `);
+    const row = make("p", question), answers = make("span", "", "answers"); row.append(answers);
     row.setAttribute("role", "radiogroup"); row.setAttribute("aria-label", question);
     for (const answer of ["A", "B", "same"]) {
       const label = make("label"), radio = make("input");
       radio.type = "radio"; radio.name = `${name}-${item.item}`; radio.value = answer;
-      label.append(radio, ` ${answer}`); row.append(label); }
+      label.append(radio, ` ${answer}`); answers.append(label); }
     box.append(row); }
   list.append(box); }
 const chosen = name => document.querySelector(`input[name="${name}"]:checked`)?.value ?? "";

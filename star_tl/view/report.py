@@ -28,7 +28,7 @@ from star_tl.view.plots import (
     plot_tokens,
 )
 from star_tl.view.report_tables import FLUENCY, JUDGED, RESULTS, TRIED, number, table_of
-from star_tl.view.report_words import READING, finding, in_short
+from star_tl.view.report_words import finding, in_short, reading
 
 if TYPE_CHECKING:
     import pandas
@@ -84,9 +84,9 @@ def write_sweep(path: str | Path, found: Comparison, model: str, settings: Seque
                 figure("places-figure", plot_comparison(found), "Each cell: rate of replies, and drift below it.")
                 + (figure("loci-figure", plot_loci(found), "The same as curves.") if _few_places(steered) else ""),
             ),
-            "table": ("All ways to steer", scroll("All ways to steer", table_of(rows, columns))),
+            "table": ("All ways to steer", scroll("All ways to steer", table_of(rows, columns, html.escape))),
             "settings": ("Settings", f"<ul>{lines}</ul>"),
-            "reading": ("How to read this", READING),
+            "reading": ("How to read this", reading(())),
         },
         footer="Written by star_tl. This file needs no network.",
     )
@@ -120,7 +120,7 @@ def _page(result: RunResult) -> str:
             "where": ("Where the trait is carried", _where(result)),
             "dose": ("Dose–response", _dose(result)),
             "settings": ("Settings", _settings(result)),
-            "reading": ("How to read this", READING),
+            "reading": ("How to read this", reading(set(result.summary.arm))),
         },
         footer="Written by star_tl. This file needs no network.",
     )
@@ -196,7 +196,8 @@ def _where(result: RunResult) -> str:
         ),
         "layers": (
             plot_layers(attr),
-            "Left, the residual stream before, between and after attention and MLP; right, what these two write.",
+            "Left, what drift buys at a layer, with a star at the one that was taken; then the residual stream, which "
+            "adds up along depth; right, what attention and MLP write.",
         ),
         "heads": (plot_heads(attr), "The same for every attention head, at its output before W_O."),
         "tokens": (
@@ -214,7 +215,10 @@ def _intervention(result: RunResult) -> str:
     named = choice.table.assign(arm=choice.table["source"] + " @ " + choice.table["where"])
     table = scroll("What was tried", table_of(named, TRIED))
     words = choice.describe()
-    caption = "Attribution proposed, replies to the extraction contexts decided; all were brought to one drift."
+    caption = (
+        f"Attribution proposed, replies to the extraction contexts decided. Each was aimed at a drift of "
+        f"{choice.target:g}; what it came to stands in the table."
+    )
     return (
         f"<p>{html.escape(words[0].upper() + words[1:])}.</p>"
         f"{figure('intervention-figure', plot_interventions(choice), caption)}{table}"
@@ -231,7 +235,8 @@ def _dose(result: RunResult) -> str:
     chosen = None if steered.empty else float(steered.strength.iloc[0])
     caption += " The unsteered rate (strength 0) is that of the practice prompts, the extraction contexts on which the "
     caption += "strength was chosen; the table of arms has that of the prompts in this report."
-    text = figure("dose-figure", plot_dose(result.dose, chosen, DRIFT_LIMIT), caption)
+    limit = DRIFT_LIMIT if result.intervention is None else result.intervention.target
+    text = figure("dose-figure", plot_dose(result.dose, chosen, limit), caption)
     tried = result.dose.loc[result.dose.strength != 0, "strength"]
     if chosen is not None and len(tried) > 1 and abs(chosen) >= tried.abs().max():
         text = (

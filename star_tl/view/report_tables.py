@@ -63,7 +63,8 @@ TRIED: Columns = (
 )
 
 
-def table_of(summary: pandas.DataFrame, columns: Columns) -> str:
+def table_of(summary: pandas.DataFrame, columns: Columns, named: Callable[[str], str] = arm_name) -> str:
+    """A row per arm, called what ``named`` makes of it."""
     columns = tuple(c for c in columns if c[0] in summary)
     head = "".join(f'<th scope="col">{heading}</th>' for _, heading, _ in columns)
     body = ""
@@ -74,5 +75,5 @@ def table_of(summary: pandas.DataFrame, columns: Columns) -> str:
             known = math.isfinite(low) and math.isfinite(high)
             interval = f'<span class="range">{show(low)} to {show(high)}</span>' if known else ""
             cells += f"<td>{show(row[key])}{interval}</td>"
-        body += f'<tr><th scope="row">{arm_name(row["arm"])}</th>{cells}</tr>\n'
+        body += f'<tr><th scope="row">{named(row["arm"])}</th>{cells}</tr>\n'
     return f'<table><thead><tr><th scope="col">arm</th>{head}</tr></thead>\n<tbody>{body}</tbody></table>'

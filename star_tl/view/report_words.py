@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from typing import TYPE_CHECKING
 
 from star_tl.attribution.choose import GAIN_DRIFT
-from star_tl.view.plots import percent
+from star_tl.view.plots import arm_name, percent
 from star_tl.view.report_tables import number
 
 if TYPE_CHECKING:
+    import pandas
+
     from star_tl.evaluation.result import RunResult
 
+LEVEL = 0.05
+FEWEST = 6  # prompts of which all may fall alike by chance less often than LEVEL
+ARMS = {
+    "unsteered": "the model as it is.",
+    "steered": "the vector of this page, at its place.",
+    "located": "the mean difference of the pairs at attribution's own place, at the same drift in practice.",
+    "random": "ten random directions of the same norm at the same place, a reply to each prompt from each.",
+    "last_ranked_layer": "the mean difference of the pairs at the layer with the lowest gain.",
+    "reply_mean": "the mean difference over reply tokens, added at the middle layer to generated tokens.",
+    "reply_mean_everywhere": "the mean difference over reply tokens, added at every position.",
+    "primed": "no vector, but an instruction that asks for the trait.",
+    "primed_steered": "that instruction and the vector together.",
+}
 TESTED = "steering is tested on the contexts that the vector was made from"
 READING = f"""
 <dl>
@@ -27,15 +43,23 @@ resamples of the pairs choose it and random directions under the same search ove
 <dt>Drift</dt><dd>How far the model that wrote the reply is from the unsteered model: the KL divergence of their
 next-token distributions, averaged over the reply, in nats per token. It is the cost of steering; 0 is no change.</dd>
 <dt>Strength</dt><dd>1 is the mean clean − corrupted difference itself.</dd>
-<dt>Arms</dt><dd>Random: ten random directions of the same norm at the same place, a reply to each
-prompt from each. Last ranked layer: the same vector at the layer with the lowest gain. Reply mean
-everywhere: the mean difference over reply tokens, added at every position. Primed: no vector, but an instruction that
-asks for the trait.</dd>
+ARMS
 <dt>Prompts that fell</dt><dd>Share of prompts whose rate is lower than unsteered.</dd>
 <dt>Perplexity, repetition</dt><dd>Perplexity of the reply under the unsteered model; share of its word trigrams that
 had occurred in it before.</dd>
 </dl>
 """
+
+
+def surely_moved(arm: pandas.Series) -> bool:
+    """Whether more changed than chance explains: by the interval, too narrow where prompts are few, and by the test."""
+    return bool((arm.low > 0 or arm.high < 0) and arm.p_value < LEVEL)
+
+
+def reading(arms: Container[str]) -> str:
+    """How the terms of a report with these arms are to be read."""
+    said = " ".join(f"{arm_name(name).capitalize()}: {words}" for name, words in ARMS.items() if name in arms)
+    return READING.replace("ARMS", f"<dt>Arms</dt><dd>{said}</dd>" if said else "")
 
 
 def finding(result: RunResult) -> str:
@@ -63,7 +87,7 @@ def finding(result: RunResult) -> str:
         layer = f"at layer {locus.layer}"
         token = "generated tokens" if result.intervention.condition.positions == "generated" else token
     known = math.isfinite(after.low) and math.isfinite(after.high)
-    verb = "raises" if after.low > 0 else "lowers" if after.high < 0 else "moves"
+    verb = "moves" if not surely_moved(after) else "raises" if after.difference > 0 else "lowers"
     text += (
         f"; adding the vector {layer}, on {token}, {verb} coherent replies that show it "
         f"from {percent(before.trait_rate)} to {percent(after.trait_rate)}"
@@ -72,7 +96,8 @@ def finding(result: RunResult) -> str:
         difference, low, high = map(number(0, "+"), (after.difference, after.low, after.high))
         text += f" ({difference} points, 95\N{NO-BREAK SPACE}% interval {low} to {high})"
     if verb == "moves":
-        text += ", which may be chance" if known else ", on too few prompts to tell from chance"
+        told = known and len(result.prompts) >= FEWEST
+        text += ", which may be chance" if told else ", on too few prompts to tell from chance"
     text += "."
     if "random" in rows.index:
         text += f" Random vectors of the same norm give {percent(rows.trait_rate['random'])}."
@@ -91,12 +116,11 @@ def in_short(result: RunResult) -> list[str]:
     if not {"unsteered", "steered"} <= set(rows.index):
         return [asked]
     before, after = rows.loc["unsteered"], rows.loc["steered"]
-    change, low, high = after.difference, after.low, after.high
     rates = f"{percent(before.trait_rate)} of its replies without the vector and {percent(after.trait_rate)} with it"
-    if not (math.isfinite(low) and math.isfinite(high)):
+    if not math.isfinite(after.low) or len(result.prompts) < FEWEST:
         verdict = "too few prompts to tell that from chance"
-    elif low > 0 or high < 0:
-        verdict = f"{'more' if change > 0 else 'less'} than chance explains"
+    elif surely_moved(after):
+        verdict = f"{'more' if after.difference > 0 else 'less'} than chance explains"
     else:
         verdict = "a difference that may be chance"
     came_out = f"{rates} show it and stay fluent: {verdict}."
@@ -105,12 +129,14 @@ def in_short(result: RunResult) -> list[str]:
         better.append("random vectors of that size do about as much")
     if "primed" in rows.index and rows.trait_rate["primed"] >= after.trait_rate:
         better.append("an instruction that asks for it does as much or more")
-    if result.intervention is not None or layer != choice.layer:
-        place = "Where it was added was chosen by replies to other prompts"
+    own = any(TESTED in value for value in result.settings.values())
+    if result.intervention is not None and not result.intervention.earned:
+        place = "No reply earned any reward where the place was chosen, so that it is a guess"
+    elif result.intervention is not None or layer != choice.layer:
+        place = f"Where it was added was chosen by replies{'' if own else ' to other prompts'}"
     elif choice.singled_out:
         place = "The pairs single out the layer where it was added"
     else:
         place = "The pairs do not single out a layer, so that the place is a guess"
-    own = next((v for v in result.settings.values() if TESTED in v), "")
     believe = "; ".join([place, *better]) + (f"; {TESTED}." if own else ".")
     return [asked, came_out, believe]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -208,11 +209,16 @@ def test_a_trait_without_a_judge_is_chosen_for_by_its_markers_alone(
     attr, outcome = maps
     own = dataclasses.replace(PAIRS, trait=dataclasses.replace(PAIRS.trait, name="hope", markers=("nobodysaysthis",)))
     outcome = dataclasses.replace(outcome, reward="markers")
-    choice = choose_intervention(
-        demo, own, None, 0.08, attribution=attr, outcome=outcome, finalists=3, sampling=SAMPLING, progress=False
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        choice = choose_intervention(
+            demo, own, None, 0.08, attribution=attr, outcome=outcome, finalists=3, sampling=SAMPLING, progress=False
+        )
     assert (choice.decided_by, choice.unseen) == ("markers", {})
     assert "reward (markers) 0.00 → 0.00" in choice.describe()
+    assert not choice.earned
+    assert "no reply earned any reward" in choice.describe()
+    assert math.isnan(choice.spearman), "there is no rank among rewards that are all 0"
 
 
 def test_the_choice_refuses_too_few_finalists(demo: HookedTransformer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -344,3 +345,15 @@ def test_the_lowest_temperature_is_greedy_and_lower_ones_are_refused(tiny, tempe
     assert star.sample(tiny, ["a"], max_new_tokens=8, temperature=temperature) == greedy
     with pytest.raises(StarError, match=r"^temperature is 1e-39: use 0 \(greedy\), or 1e-6 to 1e6\.$"):
         star.Sampling(temperature=1e-39)
+
+
+@pytest.mark.parametrize("positions", [5000, -5000])
+def test_positions_that_no_text_has_are_warned_of(tiny, positions: int) -> None:
+    never = star.Condition("steered", steering_vector(), 3.0, (positions,))
+    with pytest.warns(UserWarning, match=rf"^No prompt has the positions {positions}, [^\n]+: nothing is added\.$"):
+        star.sample(tiny, ["a", "b c"], condition=never, max_new_tokens=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for at in (None, "generated", (positions, -1), (3,)):
+            way = star.Condition("steered", steering_vector(), 3.0, at)
+            star.sample(tiny, ["a", "b c"], condition=way, max_new_tokens=4)

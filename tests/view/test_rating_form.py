@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import html
 import shutil
 
+import pandas as pd
 import pytest
 from synthetic import SCRIPT, evaluated
 
 from star_tl.errors import StarError
+from star_tl.evaluation.conditions import CONDITIONS
+from star_tl.evaluation.evaluated import NOTES
 from star_tl.evaluation.human import blinded, human_tables, read_ratings
 from star_tl.view.evaluation_report import write_evaluation_report
+from star_tl.view.plots import plot_matrix
 from star_tl.view.rating_form import write_form
 
 
@@ -50,6 +55,11 @@ def test_a_filled_in_form_is_read_back(browser, tmp_path) -> None:
         box.locator(f"input[name='trait-{row.item}'][value='{mine}']").check()
         if row.item > 1:
             box.locator(f"input[name='better-{row.item}'][value='same']").check()
+    for width in (390, 1400):
+        page.set_viewport_size({"width": width, "height": 900})
+        for label in page.locator("#item-1 label").all():
+            button = label.locator("input").bounding_box()
+            assert label.bounding_box()["height"] < 2 * button["height"] + 12, "a button stands on its letter's line"
     assert page.locator("#count").inner_text() == f"{2 * len(items) - 1} of {2 * len(items)} answered"
     page.locator("#rater").fill('Zoë "Z", 7')
     with page.expect_download() as download:
@@ -99,8 +109,31 @@ def test_tables_are_markdown_and_latex() -> None:
     markdown, latex = result.to_markdown(), result.to_latex()
     assert markdown.startswith("# negotiation_politeness on tiny_model\n")
     assert "| located |" in markdown
-    for table in markdown.split("\n\n## ")[1:]:
+    *tables, notes = markdown.split("\n\n## ")[1:]
+    assert notes.startswith("How to read this\n")
+    for table in tables:
         assert len({line.count("|") for line in table.split("\n") if line.startswith("|")}) == 1
     assert r"\begin{tabular}{l" in latex
     assert r"100\%" in latex
     assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == len(result.tables())
+
+
+def test_the_page_says_what_was_compared_and_what_its_words_mean(tmp_path) -> None:
+    result = evaluated()
+    page = write_evaluation_report(tmp_path / "r.html", result).read_text(encoding="utf-8")
+    section = page[page.index('id="conditions"') :]
+    for name in CONDITIONS:
+        assert (f"<dt>{name}</dt>" in section) == (name in set(result.table.condition)), name
+    for name in NOTES:
+        assert f"<dt>{html.escape(name)}</dt>" in section
+        assert f"**{name}**" in result.to_markdown()
+    assert "nan" not in [cell.strip() for line in result.to_markdown().splitlines() for cell in line.split("|")]
+
+
+def test_figures_round_as_tables_do() -> None:
+    matrix = pd.DataFrame(
+        {"vector": ["a", "b"] * 2, "measured": ["a", "a", "b", "b"], "markers": [0.125, -0.125, 0.5, 0]}
+    )
+    (cells,) = plot_matrix(matrix).data
+    assert [list(row) for row in cells.text] == [["+0.12", "+0.50"], ["-0.12", "+0.00"]]
+    assert cells.texttemplate == "%{text}"

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -18,7 +19,8 @@ from star_tl.evaluation.strength import DRIFT_LIMIT
 from star_tl.evaluation.sweep import Comparison
 from star_tl.locus import Locus
 from star_tl.pipeline import TESTED_ON_ITS_OWN
-from star_tl.view.report import _highlight, finding, in_short, write_report, write_sweep
+from star_tl.view.report import _dose, _highlight, finding, in_short, write_report, write_sweep
+from star_tl.view.report_words import reading
 
 FIGURES = ["arms-figure", "choice", "layers", "heads", "tokens", "pair", "dose-figure"]
 NO_BREAK = "\N{NO-BREAK SPACE}"
@@ -75,6 +77,46 @@ def test_the_finding_does_not_call_a_layer_chosen_that_the_pairs_do_not_single_o
     assert "buys most" not in said
 
 
+def test_two_prompts_are_no_evidence_whatever_their_interval_says():
+    """Equal differences have a bootstrap interval without width."""
+    made = changed(difference=100.0, low=100.0, high=100.0, p_value=1.0)
+    made.prompts = made.prompts[:2]
+    assert "on too few prompts to tell from chance" in finding(made)
+    assert "too few prompts to tell that from chance" in in_short(made)[1]
+    assert "more than chance explains" not in in_short(made)[1]
+
+
+def test_terms_are_explained_of_the_arms_that_there_are(text):
+    full = reading({"unsteered", "steered", "located", "reply_mean", "primed_steered"})
+    for words in (
+        "Located: ",
+        "Reply mean: the mean difference over reply tokens, added at the middle",
+        "Primed steered: ",
+    ):
+        assert words in full
+    assert "Reply mean everywhere" not in full
+    assert "Arms" not in reading(())
+    assert "Reply mean everywhere: " in text
+
+
+def test_the_limit_of_a_runs_figure_is_its_own():
+    made = result()
+    made.intervention = SimpleNamespace(target=0.02)
+    shown = json.loads(re.search(r'id="dose-figure-data">(.*?)</script>', _dose(made), re.DOTALL)[1])
+    (limit,) = [trace for trace in shown["data"] if trace["name"].startswith("drift limit")]
+    assert limit["y"] == [0.02, 0.02]
+
+
+def test_replies_that_earned_nothing_have_chosen_nothing():
+    made = result()
+    made.intervention = SimpleNamespace(earned=False)
+    assert "is a guess" in in_short(made)[2]
+    made.intervention = SimpleNamespace(earned=True)
+    assert "chosen by replies to other prompts" in in_short(made)[2]
+    made.settings |= {"pairs": f"1; {TESTED_ON_ITS_OWN}"}
+    assert "chosen by replies;" in in_short(made)[2], "there are no other prompts"
+
+
 def test_a_layer_of_a_tie_that_replies_chose_is_called_that():
     made = result()
     locus = dataclasses.replace(made.vector.locus, hook_point="blocks.4.hook_resid_post")
@@ -90,6 +132,7 @@ def test_a_layer_of_a_tie_that_replies_chose_is_called_that():
     [
         ({"low": -3.0}, "which may be chance"),
         ({"difference": -20.0, "low": -30.0, "high": -10.0}, "lowers coherent replies"),
+        ({"p_value": 0.06}, "which may be chance"),
         ({"difference": float("nan"), "low": float("nan"), "high": float("nan")}, "too few prompts"),
     ],
 )
@@ -330,9 +373,13 @@ def test_a_sweep_has_a_report_of_the_same_form(tmp_path):
         steered = layer >= 0
         for i in range(10):
             row = {"arm": "steered" if steered else "unsteered", "locus": f"layer <{layer}>" if steered else ""}
+            if layer == 5:
+                row["locus"] = "blocks.5.hook_resid_post"
             row |= {"layer": layer, "positions": "locus" if steered else "", "strength": strength, "text": "x"}
             rows.append(row | {"shows": i < 10 * rate, "coherent": True, "drift": drift})
     found = Comparison("emotional_support", pd.DataFrame(rows))
     page = write_sweep(tmp_path / "r.html", found, "tiny <b>", ["40 replies"]).read_text(encoding="utf-8")
     assert "layer &lt;3&gt;, locus, strength 1" in page, "the best within the drift limit"
+    table = page[page.index("All ways to steer") :]
+    assert "hook_resid_post" in table, "a hook point's name can be copied"
     assert "<h1>Sweep: emotional support in tiny &lt;b&gt;</h1>" in page

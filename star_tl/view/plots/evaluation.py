@@ -127,7 +127,8 @@ def plot_matrix(matrix: pandas.DataFrame) -> go.Figure:
             y=[c.replace("_", " ") for c in table.index],
             coloraxis="coloraxis",
             hovertemplate="vector of %{y}, measured %{x}: %{z:+.2f}<extra></extra>",
-            texttemplate="%{z:+.2f}",
+            text=[[f"{v:+.2f}" for v in row] for row in values],  # rounded as the table is
+            texttemplate="%{text}",
         )
     )
     fig.update_layout(

@@ -79,7 +79,7 @@ def plot_dose(dose: pandas.DataFrame, chosen: float | None = None, limit: float 
     fig.update_yaxes(showgrid=False, tickmode="auto", nticks=6, secondary_y=True)
     if chosen is not None:
         fig.add_vline(x=chosen, line={"color": INK, "dash": "dash", "width": 1.5})
-        note(fig, f"chosen: {chosen:g}", chosen, 1, yref="paper", yanchor="bottom", font_size=12)
+        note(fig, f"chosen: {chosen:.3g}", chosen, 1, yref="paper", yanchor="bottom", font_size=12)
     if limit is not None:
         ends = [float(dose["strength"].min()), float(dose["strength"].max())]
         line = {"color": ORANGE, "dash": "dot", "width": 1.5}
@@ -156,9 +156,12 @@ def plot_comparison(comparison: Comparison) -> go.Figure:
             z=100 * rate.to_numpy(),
             x=[f"{x:g}" for x in rate.columns],
             y=[visible(p, whitespace=False) for p in places],
-            text=[[f"{d:.2f}" for d in row] for row in drift.to_numpy()],
-            texttemplate="%{z:.0f} %<br>%{text}",
-            hovertemplate="%{y}<br>strength %{x}: %{z:.0f} % of replies<br>drift %{text} nats per token<extra></extra>",
+            text=[
+                [f"{percent(r)}<br>{d:.2f}" for r, d in zip(*both, strict=True)]
+                for both in zip(rate.to_numpy(), drift.to_numpy(), strict=True)
+            ],
+            texttemplate="%{text}",
+            hovertemplate="%{y}<br>strength %{x}: replies and drift (nats per token)<br>%{text}<extra></extra>",
             colorscale=RATES,
             zmin=0,
             zmax=100,
