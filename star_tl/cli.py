@@ -175,7 +175,9 @@ def run(
     ] = False,
     drift: Annotated[
         float | None,
-        typer.Option("--drift", help="What steering may cost, nats a token; default 0.1. Not on the quick road."),
+        typer.Option(
+            "--drift", help="What steering may cost in practice, nats a token; default 0.1. Not on the quick road."
+        ),
     ] = None,
     strength: Annotated[
         float | None,
@@ -419,10 +421,12 @@ def sweep(
     pairs = load_pairs(trait)
     questions = _prompts(prompts, mode, limit)
     from star_tl.evaluation.sweep import compare
+    from star_tl.files import output_folder, replacing
 
+    folder = out or Path("runs") / f"sweep-{pairs.trait.name}"
+    output_folder(folder)
     loaded = _load(model, dtype, device, backend, first_n_layers)
     chosen = _numbers(layers, "Layers") if layers else range(loaded.cfg.n_layers)
-    folder = out or Path("runs") / f"sweep-{pairs.trait.name}"
     with _workers(loaded, ray, workers) as replicas:
         found = compare(
             loaded,
@@ -436,8 +440,6 @@ def sweep(
             out=folder / "samples.jsonl",
             workers=replicas,
         )
-    from star_tl.files import replacing
-
     summary = found.summary()
     with replacing(folder / "samples.csv") as partial:
         found.to_frame().to_csv(partial, index=False)

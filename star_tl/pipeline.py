@@ -113,7 +113,7 @@ def run(
         render_prompts(model, prompts_of_an_arm, settings.max_new_tokens)
     for chat in (*chosen, *practice):
         resolve_span(tokenizer_of(model), chat, arms[0].positions)
-    check_name(estimator, ESTIMATORS, "estimator")
+    check_name(estimator, [e.key for e in ESTIMATORS.values() if e.prices_layers or e.key == estimator], "estimator")
     if not ESTIMATORS[estimator].prices_layers:
         able = " or ".join(repr(e.key) for e in ESTIMATORS.values() if e.prices_layers)
         raise StarError(f"The estimator {estimator!r} has no gradients to choose a layer by: use {able}.")

@@ -184,6 +184,22 @@ def test_bad_input_is_one_line_and_exit_code_2(case: str, tmp_path: Path, monkey
     assert not list(tmp_path.iterdir()), "something was written"
 
 
+def test_a_sweep_into_a_file_is_refused_before_a_model_is_loaded(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("star_tl.cli._load", None)
+    (tmp_path / "held.txt").write_text("held")
+    result = runner.invoke(app, ["sweep", "--out", str(tmp_path / "held.txt")])
+    assert result.exit_code == 2
+    assert result.output.endswith("held.txt is not a folder: name another.\n")
+
+
+def test_an_estimator_that_cannot_choose_is_not_what_was_meant(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = runner.invoke(app, ["run", "--method", "attp"])
+    assert "'atp'" in result.output
+    assert "'exact'" not in result.output
+    assert "no gradients to choose a layer by" in runner.invoke(app, ["run", "--method", "exact"]).output
+
+
 def test_broken_pairs_file_names_file_line_and_remedy(tmp_path: Path) -> None:
     header = (Path(star.__file__).parent / "data" / "traits" / "politeness.jsonl").read_text().splitlines()[0]
     path = tmp_path / "mine.jsonl"

@@ -218,7 +218,7 @@ def _sign(code: int) -> str:
 
 
 def _read(path: Path) -> str:
-    text = read_text(path, "prompts file", f"give {READABLE}")
+    text = read_text(path, "prompts file", "save it as UTF-8")
     if not text.strip():
         raise StarError(f"no prompts in {path}: the file is empty: give {READABLE}.")
     return text

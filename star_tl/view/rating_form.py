@@ -17,10 +17,12 @@ from star_tl.view.page import script_hash
 
 CSS = """
 :root { color-scheme: light dark; } body { font: 17px/1.55 system-ui, sans-serif; margin: 0 auto; max-width: 60rem;
-padding: 1.5rem; } fieldset { border: 1px solid #8886; border-radius: .5rem; margin: 1.5rem 0; padding: 1rem; }
+padding: 1.5rem; } fieldset { border: 1px solid #8886; border-radius: .5rem; margin: 1.5rem 0; padding: 1rem;
+min-width: 0; }
 .replies { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); }
 .text { background: #8881; border-radius: .4rem; padding: .7rem; white-space: pre-wrap; overflow-wrap: anywhere; }
-.turn { border-left: 3px solid #8888; margin: .4rem 0; padding-left: .7rem; white-space: pre-wrap; }
+.turn { border-left: 3px solid #8888; margin: .4rem 0; padding-left: .7rem; white-space: pre-wrap;
+overflow-wrap: anywhere; }
 label { margin-right: 1.2rem; white-space: nowrap; } .answers { display: block; }
 .bar { background: Canvas; border-top: 1px solid #8886; bottom: 0; padding: .7rem 0;
 position: sticky; } button { font: inherit; padding: .4rem 1rem; } legend { font-weight: 600; }
