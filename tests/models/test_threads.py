@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 
@@ -85,3 +86,22 @@ def test_weights_that_lie_in_the_caches_are_multiplied_by_one_thread() -> None:
     with threads.products_of(threads.NEAR + 1):
         assert [lib.num_threads for lib in libraries] == before
     assert [lib.num_threads for lib in libraries] == before
+
+
+def test_threads_sleep_sooner_unless_somebody_has_said_how_they_wait() -> None:
+    """By what GNU's OpenMP says of itself when torch loads it."""
+
+    def told(**more: str) -> str:
+        ours = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+        given = {k: v for k, v in os.environ.items() if k not in ours} | {"OMP_DISPLAY_ENV": "VERBOSE"} | more
+        done = subprocess.run(
+            [sys.executable, "-c", "import star_tl, torch"], env=given, capture_output=True, text=True, check=True
+        )
+        found = re.search(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)
+        if found is None:
+            pytest.skip("torch has another OpenMP than GNU's here")
+        return found[1]
+
+    assert told() == "5000"
+    assert told(GOMP_SPINCOUNT="77") == "77"
+    assert told(OMP_WAIT_POLICY="PASSIVE") == "0"
