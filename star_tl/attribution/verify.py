@@ -239,7 +239,7 @@ def measure_layers(
     import pandas as pd
 
     pairs = _pairs_of(model, pairs, attr)
-    for layer in layers or ():
+    for layer in () if layers is None else layers:
         check_whole(layer, "A layer", least=0)
         if layer >= attr.n_layers:
             raise StarError(f"The map has no layer {layer}: use 0 to {attr.n_layers - 1}.")

@@ -155,7 +155,7 @@ def warn_unreached(
     conditions: Sequence[Condition], prompts: Sequence[tuple[int, ...]], options: Sampling, stacklevel: int = 3
 ) -> None:
     """Warn where a condition names positions that none of these prompts has, nor any reply to them."""
-    longest = max(map(len, prompts))
+    longest = max(map(len, prompts), default=0)
     for condition in conditions:
         if condition.positions in SPANS:
             continue

@@ -196,7 +196,7 @@ def _where(result: RunResult) -> str:
         ),
         "layers": (
             plot_layers(attr),
-            "Left, what drift buys at a layer, with a star at the one that was taken; then the residual stream, which "
+            "Left, what drift buys at a layer, with a star at the first of the best; then the residual stream, which "
             "adds up along depth; right, what attention and MLP write.",
         ),
         "heads": (plot_heads(attr), "The same for every attention head, at its output before W_O."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -214,6 +215,7 @@ def test_a_layer_that_is_not_there_is_not_measured(tiny, pairs: star.Pairs, laye
     attr = star.attribute(tiny, pairs, progress=False)
     with pytest.raises(StarError, match=r"^(A layer is|The map has no layer) [^\n]+$"):
         measure_layers(tiny, pairs, attr, layers=[0, layer])
+    assert measure_layers(tiny, pairs, attr, layers=np.array([0, 2])).layer.tolist() == [0, 2]
 
 
 def test_verification_refuses_pairs_that_are_numbered_alike(tiny, pairs: star.Pairs) -> None:
