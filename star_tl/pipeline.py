@@ -113,10 +113,11 @@ def run(
         render_prompts(model, prompts_of_an_arm, settings.max_new_tokens)
     for chat in (*chosen, *practice):
         resolve_span(tokenizer_of(model), chat, arms[0].positions)
-    check_name(estimator, [e.key for e in ESTIMATORS.values() if e.prices_layers or e.key == estimator], "estimator")
+    able = [e.key for e in ESTIMATORS.values() if e.prices_layers]
+    check_name(estimator, ESTIMATORS if isinstance(estimator, str) and estimator in ESTIMATORS else able, "estimator")
     if not ESTIMATORS[estimator].prices_layers:
-        able = " or ".join(repr(e.key) for e in ESTIMATORS.values() if e.prices_layers)
-        raise StarError(f"The estimator {estimator!r} has no gradients to choose a layer by: use {able}.")
+        known = " or ".join(map(repr, able))
+        raise StarError(f"The estimator {estimator!r} has no gradients to choose a layer by: use {known}.")
     quick = quick or any(given is not None for given in (strength, method, positions))
     method = method if method is not None else "located"
     check_extraction(model, pairs, (), method)
