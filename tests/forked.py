@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import IO
 
 SERVER = """
-import json, os, sys, threading, torch, star_tl as star
-from tqdm import tqdm
+import json, os, sys, threading, torch, tqdm.auto, star_tl as star
 torch.set_num_threads(1)  # a thread pool does not survive a fork
 model = star.load_model(sys.argv[1])
 exec(sys.argv[2])
 for line in sys.stdin:
     child = os.fork()
     if not child:
-        tqdm.set_lock(threading.RLock())  # its own lock is all children's, and one that is killed may have it for ever
+        # Their own locks, a class's each, are all children's, and one that is killed may have them for ever.
+        for bar in (tqdm.tqdm, tqdm.auto.tqdm):
+            bar.set_lock(threading.RLock())
         work(model, json.loads(line))
         os._exit(0)
     print(child, flush=True)
