@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import tqdm.auto
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -45,6 +47,11 @@ LONGEST = (
     "vectors/test_export.py",
     "models/test_gguf.py",
 )
+
+# A KeyboardInterrupt that a test raises may fall between the two locks that tqdm takes by default, one of which is then
+# held for ever; a plain one is taken at once.
+for _bar in (tqdm.tqdm, tqdm.auto.tqdm):
+    _bar.set_lock(threading.RLock())
 
 
 def _turn(item: pytest.Item) -> int:
