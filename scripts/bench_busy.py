@@ -56,7 +56,8 @@ def seconds(model: str, prompts: int, rounds: int, spins: int) -> list[float]:
     """Of every round but the first."""
     command = [sys.executable, "-c", WORK, model, str(prompts), str(rounds)]
     given = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
-    done = subprocess.run(command, env=given | {"GOMP_SPINCOUNT": str(spins)}, stdout=subprocess.PIPE, text=True)
+    given |= {"GOMP_SPINCOUNT": str(spins)}
+    done = subprocess.run(command, env=given, stdout=subprocess.PIPE, text=True, check=True)
     return [float(line) for line in done.stdout.splitlines()][1:]
 
 

@@ -426,7 +426,7 @@ def sweep(
     folder = out or Path("runs") / f"sweep-{pairs.trait.name}"
     output_folder(folder)
     loaded = _load(model, dtype, device, backend, first_n_layers)
-    chosen = _numbers(layers, "Layers") if layers else range(loaded.cfg.n_layers)
+    chosen = _numbers(layers, "Layers", "4,5") if layers else range(loaded.cfg.n_layers)
     with _workers(loaded, ray, workers) as replicas:
         found = compare(
             loaded,
@@ -804,11 +804,10 @@ def _check_file(path: Path, overwrite: bool) -> None:
     check_writable(path)
 
 
-def _numbers(text: str, what: str = "Positions") -> tuple[int, ...]:
+def _numbers(text: str, what: str = "Positions", example: str = "-2,-1") -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        example = "-2,-1" if what == "Positions" else "4,5"
         raise StarError(f"{what} {text!r} are not numbers: write them as {example}.") from None
 
 

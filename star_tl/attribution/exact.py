@@ -25,7 +25,7 @@ from star_tl.attribution.rows import Axis, PairBatch, Part, empty_map, pair_batc
 from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError, check_flag, check_kind, check_name, check_whole, quoted
 from star_tl.locus import COMPONENTS, Locus, NamedHook, hook_name
-from star_tl.models.backend import MODELS, Cache, Model, unembed
+from star_tl.models.backend import MODELS, Cache, Model, check_hook_point, unembed
 from star_tl.models.lens import TransformerBridge, TransformerLensKeyValueCache, TransformerLensKeyValueCacheEntry
 from star_tl.models.memory import TOO_LONG, fitting_batches
 
@@ -100,17 +100,13 @@ def exact_effects(
     for row, pair in enumerate(tqdm(prepared, desc="exact patching", unit="pair", disable=not progress, delay=1)):
         patches = [_patch_at(pair, x) for x in loci]
         at_once = max(1, (rows_per_batch or _rows(model)) // 2)
-        effects[row], metrics = _effects_of_pair(model, pair, patches, at_once, metric)
-        check_metrics(metrics[None], [pair.pair.id])
+        effects[row] = _effects_of_pair(model, pair, patches, at_once, metric)[0]
     return effects
 
 
 def _check_place(model: Model, prepared: Sequence[PreparedPair], place: Locus | Place) -> None:
     """Raises StarError where a model or a prompt has no such place."""
-    if place.hook_point not in model.hook_dict:
-        raise StarError(f"The model has no hook point {place.hook_point!r}: it has {model.cfg.n_layers} layers.")
-    if place.head is not None and not 0 <= place.head < model.cfg.n_heads:
-        raise StarError(f"The model has no head {place.head}: it has {model.cfg.n_heads} per layer.")
+    check_hook_point(model, place.hook_point, place.head)
     positions = place.positions if isinstance(place, Locus) else (place.position,)
     shortest = min(len(pair.corrupted) for pair in prepared)
     for position in positions:
@@ -149,7 +145,6 @@ def attribute_exact(request: Request) -> AttributionMap:
         patches = list(_every_token(model, pair, request.points))
         at_once = request.batch_size or _rows(model) // 2
         effects, metrics = _effects_of_pair(model, pair, patches, at_once, request.metric)
-        check_metrics(metrics[None], [pair.pair.id])
         attr.metric_corrupted[i], attr.metric_clean[i] = metrics
         begin = axis.end - max(len(pair.clean), len(pair.corrupted)), axis.end, axis.end + axis.positive
         for patch, effect in zip(patches, effects.tolist(), strict=True):
@@ -225,6 +220,7 @@ def _effects_of_pair(
     residual, before = forward(model, rows, slice(None), keep)
     run = _CorruptedRun(rows, entering, before, differences, residual[:, :0])
     metrics = rows.metrics(unembed(model, residual))[:, 0]
+    check_metrics(metrics[None], [pair.pair.id])
     effects = torch.zeros(len(patches))
     end = rows.prompts.shape[1]
     for indices in by_layer.values():

@@ -151,9 +151,7 @@ def stream(
     return _written(model, rendered, [seed] * len(rendered), hooks, settings)
 
 
-def warn_unreached(
-    conditions: Sequence[Condition], prompts: Sequence[tuple[int, ...]], options: Sampling, stacklevel: int = 3
-) -> None:
+def warn_unreached(conditions: Sequence[Condition], prompts: Sequence[tuple[int, ...]], options: Sampling) -> None:
     """Warn where a condition names positions that none of these prompts has, nor any reply to them."""
     longest = max(map(len, prompts), default=0)
     for condition in conditions:
@@ -166,7 +164,7 @@ def warn_unreached(
             warnings.warn(
                 f"No prompt has the positions {', '.join(map(str, numbers))}, the longest has {longest} tokens, and a "
                 f"reply at most {options.max_new_tokens}: nothing is added.",
-                stacklevel=stacklevel,
+                stacklevel=3,
             )
             return
 

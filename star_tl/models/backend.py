@@ -40,6 +40,14 @@ def turn(model: Model) -> RLock:
     return _TURNS.setdefault(model, RLock())
 
 
+def check_hook_point(model: Model, name: str, head: int | None = None) -> None:
+    """Raises StarError where the model has no such hook point, or no such head."""
+    if name not in model.hook_dict:
+        raise StarError(f"The model has no hook point {name!r}: it has {model.cfg.n_layers} layers.")
+    if head is not None and not 0 <= head < model.cfg.n_heads:
+        raise StarError(f"The model has no head {head}: it has {model.cfg.n_heads} per layer.")
+
+
 def check_differentiable(model: Model) -> None:
     """Raises StarError where nothing could have a gradient."""
     if any(t.is_inference() and t.is_floating_point() for t in (*model.parameters(), *model.buffers())):

@@ -9,7 +9,7 @@ from star_tl.data.chat import render, template_hash
 from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError, check_kind, check_name, check_whole
 from star_tl.locus import Locus
-from star_tl.models.backend import MODELS, Model, tokenizer_of
+from star_tl.models.backend import MODELS, Model, check_hook_point, tokenizer_of
 from star_tl.vectors.activations import in_prompts, in_replies
 from star_tl.vectors.algebra import combine, project_off
 from star_tl.vectors.methods import METHODS, VectorMethod
@@ -31,10 +31,7 @@ def check_extraction(model: Model, pairs: Pairs, loci: Sequence[Locus], method: 
             "method 'located'."
         )
     for locus in loci:
-        if locus.hook_point not in model.hook_dict:
-            raise StarError(f"The model has no hook point {locus.hook_point!r}: it has {model.cfg.n_layers} layers.")
-        if locus.head is not None and not 0 <= locus.head < model.cfg.n_heads:
-            raise StarError(f"The model has no head {locus.head}: it has {model.cfg.n_heads} per layer.")
+        check_hook_point(model, locus.hook_point, locus.head)
     first = min((min(locus.positions) for locus in loci), default=-1)
     if METHODS[method].reads == "prompt" and first < -1:
         sides = (side(pair) for pair in pairs.extraction for side in (pairs.clean_prompt, pairs.corrupted_prompt))

@@ -7,6 +7,7 @@ from collections.abc import Container
 from typing import TYPE_CHECKING
 
 from star_tl.attribution.choose import GAIN_DRIFT
+from star_tl.evaluation.evaluated import LEVEL
 from star_tl.view.plots import arm_name, percent
 from star_tl.view.report_tables import number
 
@@ -15,14 +16,13 @@ if TYPE_CHECKING:
 
     from star_tl.evaluation.result import RunResult
 
-LEVEL = 0.05
 FEWEST = 6  # prompts of which all may fall alike by chance less often than LEVEL
 ARMS = {
     "unsteered": "the model as it is.",
     "steered": "the vector of this page, at its place.",
     "located": "the mean difference of the pairs at attribution's own place, at the same drift in practice.",
     "random": "ten random directions of the same norm at the same place, a reply to each prompt from each.",
-    "last_ranked_layer": "the mean difference of the pairs at the layer with the lowest gain.",
+    "last_ranked_layer": "the vector of attribution's own place, added at the layer with the lowest gain.",
     "reply_mean": "the mean difference over reply tokens, added at the middle layer to generated tokens.",
     "reply_mean_everywhere": "the mean difference over reply tokens, added at every position.",
     "primed": "no vector, but an instruction that asks for the trait.",

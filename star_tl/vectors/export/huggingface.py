@@ -63,7 +63,7 @@ def _generation(checkpoint: Checkpoint, tokenizer: Tokenizer) -> dict[str, objec
     settings = read_json(held) if held and held.is_file() else {}
     ends = checkpoint.end_tokens()
     known = stop_ids(tokenizer) + tuple(ends if isinstance(ends, list) else [] if ends is None else [ends])
-    return {"eos_token_id": sorted(set(known))} | settings
+    return settings if settings.get("eos_token_id") is not None else settings | {"eos_token_id": sorted(set(known))}
 
 
 def _place(request: Request) -> tuple[str, int]:
