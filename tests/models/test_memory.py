@@ -38,3 +38,14 @@ def test_memory_of_a_stage_is_given_back() -> None:
     taken, left = map(float, done.stdout.split())
     assert taken > 450
     assert left < 100
+
+
+def test_memory_is_given_back_before_the_next_batch_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    did: list[object] = []
+    monkeypatch.setattr(memory, "give_back", lambda: did.append("given back"))
+    batches = memory.fitting_batches(
+        [1, 2, 3], lambda left: 2, lambda some: did.append(list(some)), lambda item: "", "numbers"
+    )
+    for some, _ in batches:
+        did.append(("taken", list(some)))
+    assert did == [[1, 2], ("taken", [1, 2]), "given back", [3], ("taken", [3]), "given back"]

@@ -105,3 +105,14 @@ def test_threads_sleep_sooner_unless_somebody_has_said_how_they_wait() -> None:
     assert told() == "5000"
     assert told(GOMP_SPINCOUNT="77") == "77"
     assert told(OMP_WAIT_POLICY="PASSIVE") == "0"
+
+
+@pytest.mark.parametrize(("said", "wanted"), [(None, "32"), ("7", "7")])
+def test_few_products_are_kept_unless_somebody_has_said_how_many(said: str | None, wanted: str) -> None:
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    given = {k: v for k, v in os.environ.items() if k != name} | ({name: said} if said else {})
+    script = (
+        f"import ctypes, star_tl; get = ctypes.CDLL(None).getenv; get.restype = ctypes.c_char_p; print(get(b'{name}'))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env=given, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(wanted.encode()), "what oneDNN, a library in C, will read"

@@ -380,6 +380,5 @@ def test_a_sweep_has_a_report_of_the_same_form(tmp_path):
     found = Comparison("emotional_support", pd.DataFrame(rows))
     page = write_sweep(tmp_path / "r.html", found, "tiny <b>", ["40 replies"]).read_text(encoding="utf-8")
     assert "layer &lt;3&gt;, locus, strength 1" in page, "the best within the drift limit"
-    table = page[page.index("All ways to steer") :]
-    assert "hook_resid_post" in table, "a hook point's name can be copied"
+    assert '<th scope="row">blocks.5.hook_resid_post, locus, 1</th>' in page, "a hook point's name can be copied"
     assert "<h1>Sweep: emotional support in tiny &lt;b&gt;</h1>" in page
