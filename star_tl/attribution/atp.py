@@ -12,7 +12,7 @@ weights and one micro-batch's graph.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 
 import torch
@@ -21,16 +21,18 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from star_tl.attribution.align import prepare
-from star_tl.attribution.drift import drift_gradients
+from star_tl.attribution.drift import Signs, drift_gradients
 from star_tl.attribution.map import AttributionMap
 from star_tl.attribution.means import mean_differences
-from star_tl.attribution.objective import check_metrics
+from star_tl.attribution.objective import check_metrics, pairs_own
 from star_tl.attribution.passes import MODES, Receive, manual_backward
+from star_tl.attribution.repeated import FEW_TOKENS, WORTH, Repeated
 from star_tl.attribution.request import Estimator, Request
 from star_tl.attribution.rows import Axis, PairBatch, Part, empty_map, pair_batch
 from star_tl.locus import COMPONENTS, NamedHook
 from star_tl.models.backend import Model
 from star_tl.models.fast.forward import llama_forward
+from star_tl.models.fast.recording import RECORDED_ON
 from star_tl.models.lens import HookedTransformer
 from star_tl.models.memory import fitting_batches, free_beside, give_back
 
@@ -47,7 +49,7 @@ Backward = Callable[[Model, PairBatch, Sequence[str], Receive], Tensor]
 
 def attribute_atp(request: Request, mode: str = "auto") -> AttributionMap:
     """Scores of every pair at every hook point; see :func:`star_tl.attribute`."""
-    return score_pairs(request, one_gradient(mode), "atp")
+    return score_pairs(request, one_gradient(mode), "atp", recordable=mode == "auto")
 
 
 def one_gradient(mode: str, rules: Sequence[NamedHook] = ()) -> Backward:
@@ -72,12 +74,17 @@ class _Sums:
     difference: Float[Tensor, "window ..."]
 
 
+SUMS = fields(_Sums)
+
+
 @dataclass
 class _MicroBatch:
     """Takes differences and gradients where they meet, and keeps what the map is made of."""
 
     rows: PairBatch
     last: slice  # the columns of the window
+    metrics: Float[Tensor, "run pair"] = field(init=False)
+    drift: Float[Tensor, "pair draw layer d"] | None = None
     found: dict[tuple[str, Part], dict[int, _Sums]] = field(default_factory=dict)
     ending: dict[int, Float[Tensor, "pair window d"]] = field(default_factory=dict)
     latest: tuple[Tensor, Tensor, Tensor] | None = None  # a gradient with its sums: neighbours may have it in common
@@ -94,11 +101,19 @@ class _MicroBatch:
         v = difference[:, self.last].sum(0, dtype=torch.float64)
         self.found.setdefault((point, part), {})[layer] = _Sums(score, along, summed, v)
 
+    def numbers(self) -> list[Tensor]:
+        """Everything that was computed, kind by kind, of all layers together."""
+        kinds = ([getattr(one, f.name) for one in layers.values()] for layers in self.found.values() for f in SUMS)
+        return [self.metrics, *([] if self.drift is None else [self.drift]), *map(torch.stack, kinds)]
 
-def score_pairs(request: Request, backward: Backward, method: str, copies: int = 1) -> AttributionMap:
+
+def score_pairs(
+    request: Request, backward: Backward, method: str, copies: int = 1, recordable: bool = False
+) -> AttributionMap:
     """Difference times gradient at every hook point, the gradient as ``backward`` makes it.
 
-    ``copies`` is how many times ``backward`` holds a pair's rows, for the size of a micro-batch.
+    ``copies`` is how many times ``backward`` holds a pair's rows, for the size of a micro-batch; ``recordable`` says
+    that of a Llama it waits for no device.
     """
     model = request.model
     prepared = prepare(model, request.pairs, request.alignment)
@@ -111,18 +126,28 @@ def score_pairs(request: Request, backward: Backward, method: str, copies: int =
     along: dict[str, Tensor] = {}
     ends: list[Float[Tensor, "pair layer window d"]] = []  # gradients at resid_post
 
-    def score(chunk: Sequence[int]) -> None:
-        at = slice(chunk[0], chunk[-1] + 1)
-        rows = pair_batch(model, prepared[at], request.metric)
+    size = request.batch_size or max(1, positions_at_once(model) // (2 * copies * axis.width))
+
+    def passes(rows: PairBatch, signs: Signs) -> _MicroBatch:
         stop = rows.prompts.shape[1]
         batch = _MicroBatch(rows, slice(stop - axis.window, stop))
-        metrics = backward(model, rows, request.points, batch.receive).cpu()
+        batch.metrics = backward(model, rows, request.points, batch.receive)
+        batch.drift = drift_gradients(model, rows, signs) if attr.prices_layers else None
+        return batch
+
+    pays = recordable and n // size >= WORTH and 2 * size * axis.width <= FEW_TOKENS
+    repeated = Repeated(passes, model) if pays and _recorded(request) else None
+
+    def score(chunk: Sequence[int]) -> None:
+        at = slice(chunk[0], chunk[-1] + 1)
+        rows = pair_batch(model, prepared[at], request.metric, prepared if repeated else None)
+        batch = (repeated or passes)(rows, partial(rows.signs, draws=request.draws, seed=request.seed))
+        metrics = batch.metrics.cpu()
         check_metrics(metrics.T, [p.pair.id for p in prepared[at]])
-        drift = drift_gradients(model, rows, request.draws, request.seed) if attr.prices_layers else None
         # From here on nothing asks for much memory: a micro-batch that was too large leaves no trace.
         attr.metric_corrupted[at], attr.metric_clean[at] = metrics
-        if drift is not None:
-            attr.drift_gradients[at] = drift.to(attr.drift_gradients.dtype).cpu()
+        if batch.drift is not None:
+            attr.drift_gradients[at] = batch.drift.to(attr.drift_gradients.dtype).cpu()
         for (point, part), layers in batch.found.items():
 
             def stacked(name: str, layers: dict[int, _Sums] = layers) -> Tensor:
@@ -145,10 +170,13 @@ def score_pairs(request: Request, backward: Backward, method: str, copies: int =
             "use mode='layer_by_layer', shorter pairs, or a model in bfloat16."
         )
 
-    size = request.batch_size or max(1, positions_at_once(model) // (2 * copies * axis.width))
-    with tqdm(total=n, desc="attribution", unit="pair", disable=not request.progress, delay=1) as bar:
-        for chunk, _ in fitting_batches(range(n), lambda left: size, score, alone, "pairs"):
-            bar.update(len(chunk))
+    try:
+        with tqdm(total=n, desc="attribution", unit="pair", disable=not request.progress, delay=1) as bar:
+            for chunk, _ in fitting_batches(range(n), lambda left: size, score, alone, "pairs"):
+                bar.update(len(chunk))
+    finally:
+        if repeated is not None:
+            repeated.release()
 
     for point, both in near.items():
         # Until here they stayed where they were made: each copy would wait for the device.
@@ -171,6 +199,13 @@ def score_pairs(request: Request, backward: Backward, method: str, copies: int =
             attr.controls[k] = mean_differences(model, control.extraction, request.batch_size)
     give_back()
     return attr
+
+
+def _recorded(request: Request) -> bool:
+    """Whether there are graphs where the model lies, and its passes and the metric ask for nothing on the way."""
+    device = torch.device(str(request.model.cfg.device))
+    own = request.metric is pairs_own
+    return device.type in RECORDED_ON and own and llama_forward(request.model) is not None
 
 
 def positions_at_once(model: Model) -> int:

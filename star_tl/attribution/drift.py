@@ -12,7 +12,7 @@ What stands before its last token is not moved, so the graph begins there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -34,22 +34,26 @@ from star_tl.models.memory import free_beside
 ROOM_SHARE, ROOM_BYTES = 0.15, 2**26
 
 
-def drift_gradients(model: Model, rows: PairBatch, draws: int, seed: int) -> Float[Tensor, "pair draw layer d"]:
-    """Gradients of so many draws of random signs, over √(2T): a cost is the mean of (g · v)²."""
+# For how many words the vocabulary has: the signs of both replies' tokens, and of the words, see PairBatch.signs.
+Signs = Callable[[int], tuple[Float[Tensor, "draw 2*pair reply"], Float[Tensor, "draw pair vocab"]]]
+
+
+def drift_gradients(model: Model, rows: PairBatch, signs: Signs) -> Float[Tensor, "pair draw layer d"]:
+    """Gradients of every draw of random signs, over √(2T): a cost is the mean of (g · v)²."""
     llama = llama_forward(model)
     if llama is not None:
         assert isinstance(model, HookedTransformer)
-        gradients = _by_formulas(model, llama, rows, draws, seed)
+        gradients = _by_formulas(model, llama, rows, signs)
     else:
-        gradients = _by_autograd(model, rows, draws, seed)
+        gradients = _by_autograd(model, rows, signs)
     tokens = rows.reply_mask.sum(1).view(2, -1).sum(0)
     return gradients / (2 * tokens[:, None, None, None]).sqrt().to(gradients)
 
 
-def _by_formulas(model: HookedTransformer, llama: LlamaForward, rows: PairBatch, draws: int, seed: int) -> Tensor:
+def _by_formulas(model: HookedTransformer, llama: LlamaForward, rows: PairBatch, signs: Signs) -> Tensor:
     tokens, positions, seen = rows.whole_steered()
     last = rows.steered.shape[1] - 1
-    cos, sin = llama.rotation(int(positions.max()) + 1, tokens.device)
+    cos, sin = llama.rotation(tokens.shape[1], tokens.device)
     before: list[tuple[Tensor, Tensor]] = []
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -65,7 +69,7 @@ def _by_formulas(model: HookedTransformer, llama: LlamaForward, rows: PairBatch,
     layers = LlamaGradient(llama, rotation, seen[:, :, last:], rows.size, before=before)
     residual = layers.forward(embedded[:, last:], lambda point, layer, activation: None)
     predicts = predicting(residual, rows)
-    pulled = _pulled_by_formulas(model, predicts, rows, draws, seed)
+    pulled = _pulled_by_formulas(model, predicts, signs)
     found: dict[int, Tensor] = {}
 
     def keep(point: str, layer: int, gradient: Tensor) -> None:
@@ -76,7 +80,7 @@ def _by_formulas(model: HookedTransformer, llama: LlamaForward, rows: PairBatch,
     return torch.stack([found[i] for i in sorted(found)]).permute(2, 1, 0, 3)
 
 
-def _by_autograd(model: Model, rows: PairBatch, draws: int, seed: int) -> Tensor:
+def _by_autograd(model: Model, rows: PairBatch, signs: Signs) -> Tensor:
     ends: list[Tensor] = []  # of every layer what leaves it at the last prompt token
 
     def keep(layer: int) -> NamedHook:
@@ -90,7 +94,7 @@ def _by_autograd(model: Model, rows: PairBatch, draws: int, seed: int) -> Tensor
 
     with torch.enable_grad():
         logits = steered_logits(model, rows, list(map(keep, range(model.cfg.n_layers))))
-        pulled = _pulled_by_autograd(logits, rows, ends, draws, seed)
+        pulled = _pulled_by_autograd(logits, ends, signs)
     device = rows.steered.device
     return torch.stack([torch.stack([g[:, 0].to(device) for g in layers], 1) for layers in pulled], 1)
 
@@ -112,11 +116,11 @@ def steered_logits(model: Model, rows: PairBatch, hooks: Sequence[NamedHook]) ->
 
 @torch.no_grad()
 def _pulled_by_formulas(
-    model: HookedTransformer, residual: Float[Tensor, "row reply d"], rows: PairBatch, draws: int, seed: int
+    model: HookedTransformer, residual: Float[Tensor, "row reply d"], signs: Signs
 ) -> Float[Tensor, "draw row reply d"]:
     """Of each draw the gradient of the last residual stream; as many draws at once as memory is for."""
     p = unembed(model, residual).softmax(-1)
-    tokens, words = rows.signs(p.shape[-1], draws, seed)
+    tokens, words = signs(p.shape[-1])
     room = ROOM_SHARE * free_beside(model) / p.nbytes if p.is_cuda else ROOM_BYTES / p.nbytes
     found = []
     for own, vocabulary in zip(*(t.to(p).split(max(1, int(room))) for t in (tokens, words)), strict=True):
@@ -126,12 +130,12 @@ def _pulled_by_formulas(
 
 
 def _pulled_by_autograd(
-    logits: Float[Tensor, "row reply vocab"], rows: PairBatch, at: list[Tensor], draws: int, seed: int
+    logits: Float[Tensor, "row reply vocab"], at: list[Tensor], signs: Signs
 ) -> list[tuple[Tensor, ...]]:
     """Of each draw the gradients at ``at``."""
     p = logits.detach().softmax(-1)
-    tokens, words = rows.signs(logits.shape[-1], draws, seed)
+    tokens, words = signs(logits.shape[-1])
     return [
         torch.autograd.grad(logits, at, drift_probe(p, tokens[k].to(p), words[k].to(p).repeat(2, 1)), retain_graph=True)
-        for k in range(draws)
+        for k in range(len(tokens))
     ]

@@ -130,10 +130,9 @@ def manual_backward(
     half, (tokens, positions, seen) = rows.size, rows.whole(BOTH)
     llama = llama_forward(model)
     assert llama is not None
-    cos, sin = (t[positions][:, :, None] for t in llama.rotation(int(positions.max()) + 1, tokens.device))
+    cos, sin = (t[positions][:, :, None] for t in llama.rotation(tokens.shape[1], tokens.device))
     # No gradient reaches the last layer before the columns that predict replies, but they may have counterparts there.
-    first = int(rows.gather[:, rows.prompts.shape[1] - 1 :].min())
-    layers = LlamaGradient(llama, (cos, sin), seen, half, first)
+    layers = LlamaGradient(llama, (cos, sin), seen, half, rows.first)
     differences: dict[tuple[str, int], Tensor] = {}
 
     def whole(late: Tensor) -> Tensor:

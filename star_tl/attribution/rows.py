@@ -39,7 +39,8 @@ class PairBatch:
 
     ``gather`` is the clean column that corresponds to each corrupted one, where ``aligned``, over the columns of
     a whole row: the prompt, the positive and the negative reply, each reply without its last token, from which
-    nothing follows. ``within`` says which columns belong to which of STRETCHES.
+    nothing follows. ``within`` says which columns belong to which of STRETCHES. Columns that predict a reply's tokens
+    have no counterpart before ``first``.
     """
 
     prompts: Int[Tensor, "2*pair prompt"]
@@ -52,6 +53,7 @@ class PairBatch:
     steered: Int[Tensor, "pair steered"]
     steered_mask: Bool[Tensor, "pair steered"]
     single_token: Bool[Tensor, " pair"]
+    first: int
     seeds: tuple[int, ...]
     metric: Metric
 
@@ -87,18 +89,20 @@ class PairBatch:
         """Clean − corrupted, zero where a prompt token has no counterpart."""
         if part == "replies":
             return clean - corrupted
-        found, apart = (t.to(corrupted.device) for t in self._counterparts[part])
+        found, aligned = (t.to(corrupted.device) for t in self._counterparts[part])
         difference = clean.flatten(0, 1).index_select(0, found).sub_(corrupted.flatten(0, 1))
-        return difference.index_fill_(0, apart, 0.0).view_as(corrupted)
+        aligned = aligned.to(difference.dtype).view(-1, *[1] * (difference.ndim - 1))
+        return difference.mul_(aligned).view_as(corrupted)
 
     @cached_property
-    def _counterparts(self) -> dict[Part, tuple[Int[Tensor, " pair*column"], Int[Tensor, " apart"]]]:
-        """With the rows of a part behind one another, the clean token of each corrupted one, and those without."""
+    def _counterparts(self) -> dict[Part, tuple[Int[Tensor, " pair*column"], Float[Tensor, " pair*column"]]]:
+        """With the rows of a part behind one another, the clean token of each corrupted one, and 0 where it has none,
+        else 1.
+        """
 
         def over(columns: int) -> tuple[Tensor, Tensor]:
             before = columns * torch.arange(self.size, device=self.gather.device)[:, None]
-            apart = (~self.aligned[:, :columns]).flatten()
-            return (self.gather[:, :columns] + before).flatten(), apart.nonzero()[:, 0]
+            return (self.gather[:, :columns] + before).flatten(), self.aligned[:, :columns].flatten().float()
 
         return {"prompts": over(self.prompts.shape[1]), "whole": over(self.gather.shape[1])}
 
@@ -165,16 +169,20 @@ class PairBatch:
         together = (turn == turn[:, None]) | (turn == 0)
         seen = F.pad(mask, (0, 2 * reply), value=True)[:, None, None] & together.tril()
         # Padding sees itself: a row of none would be NaN.
-        return torch.cat([tokens, positive, negative], 1), positions, seen | torch.eye(len(columns)).bool().to(seen)
+        return torch.cat([tokens, positive, negative], 1), positions, seen | (columns == columns[:, None])
 
 
-def pair_batch(model: Model, chunk: Sequence[PreparedPair], metric: Metric = pairs_own) -> PairBatch:
-    """The rows of some pairs on the model's device."""
-    prompts, prompt_mask = _padded(
-        [p.corrupted.ids for p in chunk] + [p.clean.ids for p in chunk], pad_id(model), left=True
-    )
-    steered, steered_mask = _padded([p.steered.ids for p in chunk], pad_id(model), left=True)
-    replies, reply_mask = _padded([p.positive for p in chunk] + [p.negative for p in chunk], pad_id(model), left=False)
+def pair_batch(
+    model: Model, chunk: Sequence[PreparedPair], metric: Metric = pairs_own, among: Sequence[PreparedPair] | None = None
+) -> PairBatch:
+    """The rows of some pairs on the model's device, with room for every pair ``among`` which they are, default none."""
+    pad, all_of_them = pad_id(model), among or chunk
+    width = max(len(run) for p in all_of_them for run in (p.corrupted, p.clean))
+    prompts, prompt_mask = _padded([p.corrupted.ids for p in chunk] + [p.clean.ids for p in chunk], pad, width)
+    width = max(len(p.steered) for p in all_of_them)
+    steered, steered_mask = _padded([p.steered.ids for p in chunk], pad, width)
+    width = max(len(reply) for p in all_of_them for reply in (p.positive, p.negative))
+    replies, reply_mask = _padded([p.positive for p in chunk] + [p.negative for p in chunk], pad, width, left=False)
     end = prompts.shape[1]
     gather = torch.arange(end + 2 * (replies.shape[1] - 1)).repeat(len(chunk), 1)
     aligned = gather >= end
@@ -189,17 +197,17 @@ def pair_batch(model: Model, chunk: Sequence[PreparedPair], metric: Metric = pai
             if (span := span_named(p.corrupted, name)) is not None:
                 within[row, k, start + span.start : start + span.end] = 1
     single = torch.tensor([p.pair.metric == "logit" for p in chunk])
+    first = int(gather[:, end - 1 :].min())
     tensors = (
         *(prompts, prompt_mask, replies, reply_mask),
         *(gather, aligned, within, steered, steered_mask, single),
     )
     said = (repr((p.steered.ids, p.positive, p.negative)).encode() for p in chunk)
     seeds = tuple(int.from_bytes(hashlib.sha256(text).digest()[:7], "little") for text in said)
-    return PairBatch(*(t.to(model.cfg.device) for t in tensors), seeds=seeds, metric=metric)
+    return PairBatch(*(t.to(model.cfg.device) for t in tensors), first=first, seeds=seeds, metric=metric)
 
 
-def _padded(rows: Sequence[Sequence[int]], pad: int, left: bool) -> tuple[Tensor, Tensor]:
-    width = max(map(len, rows))
+def _padded(rows: Sequence[Sequence[int]], pad: int, width: int, left: bool = True) -> tuple[Tensor, Tensor]:
     tokens = torch.full((len(rows), width), pad, dtype=torch.long)
     mask = torch.zeros((len(rows), width), dtype=torch.bool)
     for i, row in enumerate(rows):

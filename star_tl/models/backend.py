@@ -162,4 +162,4 @@ def _unembedded(unembed: nn.Module, residual: Float[Tensor, "row position d"]) -
     weight, bias = unembed.W_U, unembed.b_U
     assert isinstance(weight, Tensor)
     assert isinstance(bias, Tensor)
-    return product(residual, weight.T, bias if bias.any() else None)
+    return product(residual, weight.T, bias)  # whether it is zero is not asked: that would wait for a GPU

@@ -7,6 +7,7 @@ import gc
 import warnings
 import weakref
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from star_tl.models.fast import forward as fast
 from star_tl.models.fast.attention import attend_masked
 from star_tl.models.fast.decode import LlamaPass, RecordedStep
 from star_tl.models.fast.forward import LlamaForward, llama_forward
+from star_tl.models.fast.recording import Recording
 
 END = 9
 PROMPTS = ("My sister lost her job.", "no", "Would you sell the bicycle?")
@@ -198,9 +200,11 @@ class Graph:
 def test_nothing_is_collected_and_no_older_graph_lives_while_one_is_recorded(tiny, monkeypatch) -> None:
     recording(monkeypatch)
     seen: list[tuple[bool, int]] = []
+    left: list[object] = []
 
     @contextmanager
-    def graph(made):
+    def graph(made, stream, capture_error_mode):
+        assert capture_error_mode == "thread_local"
         seen.append((gc.isenabled(), Graph.alive))
         yield
 
@@ -215,16 +219,16 @@ def test_nothing_is_collected_and_no_older_graph_lives_while_one_is_recorded(tin
     monkeypatch.setattr(torch.cuda, "graph", graph)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", on)
-    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    callers = Stream()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: callers)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: left.append("the caller's" if stream is callers else stream))
 
-    def call(self, tokens: Tensor, column: int) -> Tensor:
-        self.tokens.copy_(tokens)
-        self.column.fill_(column)
+    def call(self, work) -> Tensor:
         if self.graph is None:
-            self._record()
-        return self._run()
+            self._record(work)
+        return work()
 
-    monkeypatch.setattr(RecordedStep, "__call__", call)
+    monkeypatch.setattr(Recording, "__call__", call)
     tokens, mask = batch()
     run = begin(tiny, [], mask, END, END + 4)
     run(tokens)
@@ -234,13 +238,28 @@ def test_nothing_is_collected_and_no_older_graph_lives_while_one_is_recorded(tin
     assert seen == [(False, 1), (False, 1)]  # the one that is being recorded
     assert gc.isenabled()
 
-    def fails(self) -> Tensor:
+    def fails() -> Tensor:
         raise RuntimeError("planted")
 
-    monkeypatch.setattr(RecordedStep, "_run", fails)
+    left.clear()
     with pytest.raises(RuntimeError, match="planted"):
-        RecordedStep(run.layers, END)._record()
+        Recording(torch.device("cpu"))._record(fails)
     assert gc.isenabled()
+    with pytest.raises(RuntimeError, match="planted"):  # while it is recorded, not in the run before
+        Recording(torch.device("cpu"))._record(iter_of(None, fails))
+    assert gc.isenabled()
+    assert left == ["the caller's"], "a recording that broke leaves its own stream"
+
+
+def iter_of(*results):
+    """Gives these one after another; calls those that can be called."""
+    following = iter(results)
+
+    def work():
+        one = next(following)
+        return one() if callable(one) else one
+
+    return work
 
 
 @pytest.mark.parametrize("fault", [lambda logits: logits.roll(1, 0), lambda logits: logits * torch.nan])
@@ -409,14 +428,15 @@ def test_rms_norms_gradient_is_the_same_by_formula_and_by_a_kernel(monkeypatch, 
 
 def test_drift_is_the_same_from_copies_at_once_a_few_at_a_time_and_through_autograd(tiny, monkeypatch) -> None:
     rows = pair_batch(tiny, prepare(tiny, unequal_pairs()))
-    found = drift_gradients(tiny, rows, 5, 3)
+    signs = partial(rows.signs, draws=5, seed=3)
+    found = drift_gradients(tiny, rows, signs)
     whole = found.abs().amax()
     with monkeypatch.context() as small:
         small.setattr(backward, "AT_ONCE", 1)
         small.setattr(drift, "ROOM_BYTES", 1)
-        assert (drift_gradients(tiny, rows, 5, 3) - found).abs().amax() < 1e-5 * whole
+        assert (drift_gradients(tiny, rows, signs) - found).abs().amax() < 1e-5 * whole
     monkeypatch.setattr(drift, "llama_forward", lambda model: None)
-    assert (drift_gradients(tiny, rows, 5, 3) - found).abs().amax() < 1e-4 * whole
+    assert (drift_gradients(tiny, rows, signs) - found).abs().amax() < 1e-4 * whole
 
 
 def test_the_signs_of_a_pair_are_even_and_the_same_in_every_batch(tiny) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import warnings
 from collections.abc import Sequence
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from star_tl.locus import NamedHook
 from star_tl.models.backend import Model, unembed
 from star_tl.models.fast.forward import Listeners, LlamaForward, listeners_of, llama_forward, resolve
+from star_tl.models.fast.recording import RECORDED_ON, Recording
 from star_tl.models.fast.single_row import DTYPES, SingleRowStep
 from star_tl.models.lens import HookedTransformer
 from star_tl.models.position import Position, following, for_rows, steady
@@ -23,7 +23,6 @@ from star_tl.models.transformers_folder import CLOSE, difference
 # From here on two batched products beat fused attention at one query a row; on a GPU always in float32, for which it
 # has no kernel that takes a mask and grouped heads.
 MANY_ROWS = 8
-RECORDED_ON = ("cuda",)  # kinds of device on which a step is recorded
 
 
 def llama_pass(
@@ -239,11 +238,10 @@ class CachedLayers:
 
 
 class RecordedStep:
-    """A decode step whose shapes and addresses never change: on a GPU recorded once as a CUDA graph and replayed.
+    """A decode step whose shapes and addresses never change, as a :class:`Recording` wants it.
 
-    It attends over the whole cache under a mask instead of over its filled part, the columns before ``read``. Without a
-    GPU it runs as it stands, which is how it is tested. Hooks must be ``steady``. :meth:`release` it before another is
-    recorded.
+    It attends over the whole cache under a mask instead of over its filled part, the columns before ``read``. Hooks
+    must be ``steady``. :meth:`release` it before another is recorded.
     """
 
     def __init__(self, layers: CachedLayers, read: int) -> None:
@@ -253,46 +251,18 @@ class RecordedStep:
         self.tokens = torch.zeros(rows, 1, dtype=torch.long, device=device)
         self.column = torch.zeros(1, dtype=torch.long, device=device)
         self.every = torch.arange(layers.cache.shape[4], device=device)
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.logits: Tensor | None = None
+        self.recording: Recording[Tensor] = Recording(device)
 
     @torch.no_grad()
     def __call__(self, tokens: Int[Tensor, "row 1"], column: int) -> Float[Tensor, "row vocab"]:
         """Logits after ``tokens``, which go to this column."""
         self.tokens.copy_(tokens)
         self.column.fill_(column)
-        if not self.tokens.is_cuda:
-            return self._run()
-        if self.graph is None:
-            self._record()
-        assert self.graph is not None
-        assert self.logits is not None
-        self.graph.replay()
-        return self.logits.clone()
+        return self.recording(self._run).clone()
 
     def release(self) -> None:
         """Give the graph and its memory back."""
-        if self.graph is not None:
-            self.graph.reset()
-        self.graph = self.logits = None
-
-    def _record(self) -> None:
-        # Kernels choose their algorithms and hooks place their tensors in a first run, which must not be recorded.
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self._run()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        collecting = gc.isenabled()
-        gc.disable()  # it may free anybody's tensors and graphs, which breaks the recording
-        try:
-            with torch.cuda.graph(graph):
-                self.logits = self._run()
-        finally:
-            if collecting:
-                gc.enable()
-        self.graph = graph
+        self.recording.release()
 
     def _run(self) -> Tensor:
         layers = self.layers

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from star_tl.locus import HOOK_POINTS, HookFunction, NamedHook
 from star_tl.models.layout import fused
 from star_tl.models.lens import HookedTransformer
+from star_tl.models.fast.recording import recording_now
 from star_tl.models.product import product
 
 # Classes of TransformerLens's modules that compute what this forward does.
@@ -57,7 +58,7 @@ def llama_forward(model: object) -> LlamaForward | None:
         made = seen, None if layers is None else LlamaForward(model, layers)
         _MADE[model] = made
     forward = made[1]
-    if forward is not None:
+    if forward is not None and not recording_now():  # which would wait for the device; read before it began
         forward.read_biases()
     return forward
 
