@@ -15,7 +15,7 @@ from star_tl.errors import StarError, nearest, quoted
 from star_tl.models.checkpoint import Checkpoint, Folder
 from star_tl.models.hub import KNOWN, HubModel, cached, smollm2
 from star_tl.models.load import find_checkpoint
-from star_tl.models.product import by_pieces, one_dnn
+from star_tl.models.product import by_pieces, in_tf32, one_dnn
 from star_tl.models.size import SHAPES, Size, default_dtype, free_memory, llama_size
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _arithmetic(device: str) -> str:
         slow = "in float32 by pieces, for this CPU has no instructions for it"
         return f"{said}; float32 products by {wide}, bfloat16's {slow if by_pieces(torch.bfloat16) else 'as they are'}"
     without = ", for this GPU has no bfloat16" if large != "bfloat16" else ""
-    if torch.get_float32_matmul_precision() == "highest":
+    if not in_tf32():
         return f"{said}{without}; float32 products exact: torch.set_float32_matmul_precision('high') makes them TF32"
     return f"{said}{without}; float32 products in TF32, to three digits"
 

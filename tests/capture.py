@@ -19,7 +19,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from star_tl.models.fast import backward, forward
+from star_tl.attribution import atp
+from star_tl.models.fast import backward, decode, forward
 from star_tl.models.fast.recording import Recording
 
 aten = torch.ops.aten
@@ -123,4 +124,6 @@ def graphs_on_the_processor(monkeypatch: pytest.MonkeyPatch) -> list[Captured]:
     monkeypatch.setattr(Recording, "__call__", call)
     for module in (backward, forward):
         monkeypatch.setattr(module, "recording_now", lambda: now[0])
+    for module in (atp, decode):
+        monkeypatch.setattr(module, "records", lambda device: True)
     return recorded

@@ -32,7 +32,7 @@ from star_tl.attribution.rows import Axis, PairBatch, Part, empty_map, pair_batc
 from star_tl.locus import COMPONENTS, NamedHook
 from star_tl.models.backend import Model
 from star_tl.models.fast.forward import llama_forward
-from star_tl.models.fast.recording import RECORDED_ON
+from star_tl.models.fast.recording import records
 from star_tl.models.lens import HookedTransformer
 from star_tl.models.memory import fitting_batches, free_beside, give_back
 
@@ -205,7 +205,7 @@ def _recorded(request: Request) -> bool:
     """Whether there are graphs where the model lies, and its passes and the metric ask for nothing on the way."""
     device = torch.device(str(request.model.cfg.device))
     own = request.metric is pairs_own
-    return device.type in RECORDED_ON and own and llama_forward(request.model) is not None
+    return records(device) and own and llama_forward(request.model) is not None
 
 
 def positions_at_once(model: Model) -> int:

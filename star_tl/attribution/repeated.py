@@ -19,12 +19,16 @@ from star_tl.attribution.drift import Signs
 from star_tl.attribution.rows import PairBatch
 from star_tl.models.backend import Model
 from star_tl.models.fast.recording import Recording
+from star_tl.models.memory import empty_kept, out_of_memory
 
 WORTH = 8  # batches of a shape: a recording takes as long as four or so
 FEW_TOKENS = 4096  # in a batch, all rows together; with more of them the card itself is what takes time
 # How far recorded and plain numbers may lie apart, as a share of their largest: the same kernels made both.
 CLOSE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
-FAILED = "Attribution's passes recorded as a CUDA graph {}: going on without, slower."
+OTHERWISE = (
+    "Attribution's passes, recorded as a CUDA graph, were not the same as the plain ones, or memory was too small for "
+    "them: going on without, slower."
+)
 
 
 class Made(Protocol):
@@ -83,17 +87,17 @@ class Repeated(Generic[Found]):
     def _record(self, plain: Found) -> None:
         self.recording = Recording(self.given[0].prompts.device) if self.given is not None else None
         assert self.recording is not None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # a graph takes its memory from none that is kept for others
         try:
-            found = self.recording(self._again)
-            reason = None if self._same(found, plain) else "were not the same as the plain ones"
-        except RuntimeError as error:  # memory, or a kernel that cannot be recorded
-            reason = f"failed ({str(error).splitlines()[0]})"
-        if reason is not None:
+            same = self._same(self.recording(self._again), plain)
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            same = False
+        if not same:
             self.failed = True
             self.release()
-            warnings.warn(FAILED.format(reason), stacklevel=2)
+            empty_kept()
+            warnings.warn(OTHERWISE, stacklevel=2)
 
     def _same(self, found: Found, plain: Found) -> bool:
         for one, other in zip(found.numbers(), plain.numbers(), strict=True):

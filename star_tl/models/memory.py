@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -15,6 +16,9 @@ from star_tl.models.lens import get_device_for_block_index
 from star_tl.models.size import free_memory
 
 TOO_LONG = "Memory is too small for a single prompt: use shorter ones, or load the model in bfloat16."
+# Held while a CUDA graph is recorded, of which a process has one at a time, and while memory that PyTorch keeps goes back
+# to a GPU, which would break that one.
+KEPT_MEMORY = threading.Lock()
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 # What others than torch.OutOfMemoryError say: the processor's allocator, and cuBLAS and cuDNN on their workspaces.
@@ -54,6 +58,13 @@ def give_back() -> None:
         trim(0)
 
 
+def empty_kept() -> None:
+    """Return memory that PyTorch keeps for later to the GPU."""
+    if torch.cuda.is_available():
+        with KEPT_MEMORY:
+            torch.cuda.empty_cache()
+
+
 def fitting_batches(
     items: Sequence[Item],
     take: Callable[[Sequence[Item]], int],
@@ -89,7 +100,6 @@ def fitting_batches(
             give_back()
             continue
         # Out here, where the error holds on to nobody's tensors any more.
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        empty_kept()
         most = len(batch) // 2
         warnings.warn(f"Memory ran out at {len(batch)} {noun} in a batch: going on with {most}.", stacklevel=2)

@@ -39,6 +39,14 @@ def by_pieces(dtype: torch.dtype) -> bool:
     )
 
 
+def in_tf32() -> bool:
+    """Whether float32 products on a GPU keep ten bits of each factor, as far as anybody has asked for it."""
+    try:
+        return torch.get_float32_matmul_precision() != "highest"
+    except RuntimeError:  # set by the newer names, of which this one refuses to speak
+        return torch.backends.cuda.matmul.fp32_precision != "ieee"
+
+
 @cache
 def say_slow(dtype: torch.dtype) -> None:
     """Say once that the model's own forward is at work, which multiplies in a type that this CPU cannot."""

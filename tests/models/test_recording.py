@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,11 +16,13 @@ from by_hand import unequal_pairs
 from capture import Captured, Refused, graphs_on_the_processor
 
 import star_tl as star
-from star_tl.attribution import atp, repeated
+from star_tl.attribution import atp
 from star_tl.attribution.repeated import Repeated
+from star_tl.generation.decoding import begin
 from star_tl.generation.sampling import in_batches, render_prompts
-from star_tl.models.fast import decode
+from star_tl.models.fast import recording
 from star_tl.models.fast.recording import Recording
+from star_tl.models.product import in_tf32
 from star_tl.steering.hooks import injection_hooks, row_hooks
 
 PROMPTS = ("My sister lost her job.", "no", "Would you sell the bicycle?", "Who is it?")
@@ -28,8 +32,6 @@ MIDDLE = star.Locus("blocks.1.hook_resid_post")
 @pytest.fixture
 def recordings(monkeypatch) -> list[Captured]:
     """Everything is recorded that would be on a card; the recordings."""
-    monkeypatch.setattr(decode, "RECORDED_ON", ("cpu",))
-    monkeypatch.setattr(atp, "RECORDED_ON", ("cpu",))
     monkeypatch.setattr(atp, "WORTH", 3)
     return graphs_on_the_processor(monkeypatch)
 
@@ -57,15 +59,19 @@ HOOKS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+TOGETHER = (*PROMPTS[:1] * 3, *PROMPTS[1:2] * 2)  # what such rows share is read once, up to the prompts' last token
+
+
+@pytest.mark.parametrize(
+    ("dtype", "prompts"), [("float32", PROMPTS), ("float32", TOGETHER), ("bfloat16", PROMPTS)], ids=str
+)
 @pytest.mark.parametrize("hooks", HOOKS.values(), ids=HOOKS.keys())
 def test_a_step_that_is_recorded_writes_what_the_plain_one_writes(
-    tiny_folder, monkeypatch, hooks: Callable[[], Any], dtype: str
+    tiny_folder, monkeypatch, hooks: Callable[[], Any], dtype: str, prompts: tuple[str, ...]
 ) -> None:
     model = star.load_model(tiny_folder, dtype=dtype)
-    write = partial(star.generate, model, PROMPTS, max_new_tokens=7, temperature=0, progress=False)
+    write = partial(star.generate, model, prompts, max_new_tokens=7, temperature=0, progress=False)
     plain = write(hooks())
-    monkeypatch.setattr(decode, "RECORDED_ON", ("cpu",))
     recorded = graphs_on_the_processor(monkeypatch)
     same = [a.tokens == b.tokens for a, b in zip(write(hooks()), plain, strict=True)]
     assert len(recorded) >= 1
@@ -169,17 +175,20 @@ def test_a_last_batch_of_fewer_pairs_goes_its_own_way(tiny, recordings, monkeypa
     assert apart(found, star.attribute(tiny, pairs, progress=False)) < 1e-5
 
 
-FAULTS: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "other numbers": (lambda made: setattr(made, "metrics", made.metrics + 1) or made, "were not the same"),
-    "no numbers": (lambda made: setattr(made, "drift", made.drift * torch.nan) or made, "were not the same"),
-    "no memory": (lambda made: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory.\nTried")), "memory"),
-    "refused": (lambda made: bool(made.metrics.any()) and made, "reads a number"),
+def out_of_memory(made: Any) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+
+FAULTS: dict[str, Callable[[Any], Any]] = {
+    "other numbers": lambda made: setattr(made, "metrics", made.metrics + 1) or made,
+    "no numbers": lambda made: setattr(made, "drift", made.drift * torch.nan) or made,
+    "no memory": out_of_memory,
 }
 
 
-@pytest.mark.parametrize(("fault", "said"), FAULTS.values(), ids=FAULTS.keys())
-def test_passes_that_cannot_be_recorded_or_differ_are_given_up_with_one_warning(
-    tiny, recordings, monkeypatch, fault: Callable[[Any], Any], said: str
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
+def test_passes_that_differ_or_find_no_memory_are_given_up_with_one_warning(
+    tiny, recordings, monkeypatch, fault: Callable[[Any], Any]
 ) -> None:
     again = Repeated._again
     monkeypatch.setattr(Repeated, "_again", lambda self: fault(again(self)))
@@ -189,7 +198,6 @@ def test_passes_that_cannot_be_recorded_or_differ_are_given_up_with_one_warning(
         warnings.simplefilter("always")
         found = attributed(tiny, unequal_pairs())
     (line,) = [str(w.message) for w in caught if "CUDA graph" in str(w.message)]
-    assert said in line
     assert line.endswith("going on without, slower.")
     assert "\n" not in line
     assert released
@@ -229,4 +237,130 @@ def repeated_pairs(model: Any) -> Any:
 
 def test_the_fields_that_are_compared_are_the_maps_own() -> None:
     assert set(FIELDS) <= {f.name for f in dataclasses.fields(star.AttributionMap)}
-    assert repeated.WORTH > 1
+
+
+class Card:
+    """What of ``torch.cuda`` a recording asks for; ``seen`` says how it was asked, ``left`` which streams were set."""
+
+    def __init__(self) -> None:
+        self.alive = 0
+        self.seen: list[tuple[bool, int]] = []
+        self.left: list[object] = []
+        self.ended: list[object] = []
+        self.callers = Stream()
+        self.capturing = False
+
+
+class Stream:
+    def wait_stream(self, other: object) -> None: ...
+
+
+@pytest.fixture
+def card(monkeypatch) -> Card:
+    """A card that records nothing: the work runs as it stands."""
+    made = Card()
+
+    class Graph:
+        def __init__(self) -> None:
+            made.alive += 1
+
+        def replay(self) -> None: ...
+
+        def reset(self) -> None:
+            made.alive -= 1
+
+    @contextmanager
+    def graph(own: Graph, pool: object, stream: Stream, capture_error_mode: str) -> Iterator[None]:
+        assert capture_error_mode == "thread_local"
+        assert stream is not made.callers
+        made.seen.append((gc.isenabled(), made.alive))
+        made.capturing = True
+        try:
+            yield
+        finally:
+            made.capturing = False
+
+    @contextmanager
+    def on(_: object) -> Iterator[None]:
+        yield
+
+    for name, value in {
+        "CUDAGraph": Graph,
+        "graph": graph,
+        "Stream": lambda device: Stream(),
+        "stream": on,
+        "device": on,
+        "current_device": lambda: 0,
+        "current_stream": lambda: made.callers,
+        "set_stream": made.left.append,
+        "graph_pool_handle": lambda: (0, 1),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda d, pool: made.ended.append(pool), raising=False)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda d, pool: made.ended.append(pool), raising=False)
+    monkeypatch.setattr(recording, "RECORDED_ON", ("cpu",))
+    monkeypatch.setattr(recording, "_broken", [])
+    recording._side_stream.cache_clear()
+    return made
+
+
+def test_nothing_is_collected_and_no_older_graph_lives_while_one_is_recorded(tiny, card) -> None:
+    tokens = torch.randint(5, 600, (3, 9), generator=torch.Generator().manual_seed(1))
+    run = begin(tiny, [], torch.ones(3, 9, dtype=torch.bool), 9, 13)
+    run(tokens)
+    run(tokens[:, :1])
+    run.keep(torch.tensor([0, 1]))
+    run(tokens[:2, :1])
+    assert card.seen == [(False, 1), (False, 1)]  # the one that is being recorded
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("not permitted\nwhile capturing"), torch.OutOfMemoryError("x")])
+def test_a_recording_that_breaks_leaves_nothing_behind_and_the_work_is_done(card, error: RuntimeError) -> None:
+    def work() -> torch.Tensor:
+        if card.capturing:
+            raise error
+        return torch.ones(1)
+
+    one = Recording[torch.Tensor](torch.device("cpu"))
+    if isinstance(error, torch.OutOfMemoryError):  # half the batch may fit, and is recorded
+        with pytest.raises(torch.OutOfMemoryError):
+            one(work)
+        assert recording.records(torch.device("cpu"))
+    else:
+        said = r"^A CUDA graph could not be recorded \(not permitted\): going on without any, slower\.$"
+        with pytest.warns(UserWarning, match=said):
+            assert one(work) == 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert Recording[torch.Tensor](torch.device("cpu"))(work) == 1
+        assert len(card.seen) == 1, "nothing is recorded any more"
+    assert card.left == [card.callers]
+    assert card.ended == [(0, 1)] * 2
+    assert gc.isenabled()
+
+
+def test_an_error_of_the_work_itself_is_the_works(card) -> None:
+    def work() -> torch.Tensor:
+        raise star.StarError("The vector has width 3.")
+
+    with pytest.raises(star.StarError, match="width 3"):
+        Recording[torch.Tensor](torch.device("cpu"))(work)
+    assert not card.seen
+
+
+def test_what_is_asked_of_float32_products_is_known_however_it_was_said(monkeypatch) -> None:
+    assert not in_tf32()
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        assert in_tf32()
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        assert not in_tf32()
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert in_tf32()
+    finally:
+        torch.set_float32_matmul_precision("highest")

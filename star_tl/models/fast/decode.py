@@ -13,11 +13,11 @@ from torch import Tensor
 from star_tl.locus import NamedHook
 from star_tl.models.backend import Model, unembed
 from star_tl.models.fast.forward import Listeners, LlamaForward, listeners_of, llama_forward, resolve
-from star_tl.models.fast.recording import RECORDED_ON, Recording
+from star_tl.models.fast.recording import Recording, records
 from star_tl.models.fast.single_row import DTYPES, SingleRowStep
 from star_tl.models.lens import HookedTransformer
 from star_tl.models.position import Position, following, for_rows, steady
-from star_tl.models.product import by_pieces
+from star_tl.models.product import by_pieces, in_tf32
 from star_tl.models.transformers_folder import CLOSE, difference
 
 # From here on two batched products beat fused attention at one query a row; on a GPU always in float32, for which it
@@ -82,7 +82,8 @@ class LlamaPass:
             return self._ended(self.residual(tokens))
         self.position.advance(1)
         start, device = self.position.offset, layers.cache.device
-        if device.type in RECORDED_ON and layers.forward.recordable and steady(self.hooks):
+        # The prompt's last token may stand alone, and hooks do something else there than at those that are generated.
+        if start >= self.position.end and records(device) and layers.forward.recordable and steady(self.hooks):
             self.last = None
             return self._replayed(tokens, start)
         if tokens.numel() == 1 and device.type == "cpu" and layers.cache.dtype in DTYPES:
@@ -288,8 +289,7 @@ def _copy_rows(
 
 def _digits(dtype: torch.dtype) -> torch.dtype:
     """The type whose digits products have: TF32 has float16's."""
-    exact = dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
-    return dtype if exact else torch.float16
+    return torch.float16 if dtype == torch.float32 and in_tf32() else dtype
 
 
 def _same(found: Float[Tensor, "row vocab"], plain: Float[Tensor, "row vocab"], close: float) -> bool:

@@ -1,22 +1,32 @@
 """Work that is the same at every turn, recorded once as a CUDA graph: launching it costs what one kernel's launch does.
 
 What is recorded may not wait for the device, and neither may it take anything from the host's memory: Python looks at
-no number of a tensor, and every tensor is made on the device.
+no number of a tensor, and every tensor is made on the device. Where it does, the recording breaks; the work then runs as
+it stands, and nothing is recorded in this process any more.
 """
 
 from __future__ import annotations
 
 import gc
-import threading
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Generic, TypeVar
+from contextlib import contextmanager, suppress
+from functools import cache
+from typing import Any, Generic, TypeVar
 
 import torch
 
+from star_tl.models.memory import KEPT_MEMORY, out_of_memory
+
 Made = TypeVar("Made")
 RECORDED_ON = ("cuda",)  # kinds of device on which work is recorded
-_ONE = threading.Lock()  # PyTorch records one graph of a process at a time
+BROKE = "A CUDA graph could not be recorded ({}): going on without any, slower."
+_broken: list[str] = []  # why nothing is recorded any more
+
+
+def records(device: torch.device) -> bool:
+    """Whether work on this device is recorded."""
+    return device.type in RECORDED_ON and not _broken
 
 
 def recording_now() -> bool:
@@ -28,8 +38,8 @@ class Recording(Generic[Made]):
     """Some work's graph and what it makes, both from the first call on; the next call overwrites what was made.
 
     It does not know the work, whose owner would then hold a circle of references: that would keep a graph alive until
-    Python looks for circles, perhaps while another graph is recorded, which would break that one. On devices without
-    graphs the work runs as it stands, which is how it is tested. :meth:`release` it before another is recorded.
+    Python looks for circles, perhaps while another graph is recorded, which would break that one. Where nothing is
+    recorded the work runs as it stands, which is how it is tested. :meth:`release` it before another is recorded.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -38,14 +48,18 @@ class Recording(Generic[Made]):
         self.made: Made | None = None
 
     def __call__(self, work: Callable[[], Made]) -> Made:
-        """What ``work`` makes; it reads and writes the same addresses at every call."""
-        if self.device.type not in RECORDED_ON:
-            return work()
-        with torch.cuda.device(self.device):
-            if self.graph is None:
+        """What ``work`` makes; it reads and writes the same addresses at every call.
+
+        Raises:
+            RuntimeError: memory ran out, or whatever ``work`` raises where it runs as it stands.
+        """
+        if self.graph is None and records(self.device):
+            with torch.cuda.device(self.device):
                 self._record(work)
-            assert self.graph is not None
-            assert self.made is not None
+        if self.graph is None:
+            return work()
+        assert self.made is not None
+        with torch.cuda.device(self.device):
             self.graph.replay()
         return self.made
 
@@ -56,21 +70,42 @@ class Recording(Generic[Made]):
         self.graph = self.made = None
 
     def _record(self, work: Callable[[], Made]) -> None:
-        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
-        # Kernels choose their algorithms and hooks place their tensors in a first run, which must not be recorded.
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
-            work()
-        current.wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with _ONE, _uncollected():
+        current, graph, pool = torch.cuda.current_stream(), torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        with KEPT_MEMORY, _uncollected():
+            side = _side_stream(torch.cuda.current_device())
+            # Kernels choose their algorithms and hooks place their tensors in a first run, which must not be recorded.
+            side.wait_stream(current)
+            with torch.cuda.stream(side):
+                work()
+            current.wait_stream(side)
             try:
                 # What other threads do meanwhile, such as waiting for work of theirs, breaks nothing.
-                with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
                     self.made = work()
-            finally:
-                torch.cuda.set_stream(current)  # a recording that broke may leave its own
-        self.graph = graph
+            except BaseException as error:
+                self.made = None
+                torch.cuda.set_stream(current)  # a recording that broke leaves its own
+                _end_allocation(pool)
+                if not isinstance(error, RuntimeError) or out_of_memory(error):
+                    raise
+                _broken.append(str(error.__context__ or error).split("\n")[0])
+                warnings.warn(BROKE.format(_broken[0]), stacklevel=2)
+            else:
+                self.graph = graph
+
+
+@cache
+def _side_stream(device: int) -> torch.cuda.Stream:
+    """One for all recordings on a device: each new one would hold memory of its own for matrix products."""
+    return torch.cuda.Stream(device)
+
+
+def _end_allocation(pool: Any) -> None:
+    """A recording that broke may leave the allocator with the graph's memory, and would die at the next."""
+    with suppress(RuntimeError, AttributeError):  # it has ended
+        device = torch.cuda.current_device()
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)
 
 
 @contextmanager
