@@ -272,7 +272,7 @@ class AttributionMap:
         width = self.gradients.shape[-1]
         if tuple(vector.shape) not in {(width,), (1, width), (self.n_layers, width)}:
             raise StarError(f"A vector of shape {tuple(vector.shape)} does not fit a width of {width}.")
-        return vector.expand(self.n_layers, -1)
+        return vector.detach().cpu().expand(self.n_layers, -1)
 
     def choose_layer(
         self, resamples: int = 1000, seed: int = 0, vector: Float[Tensor, "*layer d"] | None = None

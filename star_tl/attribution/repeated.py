@@ -32,7 +32,7 @@ OTHERWISE = (
 
 
 class Made(Protocol):
-    def numbers(self) -> list[Float[Tensor, "..."]]:
+    def numbers(self) -> list[Float[Tensor, ...]]:
         """Everything that was computed."""
         ...
 

@@ -26,9 +26,13 @@ class Pass(Protocol):
     """A batch in the middle of being written.
 
     ``last`` is the last residual stream that the last logits were made from, ``[row d_model]``, where it is at hand.
+    ``dear`` says that :meth:`keep` takes as long as many steps, for what was recorded is recorded anew.
     """
 
     last: Tensor | None
+
+    @property
+    def dear(self) -> bool: ...
 
     def __call__(self, tokens: Int[Tensor, "row column"]) -> Float[Tensor, "row vocab"]:
         """Logits after the last of these tokens, which follow those of earlier calls; float32 at least."""
@@ -114,6 +118,8 @@ def residuals_of(
 
 class StockPass:
     """The model's own forward under hooks of TransformerLens, over a cache of the model's kind."""
+
+    dear = False
 
     def __init__(self, model: Model, hooks: Sequence[NamedHook], mask: Bool[Tensor, "row column"], end: int) -> None:
         self.model, self.mask, self.position = model, mask.int(), Position(end)

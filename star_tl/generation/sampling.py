@@ -24,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 from typing_extensions import Unpack
 
 from star_tl.data.chat import SPANS, Prompt, as_prompts, render, stop_ids
@@ -39,6 +38,7 @@ from star_tl.models.fast.decode import LlamaPass
 from star_tl.models.memory import fitting_batches, free_beside
 from star_tl.models.position import acts_on, reach
 from star_tl.models.threads import one_row_in_one_thread
+from star_tl.progress import Bar
 from star_tl.steering.condition import Condition
 from star_tl.steering.hooks import acting_at
 
@@ -46,6 +46,8 @@ CACHE_SHARE = 0.25  # of the free memory: the most that the KV cache of a batch 
 PIECE = 256  # words whose probabilities are summed up first
 PICKING = 48  # bytes for each word of a row, while its token is chosen
 ROWS, ROWS_ON_GPU = 64, 1024  # of a batch, where nothing is said: beyond it rows get no cheaper
+# The share of rows that still write, at which the others are dropped; and where that is dear, with so many steps to go.
+MANY_LEFT, FEW_LEFT, DEAR_STEPS = 0.75, 0.25, 16
 Asked = ParamSpec("Asked")
 
 
@@ -218,7 +220,7 @@ def in_batches(
             "a lower max_new_tokens, or a model in bfloat16."
         )
 
-    with tqdm(total=len(prompts), desc="sampling", unit="reply", disable=not progress, delay=2) as bar:
+    with Bar(total=len(prompts), desc="sampling", unit="reply", disable=not progress, delay=2) as bar:
         batches = fitting_batches(order, lambda left: _room(model, prompts, left, options), write, alone, "rows")
         for rows, replies in batches:
             yield list(rows), replies
@@ -282,9 +284,9 @@ def _written(
     """One batch: the replies so far after every step, or with ``every`` False only the finished ones."""
     stops = frozenset(stop_ids(tokenizer_of(model)))
     rows = [Writing(tokenizer_of(model), p, seed, options, stops) for p, seed in zip(prompts, seeds, strict=True)]
-    uniforms = torch.stack([row.uniforms for row in rows])
     batch, logits = read_prompts(model, prompts, hooks, options.max_new_tokens)
     device = logits.device
+    drawn = torch.stack([row.uniforms for row in rows]).to(device)
     alive = list(range(len(rows)))  # the row of the batch that each row of the pass is
     seen = None
     if options.repetition_penalty != 1:
@@ -296,9 +298,10 @@ def _written(
             lasts.append((alive, batch.last))
         finite, usable = whole(logits)
         own = seen[alive] if seen is not None else None
-        chosen = choose(usable, own, uniforms[alive, step].to(device), options)
+        chosen = choose(usable, own, drawn[:, step], options)
         likely = log_probs(usable, chosen).tolist() if options.log_probs else [None] * len(alive)
-        for i, token, fine, log_prob in zip(alive, chosen.tolist(), finite.tolist(), likely, strict=True):
+        tokens, fines = torch.stack([chosen, finite.long()]).tolist()  # together: each would wait for the device
+        for i, token, fine, log_prob in zip(alive, tokens, fines, likely, strict=True):
             if not fine and rows[i].ended is None and not acts_on(hooks, i):
                 raise StarError(broken_message(model))
             rows[i].take(token if fine else None, log_prob)
@@ -309,11 +312,16 @@ def _written(
         going = [place for place, i in enumerate(alive) if rows[i].ended is None]
         if not going:
             break
-        # Dropping rows copies the cache: worth it when a good part of the batch is finished.
-        if len(going) <= 0.75 * len(alive):
+        # Dropping rows copies the cache: worth it when a good part of the batch is finished, and where it is dear when
+        # hardly any is left and there is some way to go.
+        if batch.dear:
+            pays = len(going) <= FEW_LEFT * len(alive) and options.max_new_tokens - step > DEAR_STEPS
+        else:
+            pays = len(going) <= MANY_LEFT * len(alive)
+        if pays:
             kept = torch.tensor(going, device=device)
             if batch.keep(kept):
-                alive, chosen = [alive[place] for place in going], chosen[kept]
+                alive, chosen, drawn = [alive[place] for place in going], chosen[kept], drawn[kept]
         logits = batch(chosen[:, None])
     if not every:
         replies = [row.reply for row in rows]
@@ -391,7 +399,8 @@ class Writing:
 def whole(logits: Float[Tensor, "row vocab"]) -> tuple[Bool[Tensor, " row"], Float[Tensor, "row vocab"]]:
     """Which rows' logits are finite, and the logits with 0 in place of those of the others."""
     finite = logits.sum(-1).isfinite()  # one NaN or infinity makes the sum one
-    return finite, logits if bool(finite.all()) else logits.where(finite[:, None], 0.0)
+    # On a GPU it is not asked for, which would wait.
+    return finite, logits if not logits.is_cuda and bool(finite.all()) else logits.where(finite[:, None], 0.0)
 
 
 @one_row_in_one_thread

@@ -239,8 +239,12 @@ def _usable(device: str) -> str:
     for name in names:
         try:
             torch.empty(0, device=name)
+            if torch.device(name).type == "mps":  # it has no float64, in which tokens are drawn
+                raise RuntimeError
         except (RuntimeError, AssertionError):  # an unknown name, or a build of torch without it
             raise StarError(f"Device {name!r} cannot be used here: use 'cpu', or install torch for it.") from None
+    if names == ["cuda"]:  # HookedTransformer takes it for the first, where tokens would go to the current one
+        names = [f"cuda:{torch.cuda.current_device()}"]
     first = torch.device(names[0]).index or 0
     # HookedTransformer's forward finds a layer's device by counting up from the first.
     if len(names) > 1 and names != [f"cuda:{first + i}" for i in range(len(names))]:

@@ -16,8 +16,8 @@ from star_tl.models.lens import get_device_for_block_index
 from star_tl.models.size import free_memory
 
 TOO_LONG = "Memory is too small for a single prompt: use shorter ones, or load the model in bfloat16."
-# Held while a CUDA graph is recorded, of which a process has one at a time, and while memory that PyTorch keeps goes back
-# to a GPU, which would break that one.
+# Held while a CUDA graph is recorded, of which a process has one at a time, and while memory that PyTorch keeps goes
+# back to a GPU, which would break that one.
 KEPT_MEMORY = threading.Lock()
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -69,3 +69,9 @@ def difference(found: Float[Tensor, "*batch vocab"], expected: Float[Tensor, "*b
     """Mean difference of two sets of log-probabilities, as a share of the spread of those expected."""
     expected, found = (logits.float().log_softmax(-1) for logits in (expected, found))
     return float((found - expected).abs().mean() / expected.std())
+
+
+def differences(found: Float[Tensor, "row vocab"], expected: Float[Tensor, "row vocab"]) -> Float[Tensor, " row"]:
+    """:func:`difference` of every row by itself."""
+    expected, found = (logits.float().log_softmax(-1) for logits in (expected, found))
+    return (found - expected).abs().mean(-1) / expected.std(-1)

@@ -19,10 +19,10 @@ from typing import Any, Protocol, cast
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from star_tl.errors import StarError, quoted, shown
 from star_tl.files import parse_json, read_text, regular_file
+from star_tl.progress import Bar
 
 _STORED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _AGAIN = "download or save the model again"
@@ -180,7 +180,7 @@ def read_into(stored: Mapping[str, Stored], targets: Mapping[str, Tensor], title
             wanted[name].read(targets[name])
         return wanted[name].nbytes
 
-    with tqdm(total=total, desc=title, unit="B", unit_scale=True, delay=_QUIET_SECONDS) as bar:
+    with Bar(total=total, desc=title, unit="B", unit_scale=True, delay=_QUIET_SECONDS) as bar:
         if readers == 1:
             for name in wanted:
                 bar.update(read(name))

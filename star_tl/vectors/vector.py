@@ -51,6 +51,9 @@ class SteeringVector:
             )
         if self.vector.layout != torch.strided or self.vector.is_meta:
             raise StarError("A steering vector is sparse or on the meta device: give a dense tensor of numbers.")
+        # Without a graph, and on the processor: controls, files and sums with other vectors are made there.
+        if self.vector.requires_grad or self.vector.device.type != "cpu":
+            object.__setattr__(self, "vector", self.vector.detach().cpu())
         check_kind(self.locus, Locus, 'a Locus, such as attr.top_locus() or Locus("blocks.5.hook_resid_post")')
         shape = tuple(self.vector.shape)
         if len(shape) != 2 or shape[0] != len(self.locus.positions) or shape[1] < 2:

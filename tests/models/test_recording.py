@@ -14,15 +14,18 @@ import pytest
 import torch
 from by_hand import unequal_pairs
 from capture import Captured, Refused, graphs_on_the_processor
+from torch.nn.attention import SDPBackend
 
 import star_tl as star
 from star_tl.attribution import atp
 from star_tl.attribution.repeated import Repeated
 from star_tl.generation.decoding import begin
-from star_tl.generation.sampling import in_batches, render_prompts
-from star_tl.models.fast import recording
+from star_tl.generation.sampling import FEW_LEFT, in_batches, render_prompts
+from star_tl.models.fast import attention, recording
+from star_tl.models.fast.decode import LlamaPass, attend
 from star_tl.models.fast.recording import Recording
 from star_tl.models.product import in_tf32
+from star_tl.models.transformers_folder import difference, differences
 from star_tl.steering.hooks import injection_hooks, row_hooks
 
 PROMPTS = ("My sister lost her job.", "no", "Would you sell the bicycle?", "Who is it?")
@@ -364,3 +367,64 @@ def test_what_is_asked_of_float32_products_is_known_however_it_was_said(monkeypa
         assert in_tf32()
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_rows_that_have_ended_are_dropped_seldom_where_that_is_dear(demo, monkeypatch) -> None:
+    prompts = [f"My sister lost job number {i}." for i in range(24)]
+    write = partial(star.generate, demo, prompts, max_new_tokens=48, progress=False)
+    plain, kept = write(), []
+    keep = LlamaPass.keep
+    monkeypatch.setattr(LlamaPass, "keep", lambda self, rows: kept.append(len(rows)) or keep(self, rows))
+    write()
+    cheap = kept.copy()
+    kept.clear()
+    recordings = graphs_on_the_processor(monkeypatch)
+    dear = write()
+    assert len(cheap) > 2
+    assert len(kept) < len(cheap)
+    assert all(rows <= 24 * FEW_LEFT for rows in kept)
+    assert len(recordings) == 1 + len(kept)
+    assert sum(a.tokens == b.tokens for a, b in zip(dear, plain, strict=True)) >= 22  # draws at a hair's breadth
+
+
+def test_whole_rows_are_compared_each_by_itself() -> None:
+    logits = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
+    moved = logits.clone()
+    moved[3] += torch.randn(40, generator=torch.Generator().manual_seed(1))
+    apart = differences(moved, logits)
+    assert apart.argmax() == 3
+    for row in range(5):
+        torch.testing.assert_close(float(apart[row]), difference(moved[row], logits[row]))
+
+
+@pytest.mark.parametrize("length", [1, 4])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("again", [False, True])
+def test_on_a_gpu_no_kernel_makes_a_plan_for_a_shape_that_comes_once(monkeypatch, length, masked, again) -> None:
+    class OnCuda(torch.Tensor):
+        @property
+        def device(self) -> torch.device:  # type: ignore[override]
+            return torch.device("cuda")
+
+    allowed: list[set[SDPBackend]] = []
+
+    @contextmanager
+    def kernels(backends: list[SDPBackend]) -> Iterator[None]:
+        allowed.append(set(backends))
+        yield
+
+    def fused(q, k, v, attn_mask=None, is_causal=False, enable_gqa=False):
+        plain = (t.as_subclass(torch.Tensor) for t in (q, k, v))
+        return sdpa(*plain, attn_mask=attn_mask, is_causal=is_causal, enable_gqa=enable_gqa)
+
+    noise = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(2, heads, n, 8, generator=noise).bfloat16() for heads, n in ((4, length), (2, 6), (2, 6))]
+    mask = (torch.rand(2, 1, length, 6, generator=noise) > 0.3) | (torch.arange(6) == 0) if masked else None
+    expected = attend(*drawn, mask, False)
+    sdpa = attention.F.scaled_dot_product_attention
+    monkeypatch.setattr(attention, "sdpa_kernel", kernels)
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", fused)
+    found = attend(*(t.as_subclass(OnCuda) for t in drawn), mask, False, again)
+    torch.testing.assert_close(found.as_subclass(torch.Tensor), expected, rtol=0.02, atol=0.02)
+    assert bool(allowed) != again
+    assert all(SDPBackend.CUDNN_ATTENTION not in kinds for kinds in allowed)

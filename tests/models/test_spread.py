@@ -360,3 +360,34 @@ def test_two_gpus_give_what_one_gives(folder: Path) -> None:
     hooks = steering(4).hooks(2.0, "all")
     texts = [star.sample(m, PROMPTS, hooks=hooks, max_new_tokens=12, progress=False) for m in (two, one)]
     assert texts[0] == texts[1]
+
+
+def test_vectors_that_lie_on_a_device_are_taken_to_the_processor(devices: StandIns, whole: HookedTransformer) -> None:
+    there = torch.ones(1, 32, device="lazy:0").requires_grad_()
+    locus = star.Locus("blocks.1.hook_resid_post")
+    vector = star.SteeringVector(there, locus, "t", "x", 1.0, 1, "m", "", "")
+    assert str(vector.vector.device) == "cpu"
+    assert not vector.vector.requires_grad
+    assert vector.random_like().norm == pytest.approx(vector.norm)
+    assert (vector + replace(vector, vector=torch.ones(1, 32))).norm == pytest.approx(2 * vector.norm)
+    attr = star.attribute(whole, unequal_pairs(), progress=False)
+    torch.testing.assert_close(attr.effect(there[0]), attr.effect(torch.ones(32)))
+    torch.testing.assert_close(attr.cost(there[0]), attr.cost(torch.ones(32)))
+    chosen = [attr.choose_layer(vector=v, resamples=100) for v in (there, torch.ones(32))]
+    assert chosen[0].layer == chosen[1].layer
+    assert chosen[0].p_value == chosen[1].p_value
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"), [("cuda", "cuda:1"), ("cuda:0", "cuda:0"), ("cuda:2,cuda:3", "cuda:2,cuda:3"), ("cpu", "cpu")]
+)
+def test_the_current_gpu_is_named_by_its_number(monkeypatch, asked: str, found: str) -> None:
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)  # as if it were there
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert loading._usable(asked) == found
+
+
+def test_a_device_without_float64_is_refused(monkeypatch) -> None:
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)  # as if it were there
+    with pytest.raises(StarError, match=r"^Device 'mps' cannot be used here: use 'cpu'"):
+        loading._usable("mps")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,14 @@ from star_tl.models.product import by_pieces
 # Not cuDNN's, PyTorch's choice on newer cards: with a mask and grouped heads its backward pass gave NaN and reads of
 # foreign memory (PyTorch issue 196678). Flash attention takes no mask.
 TRUSTED = (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+# Without cuDNN's, which makes a plan for every shape that it has not met: tenths of a second, and a cache grows by a
+# column a token.
+PLANLESS = (SDPBackend.FLASH_ATTENTION, *TRUSTED)
+
+
+def without_plans() -> AbstractContextManager[object]:
+    """Attention by one of PLANLESS."""
+    return sdpa_kernel(list(PLANLESS))
 
 
 @contextmanager

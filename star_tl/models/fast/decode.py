@@ -12,13 +12,14 @@ from torch import Tensor
 
 from star_tl.locus import NamedHook
 from star_tl.models.backend import Model, unembed
+from star_tl.models.fast.attention import attend_masked, without_plans
 from star_tl.models.fast.forward import Listeners, LlamaForward, listeners_of, llama_forward, resolve
 from star_tl.models.fast.recording import Recording, records
 from star_tl.models.fast.single_row import DTYPES, SingleRowStep
 from star_tl.models.lens import HookedTransformer
 from star_tl.models.position import Position, following, for_rows, steady
 from star_tl.models.product import by_pieces, in_tf32
-from star_tl.models.transformers_folder import CLOSE, difference
+from star_tl.models.transformers_folder import CLOSE, differences
 
 # From here on two batched products beat fused attention at one query a row; on a GPU always in float32, for which it
 # has no kernel that takes a mask and grouped heads.
@@ -115,6 +116,11 @@ class LlamaPass:
         """The lowest layer with a hook."""
         return min((layer for layer, _ in self.layers.listeners), default=len(self.layers.kept))
 
+    @property
+    def dear(self) -> bool:
+        """See :class:`star_tl.generation.decoding.Pass`."""
+        return self.recorded is not None
+
     @torch.no_grad()
     def keep(self, rows: Int[Tensor, " kept"]) -> bool:
         """See :class:`star_tl.generation.decoding.Pass`."""
@@ -202,15 +208,18 @@ class CachedLayers:
         columns: Int[Tensor, " column"],
         stop: int,
         entering: tuple[int, Tensor] | None = None,
+        again: bool = False,
     ) -> Float[Tensor, "row column d_model"]:
-        """The last residual stream at ``tokens``, which go to these columns of the cache and see up to ``stop``."""
+        """The last residual stream at ``tokens``, which go to these columns of the cache and see up to ``stop``;
+        ``again`` as in :func:`attend`.
+        """
         causal = tokens.shape[1] > 1 and mask is None
 
         def attend_kept(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = (kept.narrow(2, 0, stop) for kept in self.kept[layer])
             keys.index_copy_(2, columns, k)
             values.index_copy_(2, columns, v)
-            return attend(q, keys, values, mask, causal)
+            return attend(q, keys, values, mask, causal, again)
 
         first, residual = entering or (0, F.embedding(tokens, self.model.embed.W_E))
         return self.forward(residual, rotation, attend_kept, self.listeners, first)
@@ -272,7 +281,7 @@ class RecordedStep:
         if layers.cache.dtype == torch.float32:  # once for all layers what each would make of it
             seen = torch.zeros_like(seen, dtype=torch.float32).masked_fill_(~seen, -torch.inf)
         rotation = layers.cos[at][:, None], layers.sin[at][:, None]
-        residual = layers.over(self.tokens, rotation, seen, self.column, len(self.every))
+        residual = layers.over(self.tokens, rotation, seen, self.column, len(self.every), again=True)
         return layers.logits(residual)
 
 
@@ -297,13 +306,15 @@ def _same(found: Float[Tensor, "row vocab"], plain: Float[Tensor, "row vocab"], 
     whole = plain.isfinite().all(-1)
     if not torch.equal(found.isfinite().all(-1), whole):
         return False
-    return all(difference(f, p) < close for f, p in zip(found[whole], plain[whole], strict=True))
+    return not whole.any() or float(differences(found[whole], plain[whole]).amax()) < close
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, again: bool = False
 ) -> Float[Tensor, "row head query d_head"]:
-    """Softmax attention over a cache; no gradient goes back through it."""
+    """Softmax attention over a cache; no gradient goes back through it. ``again`` says that this shape is asked for
+    again and again, for which alone cuDNN's plans pay.
+    """
     rows, heads, length, width = q.shape
     if q.device.type == "cpu" and by_pieces(q.dtype):
         return attend(q.float(), k.float(), v.float(), mask, causal).to(q.dtype)
@@ -313,4 +324,9 @@ def attend(
         if mask is not None:
             scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores.add_(mask)
         return (scores.softmax(-1) @ v).view(rows, heads, length, width)
+    if q.device.type == "cuda" and not again:
+        if mask is not None:
+            return attend_masked(q, k, v, mask)
+        with without_plans():
+            return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=heads != k.shape[1])
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=heads != k.shape[1])

@@ -19,9 +19,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from star_tl.locus import HOOK_POINTS, HookFunction, NamedHook
+from star_tl.models.fast.recording import recording_now
 from star_tl.models.layout import fused
 from star_tl.models.lens import HookedTransformer
-from star_tl.models.fast.recording import recording_now
 from star_tl.models.product import product
 
 # Classes of TransformerLens's modules that compute what this forward does.

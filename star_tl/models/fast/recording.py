@@ -1,8 +1,8 @@
 """Work that is the same at every turn, recorded once as a CUDA graph: launching it costs what one kernel's launch does.
 
 What is recorded may not wait for the device, and neither may it take anything from the host's memory: Python looks at
-no number of a tensor, and every tensor is made on the device. Where it does, the recording breaks; the work then runs as
-it stands, and nothing is recorded in this process any more.
+no number of a tensor, and every tensor is made on the device. Where it does, the recording breaks; the work then runs
+as it stands, and nothing is recorded in this process any more.
 """
 
 from __future__ import annotations
