@@ -18,7 +18,6 @@ from functools import partial
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from star_tl.attribution.align import prepare
 from star_tl.attribution.drift import Signs, drift_gradients
@@ -35,6 +34,7 @@ from star_tl.models.fast.forward import llama_forward
 from star_tl.models.fast.recording import records
 from star_tl.models.lens import HookedTransformer
 from star_tl.models.memory import fitting_batches, free_beside, give_back
+from star_tl.progress import Bar
 
 # Below this many token positions in a micro-batch a pass is bound by its number of operators, not by
 # arithmetic, and one batch takes fewer. Above it the two take like times in scripts/bench_attribution.py, and two
@@ -171,7 +171,7 @@ def score_pairs(
         )
 
     try:
-        with tqdm(total=n, desc="attribution", unit="pair", disable=not request.progress, delay=1) as bar:
+        with Bar(total=n, desc="attribution", unit="pair", disable=not request.progress, delay=1) as bar:
             for chunk, _ in fitting_batches(range(n), lambda left: size, score, alone, "pairs"):
                 bar.update(len(chunk))
     finally:

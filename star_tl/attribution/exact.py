@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from star_tl.attribution.align import ALIGNMENTS, PreparedPair, prepare
 from star_tl.attribution.forward import forward, through_blocks
@@ -28,6 +27,7 @@ from star_tl.locus import COMPONENTS, Locus, NamedHook, hook_name
 from star_tl.models.backend import MODELS, Cache, Model, check_hook_point, unembed
 from star_tl.models.lens import TransformerBridge, TransformerLensKeyValueCache, TransformerLensKeyValueCacheEntry
 from star_tl.models.memory import TOO_LONG, fitting_batches
+from star_tl.progress import Bar
 
 ROWS = {"cpu": 16, "elsewhere": 64}  # sequences per forward pass, two replies a patch: on a CPU more are no faster
 
@@ -97,7 +97,7 @@ def exact_effects(
     for locus in loci:
         _check_place(model, prepared, locus)
     effects = torch.zeros(len(prepared), len(loci))
-    for row, pair in enumerate(tqdm(prepared, desc="exact patching", unit="pair", disable=not progress, delay=1)):
+    for row, pair in enumerate(Bar(prepared, desc="exact patching", unit="pair", disable=not progress, delay=1)):
         patches = [_patch_at(pair, x) for x in loci]
         at_once = max(1, (rows_per_batch or _rows(model)) // 2)
         effects[row] = _effects_of_pair(model, pair, patches, at_once, metric)[0]
@@ -141,7 +141,7 @@ def attribute_exact(request: Request) -> AttributionMap:
     attr = replace(empty, **none, position_effects=empty.position_effects[..., :0])
     for form in (attr.steering, attr.head_steering, attr.span_steering, attr.head_span_steering):
         form.fill_(torch.nan)
-    for i, pair in enumerate(tqdm(prepared, desc="exact patching", unit="pair", disable=not request.progress, delay=1)):
+    for i, pair in enumerate(Bar(prepared, desc="exact patching", unit="pair", disable=not request.progress, delay=1)):
         patches = list(_every_token(model, pair, request.points))
         at_once = request.batch_size or _rows(model) // 2
         effects, metrics = _effects_of_pair(model, pair, patches, at_once, request.metric)

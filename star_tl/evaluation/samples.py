@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from star_tl.data.chat import Message, Prompt, as_prompts, render
 from star_tl.data.pairs import Trait
@@ -26,6 +25,7 @@ from star_tl.generation.settings import Sampling
 from star_tl.models.backend import Model, tokenizer_of
 from star_tl.models.load import fingerprint
 from star_tl.models.memory import give_back
+from star_tl.progress import Bar
 from star_tl.steering.condition import Condition
 
 Key = tuple[int, int]  # numbers of a condition and of a prompt
@@ -91,9 +91,7 @@ def sample_conditions(
         scored = ((n, score(model, *piece)) for n, piece in enumerate(pieces))
         if workers is not None:
             scored = workers.run("score", pieces)
-        for n, found in tqdm(
-            scored, desc="scoring", unit="condition", total=len(pieces), disable=not progress, delay=2
-        ):
+        for n, found in Bar(scored, desc="scoring", unit="condition", total=len(pieces), disable=not progress, delay=2):
             kept.add_scores(unscored[n], found)
         kept.finish()
     frames = [_labelled(conditions[c], kept.scores[c]) for c in range(len(conditions))]
@@ -138,7 +136,7 @@ def _write(
     else:
         written = workers.run("write", [piece(batch) for batch in batches])
     total = sum(map(len, batches))
-    with tqdm(total=total, desc="sampling", unit="reply", disable=not progress, delay=2) as bar:
+    with Bar(total=total, desc="sampling", unit="reply", disable=not progress, delay=2) as bar:
         for n, (replies, measured) in written:
             kept.add(dict(zip(batches[n], replies, strict=True)), measured)
             bar.update(len(replies))

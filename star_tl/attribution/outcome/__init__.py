@@ -16,7 +16,6 @@ from pathlib import Path
 from types import NoneType
 
 import torch
-from tqdm.auto import tqdm
 
 from star_tl.attribution.outcome.estimate import MANY_PROMPTS, Estimate
 from star_tl.attribution.outcome.gradients import (
@@ -37,6 +36,7 @@ from star_tl.generation.settings import Sampling
 from star_tl.models.backend import MODELS, Model, check_differentiable, tokenizer_of
 from star_tl.models.load import fingerprint
 from star_tl.models.size import free_memory
+from star_tl.progress import Bar
 from star_tl.steering.condition import Condition
 
 WINDOW = 8  # prompt tokens, from the end, that gradients are kept for
@@ -126,7 +126,7 @@ def attribute_outcome(
         of = prompt[done:upto].tolist()
         paid = rewards_of(reward, [chats[i] for i in of], [reply.text for reply in replies[done:]])
         rewards = torch.cat([rewards, paid])
-        with tqdm(total=upto - done, desc="gradients", unit="reply", disable=not progress, delay=2) as bar:
+        with Bar(total=upto - done, desc="gradients", unit="reply", disable=not progress, delay=2) as bar:
             for at, found in collect(model, ids, of, replies[done:], points, sampling, collector, done, under):
                 log_probs[at] = found
                 bar.update(len(at))

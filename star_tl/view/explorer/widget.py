@@ -22,7 +22,7 @@ from star_tl.data.pairs import Pairs, load_pairs
 from star_tl.errors import StarError, check_kind
 from star_tl.evaluation.intervention import InterventionChoice
 from star_tl.files import JsonObject
-from star_tl.generation.sampling import Reply, stream
+from star_tl.generation.sampling import Reply, render_prompts, stream
 from star_tl.locus import Locus
 from star_tl.models.backend import MODELS, Model, tokenizer_of
 from star_tl.steering.hooks import row_hooks
@@ -99,6 +99,7 @@ class Explorer(Page):
         self._known = Known(model, pairs, attr.window, lambda words, share: self._say(words, share, busy=True))
         # One place for every click: another estimator suggests other layers, not near-duplicates of what is selected.
         self._place = attr.top_locus().positions if attr.prices_layers else (-1,)
+        self._under: tuple[JsonObject, list[dict[str, str]]] | None = None  # settings and chat of what is shown
         self.about = offers(model, pairs, attr, self._place, len(self._known.practice))
         component = view(attr, "classical", None, None)["component"]
         self.settings = first_settings(pairs, attr.method, cast(str, component))
@@ -123,12 +124,10 @@ class Explorer(Page):
             raise StarError("There is nothing to save yet: write replies first.")
         chosen = Path(path) if path is not None else free_page(self._pairs.trait.name)
         curves = {c.name: table for c in self._chosen if (table := self._known.curve(c)) is not None}
-        chat = self._chat(self.settings)
+        settings, chat = self._answered()
         ready = [(c, self._resolved(c.positions, chat)) for c in self._chosen if c.vector]
         together = any(card["key"] == TOGETHER for card in self.replies)
-        code = all_in_code(
-            str(self._model.cfg.model_name), self._pairs.trait.name, ready, together, chat, self.settings
-        )
+        code = all_in_code(str(self._model.cfg.model_name), self._pairs.trait.name, ready, together, chat, settings)
         attr = self._maps[self.settings["estimator"]]
         shown = cast(list[Card], self.replies)
         return write_snapshot(chosen, self.about["heading"], attr, chat, shown, curves, code)
@@ -139,7 +138,7 @@ class Explorer(Page):
 
     def _still(self) -> str:
         """What is shown, as HTML for the saved notebook."""
-        replies, prompt = cast(list[Card], self.replies), str(self.settings["prompt"])
+        replies, prompt = cast(list[Card], self.replies), str(self._answered()[0]["prompt"])
         return still(self.about["heading"], self.map, self.loci, replies, prompt)
 
     def _do(self, do: str, **what: Any) -> None:
@@ -192,8 +191,16 @@ class Explorer(Page):
         chat = self._chat(wanted)
         for chosen in self._chosen:
             self._resolved(chosen.positions, chat)
-        sampling_of(wanted)
+        render_prompts(self._model, [chat], sampling_of(wanted).max_new_tokens)  # raises where it is too long
         self.settings = wanted
+
+    def _answered(self) -> tuple[JsonObject, list[dict[str, str]]]:
+        """Settings and chat that the replies which are shown were written under; the settings may have changed since,
+        where what they asked for was stopped.
+        """
+        if self.replies and self._under is not None:
+            return self._under
+        return self.settings, self._chat(self.settings)
 
     def _adjust(self, what: JsonObject) -> None:
         """Another strength or other positions of a locus."""
@@ -281,7 +288,7 @@ class Explorer(Page):
         name = CHOOSER.get(method, method)
         self._say(f"Attributing{' this prompt' if own else ''} with {name} …", busy=True)
         replies = cast(list[Card], self.replies)
-        pairs = own_pair(self._pairs.trait, self._chat(self.settings), replies) if own else self._pairs
+        pairs = own_pair(self._pairs.trait, self._answered()[1], replies) if own else self._pairs
         found = attribute(self._model, pairs, method=method, progress=False)
         if own:
             self.settings = self.settings | what | {"form": "classical"}
@@ -330,11 +337,13 @@ class Explorer(Page):
             try:
                 for step, replies in enumerate(streamed, 1):
                     if time.monotonic() - shown > FRAME:
+                        self._under = s, chat
                         self.replies = cards(ways, runs, [run_of(trait, r, seed, writing=True) for r in replies])
                         self._say("Writing …", step / s["length"], busy=True)
                         shown = time.monotonic()
             finally:  # stopped or not
                 if replies:
+                    self._under = s, chat
                     self.replies = cards(ways, runs, [run_of(trait, r, seed) for r in replies])
             written.append((seed, replies))
             for row, reply in zip(runs, replies, strict=True):
@@ -365,8 +374,9 @@ class Explorer(Page):
             raise StarError("This reply is still being written: answer it when it is whole, or stop it there.")
         if not said:
             raise StarError("This reply is empty: it cannot be answered.")
-        turns = [{"role": "user", "content": self.settings["prompt"]}, {"role": "assistant", "content": said}]
-        self.talk = [*self.talk, *turns]
+        _, asked = self._answered()
+        turns = [m for m in asked if m["role"] != "system"]
+        self.talk = [*turns, {"role": "assistant", "content": said}]
         self.replies = []
 
     def _show_loci(self) -> None:
@@ -397,5 +407,5 @@ class Explorer(Page):
 
     def _in_code(self, places: Sequence[Chosen]) -> list[str]:
         """Python that writes the reply under the vector of a place, or of all of several."""
-        chat = self._chat(self.settings)
-        return reply_in_code([(c, self._resolved(c.positions, chat)) for c in places], chat, self.settings)
+        settings, chat = self._answered()
+        return reply_in_code([(c, self._resolved(c.positions, chat)) for c in places], chat, settings)
