@@ -645,8 +645,10 @@ def export(
     from star_tl.vectors.export.card import write_card
 
     chosen = format_named(format)
-    if not chosen.folder:
-        _check_file(out, overwrite)
+    if chosen.folder and overwrite:
+        raise StarError("--overwrite replaces a file: name a new folder.")
+    for file in () if chosen.folder else chosen.files(out):
+        _check_file(file, overwrite)
     steering = SteeringVector.load(vector)
     name = model or steering.model
     request = Request(steering, strength, at, name)
@@ -724,7 +726,8 @@ def serve(
     served = read_vectors(vector or [], loaded)
     if measure_drift:
         served = {name: with_drift(v, loaded) for name, v in served.items()}
-    answer(loaded, served, Path(model).name, host, port, limits, api_key, lambda at: typer.echo(f"Listening on {at}"))
+    name = (Path(model).resolve() if Path(model).is_dir() else Path(model)).name
+    answer(loaded, served, name, host, port, limits, api_key, lambda at: typer.echo(f"Listening on {at}"))
 
 
 @app.command()

@@ -10,6 +10,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING
 
 import torch
+from rich.markup import escape
 
 from star_tl.errors import StarError, nearest, quoted
 from star_tl.models.checkpoint import Checkpoint, Folder
@@ -101,7 +102,7 @@ def tables(found: Examination) -> Iterator[Table]:
             over = f" over {fit.devices[dtype]} GPUs" if fit.devices[dtype] > 1 else ""
             rows = f"{fit.rows[dtype]:,} rows{over}" if fit.rows[dtype] else "[red]does not fit[/]"
             cells.append(f"{fit.weights_gb[dtype]:.2f} GB, {rows}")
-        models.add_row(fit.model, *cells, fit.cached)
+        models.add_row(escape(fit.model), *cells, fit.cached)
     yield models
     speed = Table(title="Speed of the demo model", title_justify="left", show_header=False)
     for name, value in found.speed.items():

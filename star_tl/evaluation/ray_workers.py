@@ -37,8 +37,8 @@ class RayWorkers:
             count: workers; default one to a GPU of the cluster, or without GPUs one to a machine.
 
         Raises:
-            StarError: Ray is not installed, there is no cluster at the address, or ``count`` is below 1 or more than
-                there is room for.
+            StarError: Ray is not installed, or runs in this process already, there is no cluster at the address, or
+                ``count`` is below 1 or more than there is room for.
         """
         if count is not None and count < 1:
             raise StarError(f"workers is {count}: use at least 1.")
@@ -49,6 +49,10 @@ class RayWorkers:
         except ModuleNotFoundError:
             raise StarError("Ray is not installed: pip install 'star_tl[ray]'.") from None
         self._ray: Any = ray
+        if ray.is_initialized():  # what is there would end with the workers
+            raise StarError("Ray runs in this process already: call ray.shutdown() first.")
+        if address == "local" and (count or 1) > (os.cpu_count() or 1):
+            raise StarError(f"This machine has {os.cpu_count()} CPUs, for {count} workers: use fewer --workers.")
         for started in range(1, _STARTS + 1):
             try:
                 self._connect(address, count or os.cpu_count() or 1)

@@ -59,10 +59,11 @@ class Guard:
             if host.lower() not in self.hosts:
                 return refusal(400, "This server answers to its own name only: use 127.0.0.1.", "unknown_host")
         elif scope["path"] not in _OPEN:
-            given = headers.get("authorization", "")
-            if not hmac.compare_digest(given.encode(), f"Bearer {self.key}".encode()):
+            scheme, _, given = headers.get("authorization", "").partition(" ")
+            if not hmac.compare_digest(given.encode(), self.key.encode()) or scheme.lower() != "bearer":
                 return refusal(401, "The API key is missing or wrong: send it as a bearer token.", "invalid_api_key")
-        if scope["method"] == "POST" and headers.get("content-type", "").split(";")[0].strip() != "application/json":
+        sent = headers.get("content-type", "").split(";")[0].strip().lower()
+        if scope["method"] == "POST" and sent != "application/json":
             return refusal(415, "Send JSON, with Content-Type: application/json.", "unsupported_media_type")
         return None
 

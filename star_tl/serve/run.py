@@ -16,9 +16,15 @@ from star_tl.errors import StarError
 from star_tl.models.backend import Model
 from star_tl.serve.app import make_app
 from star_tl.serve.engine import Limits
+from star_tl.serve.guard import refusal
 from star_tl.serve.vectors import Served
 
 _SHORTEST_KEY = 16
+_BODY = bytes(refusal(503, "Too many connections are open: try again in a moment.", "overloaded").body)
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close\r\n"
+    b"content-length: %d\r\n\r\n%b" % (len(_BODY), _BODY)
+)
 
 
 def check_reach(host: str, key: str | None) -> None:
@@ -67,24 +73,34 @@ def server_config(app: FastAPI, limits: Limits) -> uvicorn.Config:
     """How uvicorn serves the application within its limits."""
     return uvicorn.Config(
         app,
-        http=_Impatient,
+        http=_impatient(limits.rows + limits.waiting + 64),
         log_level="warning",
-        limit_concurrency=limits.rows + limits.waiting + 64,  # connections; what is more is refused at once (503)
         timeout_graceful_shutdown=int(limits.patience),
         h11_max_incomplete_event_size=2**16,
     )
 
 
+def _impatient(most: int) -> type[_Impatient]:
+    """The protocol for at most so many connections. Past its own limit uvicorn refuses those that there are, too."""
+    return type("_Impatient", (_Impatient,), {"most": most})
+
+
 class _Impatient(H11Protocol):
-    """Closes a connection whose request line and headers do not come: uvicorn would wait for them for ever.
+    """Refuses a connection too many, and closes one whose request line and headers do not come, for which uvicorn would
+    wait for ever.
 
     They may take as long as replies may at a stop; the body's time is the application's.
     """
 
+    most = 0
     _late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if len(self.connections) > self.most:
+            transport.write(_FULL)
+            transport.close()
+            return
         self._watch()
 
     def data_received(self, data: bytes) -> None:

@@ -23,12 +23,20 @@ class TextPart(Asks):
     text: str
 
 
+Nothing = Annotated[list[Any], Field(max_length=0)] | None
+
+
 class Turn(Asks):
-    """A message of the chat."""
+    """A message of the chat, as OpenAI's client has one and sends back what it was given."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     name: str | None = None
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    annotations: Nothing = None
+    tool_calls: Nothing = None
 
     @property
     def message(self) -> dict[str, str]:

@@ -106,6 +106,11 @@ def schedule(positions: str | Sequence[int]) -> Schedule:
                 return Schedule(positions, -1, None, Every(n))
             return Schedule(positions, -1, None, Decay(n))
         bounds = {"prompt": (None, 0), "last_prompt": (-1, 0), "generated": (-1, None), "all": (None, None)}
+        if positions in SPANS:
+            raise StarError(
+                f"Positions {positions!r} are others in every prompt, and there is none here: name a schedule, such as "
+                "'prompt', or give numbers."
+            )
         if positions not in bounds:
             names = ", ".join((*SCHEDULES, *COUNTED, *SPANS))
             raise StarError(f"Unknown positions {positions!r}: use one of {names}, or a list of numbers.")

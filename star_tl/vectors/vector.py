@@ -227,7 +227,8 @@ class SteeringVector:
             path: the file, or for ``huggingface`` the new folder.
             strength: what is written; the other program can scale it further.
             positions: as in :meth:`hooks`; ``"all"`` is what most programs can hold.
-            model: for ``huggingface``, whose weights to write; default the vector's own.
+            model: for ``huggingface``, whose weights to write, by name or folder; default the vector's own. They are
+                read only as they are written: whether they are the vector's own, :meth:`check` says of a loaded model.
 
         Raises:
             StarError: the format cannot hold the place or the positions, or ``path`` cannot be written to.

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -135,6 +136,26 @@ def test_repengs_reader_finds_its_fields(tmp_path: Path) -> None:
 
 
 # A folded checkpoint.
+
+
+def test_a_folder_appears_whole_or_not_at_all(tiny_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    vector = steering_vector()
+    write = partial(vector.export, "huggingface", tmp_path / "folded", 1.0, "all", tiny_folder)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("star_tl.vectors.export.huggingface.save_tensors", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / ".folded.part").mkdir()  # of a call that was killed
+    (tmp_path / ".folded.part" / "left").write_text("")
+    write()
+    assert [p.name for p in tmp_path.iterdir()] == ["folded"]
+    assert {"config.json", "tokenizer.json", "steering.card.md"} <= {p.name for p in (tmp_path / "folded").iterdir()}
+    assert not (tmp_path / "folded" / "left").exists()
 
 
 @pytest.mark.parametrize("hook_point", [*AFTER_LAYER_1, "blocks.1.hook_attn_out", "blocks.0.hook_resid_mid"])
@@ -467,7 +488,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path: Path) -> None:
     for format, strength, positions, said in (
         ("ggug", 1.0, "all", "Did you mean 'gguf'"),
         ("gguf", float("nan"), "all", "finite"),
-        ("gguf", 1.0, "header", "Unknown positions"),
+        ("gguf", 1.0, "header", "others in every prompt"),
         ("gguf", 1.0, "al", "Unknown positions"),
     ):
         with pytest.raises(StarError, match=said):
@@ -492,6 +513,7 @@ def test_a_card_says_what_was_exported_and_how_it_is_used(tiny_folder: Path, tmp
     assert (card["locus"], card["positions"], card["strength"]) == ("blocks.1.hook_resid_post @ -1", "all", 0.7)
     assert card["measured"] == {"drift, nats per token": 0.125}
     assert card["licence"] is None
+    assert card.get("weights_of") == (tiny_folder.name if FORMATS[format].folder else None)
     assert (path.name if format != "snippet" else "from v import steered") in card["how_to_apply"]
     for said in ("0123456789abcdef", "0.125", "licence", card["how_to_apply"]):
         assert said in page

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from star_tl.files import replacing
-from star_tl.vectors.export.request import Format, Request
+from star_tl.vectors.export.request import Format, Request, cards
 from star_tl.version import __version__
 
 
@@ -15,7 +15,7 @@ def write_card(request: Request, format: Format, path: Path) -> tuple[Path, Path
     """Write the card beside the file, or into the folder, and say where."""
     base = path / "steering" if format.folder else path
     card = recipe(request, format, path)
-    data, text = (base.with_name(f"{base.name}.card.{kind}") for kind in ("json", "md"))
+    data, text = cards(base)
     with replacing(data) as partial:
         partial.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     with replacing(text) as partial:
@@ -39,6 +39,7 @@ def recipe(request: Request, format: Format, path: Path) -> dict[str, object]:
         "pairs": vector.n_pairs,
         "measured": dict(request.measured),
         "format": format.key,
+        **({"weights_of": Path(request.model or vector.model).name} if format.folder else {}),
         "star_tl": __version__,
         "licence": None,
         "how_to_apply": format.usage(request, path),

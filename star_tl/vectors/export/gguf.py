@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from gguf import GGUFWriter
@@ -33,10 +34,11 @@ def _layer(request: Request) -> int:
 
 
 def _usage(request: Request, path: Path) -> str:
+    name = shlex.quote(path.name)
     return (
         f"llama.cpp adds it at every token, for the whole server:\n\n"
-        f"    llama-server -m MODEL.gguf --control-vector {path.name}\n\n"
-        f"`--control-vector-scaled {path.name}:0.5` halves it. llama.cpp ignores control vectors on some models "
+        f"    llama-server -m MODEL.gguf --control-vector {name}\n\n"
+        f"`--control-vector-scaled {name}:0.5` halves it. llama.cpp ignores control vectors on some models "
         "without a word: compare a reply with and without it."
     )
 

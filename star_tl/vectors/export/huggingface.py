@@ -14,7 +14,7 @@ from torch import Tensor
 from star_tl.data.chat import stop_ids
 from star_tl.data.tokenizer import Tokenizer
 from star_tl.errors import StarError
-from star_tl.files import output_folder, replacing, save_tensors, unwritable
+from star_tl.files import output_folder, replacing_folder, save_tensors
 from star_tl.models.checkpoint import LLAMA, Checkpoint, architecture
 from star_tl.models.config import LlamaConfig
 from star_tl.models.hub import cached
@@ -40,20 +40,17 @@ def _write(request: Request, path: Path) -> None:
     target = f"model.layers.{layer}.{module}.bias"
     biases[target] = (_read(stored[target]).float() if target in stored else biases[target]) + row
     tokenizer = checkpoint.tokenizer()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _save(folder, stored, biases)
-        tokenizer.save_pretrained(folder)
-    except OSError as error:
-        raise unwritable(path, error) from None
     named = {f"{part}_token_id": getattr(tokenizer, f"{part}_token_id") for part in ("bos", "eos", "pad")}
     held = {key: value for key, value in config.items() if value is not None or key not in named}
-    for name, settings in (
-        ("generation_config.json", _generation(checkpoint, tokenizer)),
-        ("config.json", {key: value for key, value in named.items() if value is not None} | held | {flag: True}),
-    ):
-        with replacing(folder / name) as partial:
-            partial.write_text(json.dumps(settings, indent=2) + "\n")
+    settings = {
+        "generation_config.json": _generation(checkpoint, tokenizer),
+        "config.json": {key: value for key, value in named.items() if value is not None} | held | {flag: True},
+    }
+    with replacing_folder(folder) as partial:
+        _save(partial, stored, biases)
+        tokenizer.save_pretrained(partial)
+        for name, said in settings.items():
+            (partial / name).write_text(json.dumps(said, indent=2) + "\n")
 
 
 def _generation(checkpoint: Checkpoint, tokenizer: Tokenizer) -> dict[str, object]:
@@ -129,8 +126,8 @@ def _save(folder: Path, stored: Mapping[str, Stored], biases: Mapping[str, Tenso
         held = dict(biases) if number > len(shards) else {name: _read(stored[name]) for name in names}
         save_tensors(folder / file, held, {"format": "pt"})
         index |= dict.fromkeys(names, file)
-    with replacing(folder / "model.safetensors.index.json") as partial:
-        partial.write_text(json.dumps({"metadata": {}, "weight_map": index}, indent=1) + "\n")
+    said = json.dumps({"metadata": {}, "weight_map": index}, indent=1)
+    (folder / "model.safetensors.index.json").write_text(said + "\n")
 
 
 def _usage(request: Request, path: Path) -> str:

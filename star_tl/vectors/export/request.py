@@ -133,7 +133,8 @@ class Format:
     """A format to export to.
 
     ``key`` is what ``format`` takes, ``label`` whose it is, ``summary`` a few words on it, ``write`` the writer, and
-    ``usage`` says in Markdown how what was written is used.
+    ``usage`` says in Markdown how what was written is used. ``folder`` says that it writes a folder, and ``beside`` is
+    the suffix of a file that it writes beside its own.
     """
 
     key: str
@@ -142,6 +143,18 @@ class Format:
     write: Callable[[Request, Path], None]
     usage: Callable[[Request, Path], str]
     folder: bool = False
+    beside: str = ""
+
+    def files(self, path: Path) -> list[Path]:
+        """What is written, recipe cards included, where it is no folder."""
+        more = [path.with_suffix(self.beside)] if self.beside else []
+        return [path, *more, *cards(path)]
 
     def __str__(self) -> str:
         return f"{self.key} ({self.label}: {self.summary})"
+
+
+def cards(base: Path) -> tuple[Path, Path]:
+    """The recipe card beside a file, as JSON and as Markdown."""
+    data, text = (base.with_name(f"{base.name}.card.{kind}") for kind in ("json", "md"))
+    return data, text

@@ -9,6 +9,7 @@ from star_tl.files import replacing, save_tensors
 from star_tl.steering.positions import Decay, Every
 from star_tl.vectors.export.request import Format, Request
 
+_ROWS = ".rows.safetensors"
 _CODE = '''"""{title}
 
 Positions are counted from the prompt's end, -1 its last token. Prompts have at least two tokens, padding on the left:
@@ -59,7 +60,7 @@ def _write(request: Request, path: Path) -> None:
     if path.suffix != ".py" or not path.stem.isidentifier():
         raise StarError(f"{path.name!r} cannot be imported: name a file such as steer.py.")
     # The vector's own file may well bear the name of this one.
-    save_tensors(path.with_suffix(".rows.safetensors"), {"rows": request.rows}, {"trait": vector.trait})
+    save_tensors(path.with_suffix(_ROWS), {"rows": request.rows}, {"trait": vector.trait})
     with replacing(path) as partial:
         partial.write_text(_CODE.replace("{title}", title).replace("{added}", added).replace("{layer}", str(layer)))
 
@@ -88,4 +89,6 @@ def _usage(request: Request, path: Path) -> str:
         model.generate(**inputs)"""
 
 
-SNIPPET = Format("snippet", "transformers", "hooks in a few lines of Python, positions kept", _write, _usage)
+SNIPPET = Format(
+    "snippet", "transformers", "hooks in a few lines of Python, positions kept", _write, _usage, beside=_ROWS
+)

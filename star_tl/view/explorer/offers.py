@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from star_tl.attribution import ESTIMATORS, AttributionMap
 from star_tl.data.pairs import TRAITS, Pairs
-from star_tl.errors import StarError
+from star_tl.errors import StarError, check_whole
 from star_tl.evaluation.strength import DRIFT_LIMIT
 from star_tl.files import JsonObject
 from star_tl.generation.settings import Sampling
@@ -81,4 +81,5 @@ def sampling_of(settings: JsonObject) -> Sampling:
     count = settings["count"]
     if not isinstance(count, int) or not 1 <= count <= MOST_SEEDS:
         raise StarError(f"Replies a card is {count}: use 1 to {MOST_SEEDS}.")
+    check_whole(settings["seed"], "The seed", least=None)
     return replace(SAMPLING, temperature=settings["temperature"], max_new_tokens=settings["length"])

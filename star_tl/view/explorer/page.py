@@ -75,6 +75,8 @@ class Page(anywidget.AnyWidget):
         self._refused = ""
         try:
             self._do(**message)
+            if self.status["error"] and not self.status["busy"]:  # what was wrong before is settled
+                self._say(self.status["text"], self.status["progress"])
         except StarError as error:
             self._refused, going = str(error), self.status["busy"]
             self._say(self.status["text"] if going else "", self.status["progress"], going)

@@ -49,13 +49,22 @@ def give_way_to_cells() -> None:
     """From now on no widget works while a cell runs; the cell that runs now has begun already."""
     from IPython.core.getipython import get_ipython
 
+    taken: list[bool] = []  # once for each cell that has its turn: a Ctrl-C may end the wait for it
+
     def begin(*_: object) -> None:
         for explorer in OPEN:
             explorer.stop()
         TURN.acquire()
+        taken.append(True)
+
+    def end(*_: object) -> None:
+        if taken:
+            taken.pop()
+            TURN.release()
 
     shell = get_ipython()
     if shell is not None:
         shell.events.register("pre_run_cell", begin)
-        shell.events.register("post_run_cell", lambda *_: TURN.release())
+        shell.events.register("post_run_cell", end)
         TURN.acquire()
+        taken.append(True)

@@ -139,7 +139,8 @@ def all_in_code(
     settings: Mapping[str, object],
 ) -> str:
     """Python that writes every card that steers, from nothing."""
-    code = ["import star_tl as star", f"model = star.load_model({model!r})", f"pairs = star.load_pairs({trait!r})"]
+    pairs = f"star.load_pairs({trait!r})" if trait in TRAITS else f'star.load_pairs("PAIRS.jsonl")  # your {trait}'
+    code = ["import star_tl as star", f"model = star.load_model({model!r})", f"pairs = {pairs}"]
     if any(c.source and c.source not in TRAITS for c, _ in places):
         code += ["choice = star.choose_intervention(model, pairs)"]
     for place in places:

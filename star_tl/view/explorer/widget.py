@@ -19,7 +19,7 @@ import torch
 from star_tl.attribution import AttributionMap, attribute
 from star_tl.data.chat import Message, as_messages, render, resolve_span
 from star_tl.data.pairs import Pairs, load_pairs
-from star_tl.errors import StarError, check_kind
+from star_tl.errors import StarError, check_kind, shown
 from star_tl.evaluation.intervention import InterventionChoice
 from star_tl.files import JsonObject
 from star_tl.generation.sampling import Reply, render_prompts, stream
@@ -181,7 +181,10 @@ class Explorer(Page):
             self.kept = {"path": ", ".join(map(str, files)), "code": ""}
 
     def _named(self, name: str) -> Chosen:
-        return next(c for c in self._chosen if c.name == name)
+        found = next((c for c in self._chosen if c.name == name), None)
+        if found is None:
+            raise StarError(f"{shown(name)} is not selected any more: click it again.")
+        return found
 
     def _set(self, what: JsonObject) -> None:
         """Take over what is to be written; on an error all stays as the replies that are shown have it."""
@@ -368,7 +371,9 @@ class Explorer(Page):
 
     def _continue(self, key: str) -> None:
         """The card's reply becomes part of the chat, for the next turn."""
-        card = next(card for card in cast(list[Card], self.replies) if card["key"] == key)
+        card = next((card for card in cast(list[Card], self.replies) if card["key"] == key), None)
+        if card is None:
+            raise StarError("This reply is not shown any more: answer one that is.")
         said = text_of(card)
         if self.status["busy"] and any(run["writing"] for run in card["runs"]):
             raise StarError("This reply is still being written: answer it when it is whole, or stop it there.")
