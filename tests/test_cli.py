@@ -455,3 +455,27 @@ def test_what_a_format_cannot_hold_is_fitted_to_every_token_and_the_loss_is_prin
     assert (whole["positions"], whole["strength"]) == ("[-1]", 6)
     located = {k: v for k, v in card["measured"].items() if not k.startswith("every")}
     assert whole["measured"] == pytest.approx(located, rel=1e-4)  # scored in another batch
+
+
+def test_a_folder_is_served_by_its_name(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+    monkeypatch.setattr("star_tl.serve.run.serve", lambda model, vectors, name, *more: names.append(name))
+    monkeypatch.chdir(tiny_folder)
+    for given in (".", str(tiny_folder), "demo"):
+        done = runner.invoke(app, ["serve", "--model", given])
+        assert done.exit_code == 0, done.output
+    assert names == [tiny_folder.name, tiny_folder.name, "demo"]
+
+
+@pytest.mark.parametrize("beside", ["st.rows.safetensors", "st.py.card.json", "st.py.card.md"])
+def test_what_an_export_writes_beside_its_file_is_not_replaced_unasked(tiny: Any, tmp_path: Path, beside: str) -> None:
+    vector = star.extract_vector(tiny, star.load_pairs("agreement"), star.Locus("blocks.1.hook_resid_post"))
+    vector.save(tmp_path / "v.safetensors")
+    (tmp_path / beside).write_text("mine")
+    export = ["export", "snippet", "--vector", str(tmp_path / "v.safetensors"), "--out", str(tmp_path / "st.py")]
+    refused = runner.invoke(app, [*export, "--no-measure"])
+    assert refused.exit_code == 2
+    assert f"{beside} exists" in refused.output
+    assert (tmp_path / beside).read_text() == "mine"
+    assert runner.invoke(app, [*export, "--no-measure", "--overwrite"]).exit_code == 0
+    assert (tmp_path / beside).read_bytes() != b"mine"

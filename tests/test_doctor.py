@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from star_tl import doctor
@@ -97,3 +99,10 @@ def test_what_a_gpu_computes_in_is_said(cache: Path, monkeypatch: pytest.MonkeyP
 def test_speed_is_measured_within_its_time() -> None:
     found = doctor.examine("demo", seconds=0.2)
     assert all(value > 0 for value in found.speed.values())
+
+
+def test_a_name_is_no_markup(cache: Path) -> None:
+    found = doctor.examine("demo")
+    console = Console(width=150, record=True)
+    console.print(*doctor.tables(replace(found, fits=(replace(found.fits[0], model="out/m[1]x[bold]y [/red]"),))))
+    assert "out/m[1]x[bold]y [/red]" in console.export_text()

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import ray
 from typer.testing import CliRunner
 
 pytest.importorskip("ray", reason="pip install 'star_tl[ray]'")
@@ -176,7 +177,18 @@ def started(command: list[str], environment: dict[str, str], log: Path) -> subpr
     pytest.fail(log.read_text())
 
 
+def test_a_session_of_somebody_elses_is_left_alone(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "shutdown", lambda: ended.append(1))
+    with pytest.raises(StarError, match=r"runs in this process already: call ray\.shutdown\(\)"):
+        RayWorkers(tiny, count=1)
+    assert not ended
+
+
 def test_what_cannot_be_started_is_one_line(tiny: Any) -> None:
+    with pytest.raises(StarError, match="CPUs, for 4000 workers: use fewer"):
+        RayWorkers(tiny, count=4000)
     with pytest.raises(StarError, match="at least 1"):
         RayWorkers(tiny, count=0)
     with pytest.raises(StarError, match="no Ray cluster"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
 import re
@@ -16,7 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -484,6 +485,62 @@ def test_without_a_key_only_this_machine_may_ask() -> None:
     for key in ("", "short", "ümlaute-und-noch-mehr", "with a blank in it"):
         with pytest.raises(StarError, match="API key"):
             check_reach("127.0.0.1", key)
+
+
+def test_a_connection_too_many_is_refused_and_those_that_there_are_are_answered(demo: Any, vectors: Any) -> None:
+    limits = Limits(rows=1, waiting=1, patience=20.0)
+    with served(demo, vectors, limits) as address, ExitStack() as idle:
+        host, port = address.removeprefix("http://").split(":")
+        first = http.client.HTTPConnection(host, int(port), timeout=20)
+        first.request("GET", "/health")
+        assert first.getresponse().read()
+        for _ in range(limits.rows + limits.waiting + 63):
+            idle.enter_context(socket.create_connection((host, int(port))))
+
+        def refused() -> bool:
+            with socket.create_connection((host, int(port)), timeout=20) as one:
+                one.settimeout(0.5)
+                try:
+                    return one.recv(1 << 16).startswith(b"HTTP/1.1 503 ")
+                except TimeoutError:  # some of the others are not taken in yet
+                    return False
+
+        until(refused, "one more is refused")
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(f"{address}/health")
+        assert caught.value.code == 503
+        assert json.loads(caught.value.read())["error"]["code"] == "overloaded"
+        for _ in range(3):
+            first.request("GET", "/health")
+            answer = first.getresponse()
+            assert (answer.status, bool(answer.read())) == (200, True)
+        first.close()
+
+
+def test_a_reply_is_sent_back_as_openais_client_holds_it(client: Any, demo: Any) -> None:
+    said: list[Any] = list(MESSAGE)
+    for way in (lambda m: m, lambda m: m.model_dump()):
+        more = client.chat.completions.create(model="demo", messages=said, max_tokens=8, seed=0)
+        said += [way(more.choices[0].message), {"role": "user", "content": "And then?"}]
+    last = client.chat.completions.create(model="demo", messages=said, max_tokens=8, seed=0)
+    plain = [{"role": m["role"], "content": m["content"]} if isinstance(m, dict) else m for m in said]
+    plain = [m if isinstance(m, dict) else {"role": m.role, "content": m.content} for m in plain]
+    (offline_reply,) = star.generate(demo, [plain], max_new_tokens=8, temperature=1.0, progress=False)
+    assert last.choices[0].message.content == offline_reply.text
+
+
+def test_names_of_headers_and_schemes_are_read_in_either_case(demo: Any, vectors: Any) -> None:
+    key = "0123456789abcdef"
+    body = json.dumps({"model": "demo", "messages": MESSAGE, "max_tokens": 2}).encode()
+    with served(demo, vectors, Limits(), key) as address:
+        for scheme, given, status in (("bearer", key, 200), ("BEARER", key, 200), ("Basic", key, 401), (key, "", 401)):
+            headers = {"authorization": f"{scheme} {given}".strip(), "Content-Type": "Application/JSON; charset=utf-8"}
+            asked = urllib.request.Request(f"{address}/v1/chat/completions", body, headers)
+            if status == 200:
+                assert urllib.request.urlopen(asked).status == status
+            else:
+                with pytest.raises(urllib.error.HTTPError, match=str(status)):
+                    urllib.request.urlopen(asked)
 
 
 def test_models_and_health_say_what_is_served(client: Any, address: str, vectors: dict[str, Served]) -> None:

@@ -9,8 +9,10 @@ import os
 import re
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,11 +33,13 @@ from star_tl.generation.sampling import Reply
 from star_tl.models import hub
 from star_tl.steering.positions import SCHEDULES
 from star_tl.vectors import SteeringVector
+from star_tl.view.explorer import turns
 from star_tl.view.explorer.doses import PAST, Chosen, end_of, safe_until
 from star_tl.view.explorer.first import First, find_first, settle
 from star_tl.view.explorer.maps import suggestion, view
 from star_tl.view.explorer.offers import first_settings, offers
 from star_tl.view.explorer.replies import segments, token_pieces
+from star_tl.view.explorer.turns import TURN
 from star_tl.view.explorer.widget import Explorer
 
 ROOT = Path(__file__).parents[2]
@@ -1074,3 +1078,85 @@ def test_a_page_that_is_neither_of_them_can_show_it_offline(explorer, browser):
     assert (heard > 0, page.evaluate("heard.length")) == (True, 0), "what is closed listens no more"
     assert said == []
     context.close()
+
+
+def written(explorer: Explorer, prompt: str) -> str:
+    """The reply's text, once it is there."""
+    ask(explorer, "generate", prompt=prompt, length=12)
+    until_idle(explorer)
+    return text_of(explorer.replies[0])
+
+
+@pytest.mark.parametrize("how", ["too long", "stopped"])
+def test_replies_keep_the_prompt_that_they_answer(explorer, tmp_path, how: str) -> None:
+    said = written(explorer, "I lost my job today.")
+    if how == "too long":
+        ask(explorer, "generate", prompt="word " * 1100)
+        assert "shorten it" in explorer.status["error"]
+        assert explorer.settings["prompt"] == "I lost my job today."
+    else:
+        with TURN:  # as while a cell runs: the work is stopped before it begins
+            ask(explorer, "generate", prompt="My cat died.", seed=2)
+            ask(explorer, "stop")
+        until_idle(explorer)
+    assert text_of(explorer.replies[0]) == said
+    page, _ = explorer.snapshot(tmp_path / "page.html")
+    for shown in (page.read_text(), explorer._still()):
+        assert "I lost my job today." in shown
+        assert "My cat died." not in shown
+    ask(explorer, "continue", key="")
+    assert [m["content"] for m in explorer.talk] == ["I lost my job today.", said]
+
+
+def test_what_is_gone_and_what_is_no_number_is_said_in_one_line(explorer) -> None:
+    written(explorer, "I lost my job today.")
+    for do, what, said in (
+        ("remove", {"name": "blocks.3.hook_z"}, "blocks.3.hook_z is not selected any more: click it again."),
+        ("continue", {"key": "gone"}, "This reply is not shown any more: answer one that is."),
+        ("generate", {"seed": 1.5}, "The seed is 1.5: use a whole number."),
+        ("generate", {"seed": 1e30}, "The seed is 1e+30: use a whole number."),
+    ):
+        ask(explorer, do, **what)
+        until_idle(explorer)
+        assert explorer.status["error"] == said
+    ask(explorer, "undo")
+    assert explorer.status["error"] == "", "what was wrong before is settled"
+
+
+def test_the_code_of_a_trait_of_ones_own_names_its_file(explorer, demo, tmp_path) -> None:
+    pairs = explorer._pairs
+    own = star.explore(demo, Pairs(replace(pairs.trait, name="hope"), pairs.pairs), explorer._maps["atp"])
+    written(own, "I lost my job today.")
+    page, _ = own.snapshot(tmp_path / "page.html")
+    assert "star.load_pairs(&quot;PAIRS.jsonl&quot;)  # your hope" in page.read_text() or (
+        'star.load_pairs("PAIRS.jsonl")  # your hope' in page.read_text()
+    )
+
+
+def test_a_cell_whose_wait_for_its_turn_is_interrupted_releases_nothing(monkeypatch) -> None:
+    heard: dict[str, Callable[..., None]] = {}
+    shell = SimpleNamespace(events=SimpleNamespace(register=heard.__setitem__))
+    monkeypatch.setattr("IPython.core.getipython.get_ipython", lambda: shell)
+    monkeypatch.setattr(turns, "TURN", threading.RLock())
+    turns.give_way_to_cells.__wrapped__()
+    heard["post_run_cell"]()  # the cell that showed the widget
+    with turns.TURN:
+        pass
+
+    class Interrupted:
+        def acquire(self) -> None:
+            raise KeyboardInterrupt
+
+    turn = turns.TURN
+    monkeypatch.setattr(turns, "TURN", Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        heard["pre_run_cell"]()
+    monkeypatch.setattr(turns, "TURN", turn)
+    heard["post_run_cell"]()
+    heard["pre_run_cell"]()
+    heard["post_run_cell"]()
+    had: list[bool] = []
+    thread = threading.Thread(target=lambda: had.append(turn.acquire(timeout=5)))
+    thread.start()
+    thread.join()
+    assert had == [True], "no cell has the turn any more"
