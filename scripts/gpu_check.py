@@ -9,9 +9,10 @@ measures LLaMA 3.1-8B's shape in bfloat16 and SmolLM2's in float32, with random 
 HuggingFace with hooks:
 
     loading     safetensors from the disk's cache onto the card
-    pairs       star.attribute at all hook points, heads and positions, drift included, all pairs in one call; the best
-                of three, the share of that time in which the card works, and what it is asked for: kernels, copies and
-                waits. HuggingFace: gradient times difference at every layer's output only, pair after pair
+    pairs       star.attribute at all hook points, heads and positions, drift included, all pairs in one call, and
+                again in batches of one pair, which from the second on are a CUDA graph; the best of three, the share
+                of that time in which the card works, and what it is asked for: kernels, copies and waits.
+                HuggingFace: gradient times difference at every layer's output only, pair after pair
     decoding    a step of so many rows with a vector added at the middle layer, text and choice of tokens left out;
                 weights' bytes a second as a share of the rate at which the card copies; the same with float32 products
                 in TF32; and how far the recorded step's log-probabilities lie from the plain one's, as a share of their
@@ -63,12 +64,14 @@ LACKING = (
 SECONDS = 285  # for everything
 MOST = {"tests": 75, "run": 45, "cpu": 40, "write": 45, "star_tl": 60, "huggingface": 60, "many": 60}  # for one part
 PROMPT, WARM, STEPS = 24, 6, 32  # tokens read before decoding, steps before they are timed, and steps that are
+ALONE = "pairs of 48 tokens, one at a time"
 FOUND = "found: "  # begins a line that a part reports by
 
 
 @dataclass(frozen=True)
 class Case:
-    """A shape to measure: pairs as (how many, tokens a row), rows that decode together, and, where many replies are
+    """A shape to measure: pairs as (how many, tokens a row), rows that decode together, ``alone`` pairs one at a time,
+    and, where many replies are
     written, how many conditions, prompts of each, replies with gradients and tokens each has.
     """
 
@@ -76,12 +79,13 @@ class Case:
     dtype: str
     pairs: tuple[tuple[int, int], ...]
     rows: tuple[int, ...]
+    alone: int
     many: tuple[int, int, int, int] | None = None
 
 
 CASES = (
-    Case("smollm2", "float32", ((1, 48), (128, 48), (4, 192)), (1, 16, 256), (12, 64, 512, 40)),
-    Case("meta-llama/Llama-3.1-8B-Instruct", "bfloat16", ((1, 48), (32, 48), (4, 192)), (1, 16, 64)),
+    Case("smollm2", "float32", ((1, 48), (128, 48), (4, 192)), (1, 16, 256), 24, (12, 64, 512, 40)),
+    Case("meta-llama/Llama-3.1-8B-Instruct", "bfloat16", ((1, 48), (32, 48), (4, 192)), (1, 16, 64), 24),
 )
 TINY = {
     "vocab_size": 4608,
@@ -91,7 +95,7 @@ TINY = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-TINY_CASES = tuple(Case(c.shape, c.dtype, ((1, 48), (2, 48)), (1, 3), c.many and (2, 2, 8, 3)) for c in CASES)
+TINY_CASES = tuple(Case(c.shape, c.dtype, ((1, 48), (2, 48)), (1, 3), 2, c.many and (2, 2, 8, 3)) for c in CASES)
 
 
 # --- parts -----------------------------------------------------------------------------------
@@ -142,7 +146,7 @@ def demo_run(device: str) -> None:
 def same_as_cpu(device: str) -> None:
     import star_tl as star
 
-    few, texts, prompts = [], [], []
+    few, texts, steered, prompts = [], [], [], []
     for one in ("cpu", device):
         model = star.load_model("demo", device=one)
         pairs = star.load_pairs("emotional_support")
@@ -150,15 +154,18 @@ def same_as_cpu(device: str) -> None:
         prompts = list(pairs.heldout.prompts)[: 24 if device != "cpu" else 2]
         few.append(star.attribute(model, some, progress=False).scores)
         texts.append(star.sample(model, prompts, max_new_tokens=24, progress=False))
+        vector = star.extract_vector(model, some, star.Locus("blocks.5.hook_resid_post", (-1,)))
+        twice = [p for p in prompts for _ in range(2)]  # what both share is read once
+        steered.append(star.sample(model, twice, vector.hooks(4.0), max_new_tokens=24, progress=False))
     apart = float((few[0] - few[1]).abs().max() / few[0].abs().max())
     report(
         "attribution beside the CPU's, demo model",
         f"{'' if apart < 1e-4 else 'FAULT: '}{apart:.1e} of the largest score apart",
     )
-    equal = sum(a == b for a, b in zip(*texts, strict=True))
-    report(
-        "texts equal to the CPU's, demo model", f"{'' if equal == len(prompts) else 'FAULT: '}{equal} of {len(prompts)}"
-    )
+    for name, (here, there) in (("texts", texts), ("steered texts", steered)):
+        equal = sum(a == b for a, b in zip(here, there, strict=True))
+        fault = "" if equal == len(here) else "FAULT: "
+        report(f"{name} equal to the CPU's, demo model", f"{fault}{equal} of {len(here)}")
     model = star.load_model("demo", device=device, dtype="bfloat16")
     replies = star.generate(model, prompts[:1] * 64, max_new_tokens=24, progress=False)
     empty = sum(not r.tokens or r.broken for r in replies)
@@ -191,6 +198,9 @@ def star_tl(case: Case, folder: Path, device: str) -> None:
         with reporting(named(count, length)):
             pairs = pairs_of_length(model, length, count)
             rate(count, length, lambda pairs=pairs: star.attribute(model, pairs, progress=False), device)
+    with reporting(ALONE):
+        pairs = pairs_of_length(model, 48, case.alone)
+        rate(case.alone, 48, lambda: star.attribute(model, pairs, batch_size=1, progress=False), device, what=ALONE)
     locus = star.Locus(f"blocks.{model.cfg.n_layers // 2}.hook_resid_post")
     hooks = injection_hooks(torch.ones(1, model.cfg.d_model), locus, "generated")
 
@@ -330,13 +340,14 @@ def timed(work: Callable[[], Any], device: str) -> tuple[Any, float]:
     return result, time.perf_counter() - began
 
 
-def rate(count: int, length: int, work: Callable[[], Any], device: str, of: int | None = None) -> None:
+def rate(count: int, length: int, work: Callable[[], Any], device: str, of: int | None = None, what: str = "") -> None:
     """Pairs a second; ``of`` is how many of them ``work`` takes, default all."""
     tries = 3 if device != "cpu" else 1
     work()  # whatever is done once
     seconds = min(timed(work, device)[1] for _ in range(tries)) * count / (of or count)
-    used = "" if of else busy(named(count, length), work, device, seconds)
-    report(named(count, length), f"{seconds:.3f} s, {count / seconds:.1f} a second{used}")
+    what = what or named(count, length)
+    used = "" if of else busy(what, work, device, seconds)
+    report(what, f"{seconds:.3f} s, {count / seconds:.1f} a second{used}")
 
 
 def busy(what: str, work: Callable[[], Any], device: str, seconds: float | None = None) -> str:

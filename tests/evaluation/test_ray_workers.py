@@ -13,7 +13,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import ray
 from typer.testing import CliRunner
 
 pytest.importorskip("ray", reason="pip install 'star_tl[ray]'")
@@ -178,6 +177,8 @@ def started(command: list[str], environment: dict[str, str], log: Path) -> subpr
 
 
 def test_a_session_of_somebody_elses_is_left_alone(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
     ended: list[int] = []
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "shutdown", lambda: ended.append(1))

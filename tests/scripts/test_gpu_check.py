@@ -46,7 +46,7 @@ def test_a_dry_run_fills_every_line_of_every_table(
 ) -> None:
     monkeypatch.setattr(script, "CHECKS", {"cpu": script.CHECKS["cpu"]})
     *cases, checks = script.check("cpu", script.TINY_CASES, here(script, capsys))
-    for words in ("attribution beside the CPU's", "2 of 2", "0 of them empty"):
+    for words in ("attribution beside the CPU's", "2 of 2", "4 of 4", "0 of them empty"):
         assert words in checks
     for table, title in zip(cases, ("smollm2", "Llama-3.1-8B"), strict=True):
         assert title in table.splitlines()[0]
@@ -54,14 +54,14 @@ def test_a_dry_run_fills_every_line_of_every_table(
         rows = [line for line in table.splitlines() if line.startswith("|")][2:]
         assert [row.split("|")[1].strip() for row in rows] == [
             "loading",
-            *("1 pair of 48 tokens", "2 pairs of 48 tokens"),
+            *("1 pair of 48 tokens", "2 pairs of 48 tokens", "pairs of 48 tokens, one at a time"),
             *(["decode step, 1 rows, TF32"] * exact),
             *("decode step, 1 rows", "recorded beside plain step, 1 rows"),
             *(["decode step, 3 rows, TF32"] * exact),
             *("decode step, 3 rows", "recorded beside plain step, 3 rows"),
             *(["sample_conditions", "attribute_outcome"] * many),
         ]
-        alone = ("recorded", "sample", "attribute", *(f"decode step, {n} rows, TF32" for n in (1, 3)))
+        alone = ("pairs of", "recorded", "sample", "attribute", *(f"decode step, {n} rows, TF32" for n in (1, 3)))
         assert all("–" not in row or row.split("|")[1].strip().startswith(alone) for row in rows)
         assert "FAULT" not in table
 
@@ -80,7 +80,7 @@ def test_a_fault_takes_one_line_and_the_others_are_still_measured(
     assert found["1 pair of 48 tokens"] == "FAULT: RuntimeError: CUDA error: an illegal memory access was encountered"
     assert "tokens/s" in found["decode step, 3 rows"]
     table = script.markdown("title", {"a": found, "b": {"loading": "1 s"}})
-    assert table.count("FAULT") == 2
+    assert table.count("FAULT") == 3
 
 
 def test_a_part_that_dies_or_takes_too_long_is_a_fault_with_what_it_had_found(
