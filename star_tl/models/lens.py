@@ -22,6 +22,7 @@ HAS_HOOKED_TRANSFORMER: bool = find_spec("transformer_lens.HookedTransformer") i
 
 if TYPE_CHECKING or HAS_HOOKED_TRANSFORMER:
     from transformer_lens import HookedTransformer
+    from transformer_lens.components.abstract_attention import AbstractAttention
     from transformer_lens.config.hooked_transformer_config import HookedTransformerConfig
     from transformer_lens.loading_from_pretrained import (
         fill_missing_keys,
@@ -36,9 +37,12 @@ else:
         def __init__(self, *args: object, **more: object) -> None:
             require_hooked_transformer()
 
-    HookedTransformerConfig = fill_missing_keys = get_pretrained_model_config = get_pretrained_state_dict = None
+    AbstractAttention = HookedTransformerConfig = fill_missing_keys = get_pretrained_model_config = (
+        get_pretrained_state_dict
+    ) = None
 
 __all__ = [
+    "AbstractAttention",
     "HAS_HOOKED_TRANSFORMER",
     "HookedTransformer",
     "HookedTransformerConfig",

@@ -8,8 +8,10 @@ and values of a layer lie in one matrix, gate and up projection in another.
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -20,11 +22,14 @@ from star_tl.models.checkpoint import Checkpoint
 from star_tl.models.config import LlamaConfig
 from star_tl.models.lens import (
     SUPPORTED_ACTIVATIONS,
+    AbstractAttention,
     HookedTransformer,
     HookedTransformerConfig,
     get_device_for_block_index,
 )
 from star_tl.models.weights import Stored, read_into
+
+_ONE_MODEL = threading.Lock()  # is made at a time
 
 
 def hooked_config(hf: LlamaConfig, dtype: torch.dtype, device: str) -> HookedTransformerConfig:
@@ -104,7 +109,7 @@ def load_llama(
     read_into(stored, theirs, "Loading weights")
     if tied:  # one matrix, where one device holds both
         ours["unembed.W_U"] = ours["embed.W_E"].to(_device(cfg, "unembed")).T
-    with warnings.catch_warnings(), torch.device("meta"):
+    with warnings.catch_warnings(), torch.device("meta"), _angles_once():
         warnings.simplefilter("ignore", DeprecationWarning)
         model = HookedTransformer(cfg, move_to_device=False)
     model.load_state_dict({**_absent(model, cfg), **ours}, assign=True)
@@ -114,6 +119,32 @@ def load_llama(
         for block in model.blocks:
             block.register_forward_pre_hook(_mask_to_layer, with_kwargs=True)
     return model
+
+
+@contextmanager
+def _angles_once() -> Iterator[None]:
+    """In this thread all layers have one table of angles: to make it took longer than to read a small model's weights.
+
+    It is made on the ``meta`` device, which makes no numbers, but in thirty operators a layer.
+    """
+    mine = threading.get_ident()
+    known: dict[tuple[object, ...], tuple[Tensor, Tensor]] = {}
+
+    def once(own: AbstractAttention, *args: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        if threading.get_ident() != mine:
+            return computed(own, *args, **named)
+        key = (own.attn_type, *args, *sorted(named.items()))
+        if key not in known:
+            known[key] = computed(own, *args, **named)
+        return known[key]
+
+    with _ONE_MODEL:
+        computed = AbstractAttention.calculate_sin_cos_rotary
+        AbstractAttention.calculate_sin_cos_rotary = once
+        try:
+            yield
+        finally:
+            AbstractAttention.calculate_sin_cos_rotary = computed
 
 
 def _part_from_embedding(unembed: Any, *_: object) -> None:

@@ -164,12 +164,24 @@ def _taken(
 
 
 def _check_numbers(model: HookedTransformer | TransformerBridge, name: str) -> None:
-    for key, weight in model.named_parameters():
-        if not _finite(weight.detach()):
+    weights = {key: weight.detach() for key, weight in model.named_parameters()}
+    # On a GPU all at once, for each look waits for the device; what is too large to be summed up is looked at again.
+    fine = _finite_on_cards({key: w for key, w in weights.items() if w.device.type != "cpu"})
+    for key, weight in weights.items():
+        if key not in fine and not _finite(weight):
             raise StarError(
                 f"The weights of {name} hold NaN or infinity in {key}: download or train it again, or load it in a "
                 "dtype that can hold its numbers."
             )
+
+
+def _finite_on_cards(weights: Mapping[str, Tensor]) -> set[str]:
+    """Of weights on devices of their own those whose sums are finite."""
+    sums = [weight.sum(dtype=torch.float32) for weight in weights.values() if weight.numel()]
+    if not sums:
+        return set()
+    found = torch.stack([s.to(sums[0].device) for s in sums]).isfinite().tolist()
+    return {key for key, finite in zip((k for k, w in weights.items() if w.numel()), found, strict=True) if finite}
 
 
 def _finite(weight: Tensor) -> bool:
