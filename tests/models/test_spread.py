@@ -32,7 +32,7 @@ from star_tl.models import memory as memories
 from star_tl.models import size as sizes
 from star_tl.models.config import read_config
 from star_tl.models.fast.forward import llama_forward
-from star_tl.models.lens import HookedTransformer
+from star_tl.models.lens import AbstractAttention, HookedTransformer
 from star_tl.models.load import fingerprint
 from star_tl.models.size import check_memory, llama_size
 from star_tl.steering.condition import Condition
@@ -391,3 +391,30 @@ def test_a_device_without_float64_is_refused(monkeypatch) -> None:
     monkeypatch.setattr(torch, "empty", lambda *_, **__: None)  # as if it were there
     with pytest.raises(StarError, match=r"^Device 'mps' cannot be used here: use 'cpu'"):
         loading._usable("mps")
+
+
+def test_weights_on_cards_are_looked_through_at_once(devices: StandIns) -> None:
+    weights = {"fine": torch.ones(3), "nan": torch.tensor([1.0, torch.nan]), "none": torch.ones(0)}
+    weights |= {"large": torch.full((4,), 3e38), "infinite": torch.tensor([[torch.inf]])}
+    there = {name: w.to(f"lazy:{i % 2}") for i, (name, w) in enumerate(weights.items())}
+    assert loading._finite_on_cards(there) == {"fine"}
+    assert loading._finite(weights["large"]), "what overflows as a sum is looked at again"
+    assert loading._finite_on_cards({}) == set()
+
+
+def test_layers_share_one_table_of_angles_and_nothing_of_it_lasts(folder: Path, monkeypatch) -> None:
+    made: list[int] = []
+    plain = AbstractAttention.calculate_sin_cos_rotary
+
+    def counted(own: Any, *args: Any, **named: Any) -> Any:
+        made.append(1)
+        return plain(own, *args, **named)
+
+    monkeypatch.setattr(AbstractAttention, "calculate_sin_cos_rotary", counted)
+    model = star.load_model(folder)
+    assert len(made) == 2, "that of no numbers, and the one with them"
+    assert AbstractAttention.calculate_sin_cos_rotary is counted
+    held = [block.attn.rotary_cos for block in model.blocks]
+    expected = plain(model.blocks[0].attn, model.cfg.rotary_dim, len(held[0]), base=model.cfg.rotary_base)[1]
+    for table in held:
+        torch.testing.assert_close(table, expected)
