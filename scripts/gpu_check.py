@@ -8,7 +8,7 @@ Runs the tests marked ``gpu`` and ``star-tl run`` on the demo model; compares at
 measures LLaMA 3.1-8B's shape in bfloat16 and SmolLM2's in float32, with random weights made on the card, beside
 HuggingFace with hooks:
 
-    loading     safetensors from the disk's cache onto the card
+    loading     safetensors from the disk's cache onto the card, and the tokenizer
     pairs       star.attribute at all hook points, heads and positions, drift included, all pairs in one call, and
                 again in batches of one pair, which from the second on are a CUDA graph; the best of three, the share
                 of that time in which the card works, and what it is asked for: kernels, copies and waits.
@@ -278,16 +278,17 @@ def huggingface(case: Case, folder: Path, device: str) -> None:
 
     from star_tl.attribution.align import prepare
 
-    def load() -> Any:
+    def load() -> tuple[Any, Any]:
         options: dict[str, Any] = {"dtype": getattr(torch, case.dtype)}
+        tokenizer = AutoTokenizer.from_pretrained(folder)
         if importlib.util.find_spec("accelerate"):  # straight onto the card
-            return AutoModelForCausalLM.from_pretrained(folder, device_map=device, **options)
-        return AutoModelForCausalLM.from_pretrained(folder, **options).to(device)
+            return AutoModelForCausalLM.from_pretrained(folder, device_map=device, **options), tokenizer
+        return AutoModelForCausalLM.from_pretrained(folder, **options).to(device), tokenizer
 
-    model, seconds = timed(load, device)
+    (model, tokenizer), seconds = timed(load, device)
     report("loading", f"{seconds:.2f} s")
     model.eval().requires_grad_(False)
-    holder = read_by_prepare(model, AutoTokenizer.from_pretrained(folder))
+    holder = read_by_prepare(model, tokenizer)
     for count, length in case.pairs:
         with reporting(named(count, length)):
             pair = prepare(holder, pairs_of_length(holder, length, 1))[0]  # one after another: each takes as long

@@ -37,9 +37,8 @@ else:
         def __init__(self, *args: object, **more: object) -> None:
             require_hooked_transformer()
 
-    AbstractAttention = HookedTransformerConfig = fill_missing_keys = get_pretrained_model_config = (
-        get_pretrained_state_dict
-    ) = None
+    AbstractAttention = HookedTransformerConfig = None
+    fill_missing_keys = get_pretrained_model_config = get_pretrained_state_dict = None
 
 __all__ = [
     "AbstractAttention",
