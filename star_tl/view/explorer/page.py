@@ -72,11 +72,11 @@ class Page(anywidget.AnyWidget):
 
     def _hear(self, _: object, message: JsonObject, buffers: object) -> None:
         """What the page asks for."""
-        self._refused = ""
+        self._refused, before = "", self.status
         try:
             self._do(**message)
-            if self.status["error"] and not self.status["busy"]:  # what was wrong before is settled
-                self._say(self.status["text"], self.status["progress"])
+            if self.status is before and before["error"] and not before["busy"]:  # what was wrong before is settled
+                self._say(before["text"], before["progress"])
         except StarError as error:
             self._refused, going = str(error), self.status["busy"]
             self._say(self.status["text"] if going else "", self.status["progress"], going)
