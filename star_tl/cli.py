@@ -647,8 +647,10 @@ def export(
     chosen = format_named(format)
     if chosen.folder and overwrite:
         raise StarError("--overwrite replaces a file: name a new folder.")
-    for file in () if chosen.folder else chosen.files(out):
-        _check_file(file, overwrite)
+    if not chosen.folder:
+        _check_file(out, overwrite)
+        for file in chosen.beside_it(out):
+            _check_file(file, overwrite)
     steering = SteeringVector.load(vector)
     name = model or steering.model
     request = Request(steering, strength, at, name)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -181,19 +180,26 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_folder(path: str | Path) -> Iterator[Path]:
-    """The same for a folder that is not there yet, or is empty."""
+def replacing_folder(path: str | Path, last: str) -> Iterator[Path]:
+    """The same for a folder that is not there yet, or is empty; ``last`` is the file without which it is no whole one.
+
+    What is written stands in a folder of its own until then, of this call alone.
+    """
     real = output_folder(path)
-    partial = real.with_name(f".{real.name}.part")
     try:
-        shutil.rmtree(partial, ignore_errors=True)  # of a call that was killed
-        partial.mkdir(parents=True)
-        yield partial
-        os.replace(partial, real)
+        beside = real if real.exists() else real.parent
+        beside.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{real.name}.", suffix=".part", dir=beside) as made:
+            partial = Path(made) / "whole"
+            partial.mkdir()
+            yield partial
+            if beside is not real:
+                os.replace(partial, real)
+                return
+            for file in sorted(partial.iterdir(), key=lambda file: file.name == last):
+                os.replace(file, real / file.name)
     except OSError as error:
         raise unwritable(path, error) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

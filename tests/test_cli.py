@@ -458,6 +458,16 @@ def test_what_a_format_cannot_hold_is_fitted_to_every_token_and_the_loss_is_prin
     assert whole["measured"] == pytest.approx(located, rel=1e-4)  # scored in another batch
 
 
+@pytest.mark.parametrize("out", [".", "/", ""])
+def test_an_export_needs_a_files_name(tiny: Any, tmp_path: Path, out: str) -> None:
+    star.extract_vector(tiny, star.load_pairs("agreement"), star.Locus("blocks.1.hook_resid_post")).save(
+        tmp_path / "v.safetensors"
+    )
+    done = runner.invoke(app, ["export", "gguf", "--vector", str(tmp_path / "v.safetensors"), "--out", out])
+    assert (done.exit_code, len(done.output.splitlines())) == (2, 1)
+    assert "is not a plain file" in done.output
+
+
 def test_a_folder_is_served_by_its_name(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names: list[str] = []
     monkeypatch.setattr("star_tl.serve.run.serve", lambda model, vectors, name, *more: names.append(name))

@@ -53,7 +53,7 @@ def drift_gradients(model: Model, rows: PairBatch, signs: Signs) -> Float[Tensor
 def _by_formulas(model: HookedTransformer, llama: LlamaForward, rows: PairBatch, signs: Signs) -> Tensor:
     tokens, positions, seen = rows.whole_steered()
     last = rows.steered.shape[1] - 1
-    cos, sin = llama.rotation(tokens.shape[1], tokens.device)
+    cos, sin = llama.rotation(rows.positions(tokens), tokens.device)
     before: list[tuple[Tensor, Tensor]] = []
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def _whole_rows(
     model: HookedTransformer, fast: LlamaForward, rows: PairBatch, prompts: slice, listeners: Listeners, copies: int
 ) -> Float[Tensor, "row reply d"]:
     tokens, positions, seen = (t.repeat(copies, *[1] * (t.ndim - 1)) for t in rows.whole(prompts))
-    cos, sin = fast.rotation(tokens.shape[1], tokens.device)
+    cos, sin = fast.rotation(rows.positions(tokens), tokens.device)
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attend_masked(q, k, v, seen)

@@ -130,7 +130,7 @@ def manual_backward(
     half, (tokens, positions, seen) = rows.size, rows.whole(BOTH)
     llama = llama_forward(model)
     assert llama is not None
-    cos, sin = (t[positions][:, :, None] for t in llama.rotation(tokens.shape[1], tokens.device))
+    cos, sin = (t[positions][:, :, None] for t in llama.rotation(rows.positions(tokens), tokens.device))
     # No gradient reaches the last layer before the columns that predict replies, but they may have counterparts there.
     layers = LlamaGradient(llama, (cos, sin), seen, half, rows.first)
     differences: dict[tuple[str, int], Tensor] = {}

@@ -155,6 +155,10 @@ class PairBatch:
         """
         return self._followed(self.prompts[prompts], self.prompt_mask[prompts])
 
+    def positions(self, tokens: Int[Tensor, "row column"]) -> int:
+        """How many positions whole rows have: both replies begin at the same one."""
+        return tokens.shape[1] - self.replies.shape[1] + 1
+
     def whole_steered(self) -> tuple[Tensor, Tensor, Tensor]:
         """As :meth:`whole`, of the prompts that a vector goes into."""
         return self._followed(self.steered, self.steered_mask)

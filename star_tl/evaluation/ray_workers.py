@@ -51,8 +51,17 @@ class RayWorkers:
         self._ray: Any = ray
         if ray.is_initialized():  # what is there would end with the workers
             raise StarError("Ray runs in this process already: call ray.shutdown() first.")
-        if address == "local" and (count or 1) > (os.cpu_count() or 1):
+        gpu = str(model.cfg.device).startswith("cuda")
+        if address == "local" and not gpu and (count or 1) > (os.cpu_count() or 1):
             raise StarError(f"This machine has {os.cpu_count()} CPUs, for {count} workers: use fewer --workers.")
+        try:
+            self._begin(model, address, count, gpu)
+        except BaseException:  # a Ctrl-C too: what was begun is nobody's else
+            ray.shutdown()
+            raise
+
+    def _begin(self, model: Model, address: str, count: int | None, gpu: bool) -> None:
+        ray, cfg = self._ray, model.cfg
         for started in range(1, _STARTS + 1):
             try:
                 self._connect(address, count or os.cpu_count() or 1)
@@ -62,14 +71,11 @@ class RayWorkers:
                 if address != "local" or started == _STARTS:
                     problem = f"There is no Ray cluster at {shown(address)} ({shown(str(error))})"
                     raise StarError(f"{problem}: see --ray.") from None
-        cfg = model.cfg
-        gpu = str(cfg.device).startswith("cuda")
         kind = "GPU" if gpu else "CPU"
         machines = [int(node["Resources"].get(kind, 0)) for node in ray.nodes() if node["Alive"]]
         room, each = sum(machines), len([n for n in machines if n])
         self.count = count or max(1, room if gpu else each)
         if self.count > room:
-            ray.shutdown()
             raise StarError(f"The Ray cluster has {room} {kind}s, for {self.count} workers: use fewer --workers.")
         self._actor = ray.remote(num_cpus=1, num_gpus=1 if gpu else 0)(_Replica)
         self._loading = {

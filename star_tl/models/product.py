@@ -44,7 +44,7 @@ def in_tf32() -> bool:
     try:
         return torch.get_float32_matmul_precision() != "highest"
     except RuntimeError:  # set by the newer names, of which this one refuses to speak
-        return torch.backends.cuda.matmul.fp32_precision != "ieee"
+        return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 @cache

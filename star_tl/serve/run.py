@@ -20,6 +20,7 @@ from star_tl.serve.guard import refusal
 from star_tl.serve.vectors import Served
 
 _SHORTEST_KEY = 16
+_HEARD_OUT = 1.0  # seconds
 _BODY = bytes(refusal(503, "Too many connections are open: try again in a moment.", "overloaded").body)
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close\r\n"
@@ -93,17 +94,26 @@ class _Impatient(H11Protocol):
     """
 
     most = 0
+    _refused = False
     _late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self.most:
+        self._refused = len(self.connections) > self.most
+        if self._refused:  # and heard out for a moment: who is cut off while it sends does not read why
             transport.write(_FULL)
-            transport.close()
+            transport.write_eof()
+            self.loop.call_later(_HEARD_OUT, transport.close)
             return
         self._watch()
 
+    def eof_received(self) -> None:
+        if self._refused:
+            self.transport.close()
+
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
         super().data_received(data)
         self._watch()
 

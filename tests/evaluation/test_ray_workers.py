@@ -187,6 +187,22 @@ def test_a_session_of_somebody_elses_is_left_alone(tiny: Any, monkeypatch: pytes
     assert not ended
 
 
+def test_workers_whose_start_is_interrupted_leave_no_session(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    began: list[str] = []
+
+    def interrupted() -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ray, "init", lambda *_, **__: began.append("begun"))
+    monkeypatch.setattr(ray, "shutdown", lambda: began.append("ended"))
+    monkeypatch.setattr(ray, "nodes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        RayWorkers(tiny, count=1)
+    assert began == ["begun", "ended"]
+
+
 def test_what_cannot_be_started_is_one_line(tiny: Any) -> None:
     with pytest.raises(StarError, match="CPUs, for 4000 workers: use fewer"):
         RayWorkers(tiny, count=4000)

@@ -252,6 +252,19 @@ class Card:
         self.ended: list[object] = []
         self.callers = Stream()
         self.capturing = False
+        self.random = Random()
+
+
+class Random:
+    """A generator that a recording takes for its own."""
+
+    state = "as it was"
+
+    def clone_state(self) -> str:
+        return self.state
+
+    def graphsafe_set_state(self, state: str) -> None:
+        self.state = state
 
 
 class Stream:
@@ -277,7 +290,7 @@ def card(monkeypatch) -> Card:
         assert capture_error_mode == "thread_local"
         assert stream is not made.callers
         made.seen.append((gc.isenabled(), made.alive))
-        made.capturing = True
+        made.capturing, made.random.state = True, "the graph's"
         try:
             yield
         finally:
@@ -297,6 +310,7 @@ def card(monkeypatch) -> Card:
         "current_stream": lambda: made.callers,
         "set_stream": made.left.append,
         "graph_pool_handle": lambda: (0, 1),
+        "default_generators": (made.random,),
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda d, pool: made.ended.append(pool), raising=False)
@@ -339,6 +353,7 @@ def test_a_recording_that_breaks_leaves_nothing_behind_and_the_work_is_done(card
             assert Recording[torch.Tensor](torch.device("cpu"))(work) == 1
         assert len(card.seen) == 1, "nothing is recorded any more"
     assert card.left == [card.callers]
+    assert card.random.state == "as it was"
     assert card.ended == [(0, 1)] * 2
     assert gc.isenabled()
 
@@ -360,8 +375,12 @@ def test_what_is_asked_of_float32_products_is_known_however_it_was_said(monkeypa
         assert in_tf32()
         torch.backends.cuda.matmul.fp32_precision = "ieee"
         assert not in_tf32()
+        torch.backends.cuda.matmul.fp32_precision = before
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"  # another device's
+        assert not in_tf32()
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
+        torch.backends.mkldnn.matmul.fp32_precision = "none"
     torch.set_float32_matmul_precision("high")
     try:
         assert in_tf32()
@@ -428,3 +447,13 @@ def test_on_a_gpu_no_kernel_makes_a_plan_for_a_shape_that_comes_once(monkeypatch
     torch.testing.assert_close(found.as_subclass(torch.Tensor), expected, rtol=0.02, atol=0.02)
     assert bool(allowed) != again
     assert all(SDPBackend.CUDNN_ATTENTION not in kinds for kinds in allowed)
+
+
+def test_attribution_lengthens_no_table_that_its_longest_row_does_not_need(write_llama) -> None:
+    pairs = unequal_pairs()
+    model = star.load_model(write_llama())
+    longest = max(len(p.corrupted) + max(len(p.positive), len(p.negative)) for p in atp.prepare(model, pairs))
+    longest = max(longest, *(len(p.clean) + max(len(p.positive), len(p.negative)) for p in atp.prepare(model, pairs)))
+    model = star.load_model(write_llama(max_position_embeddings=longest))
+    attributed(model, pairs)
+    assert [len(block.attn.rotary_cos) for block in model.blocks] == [longest] * 3

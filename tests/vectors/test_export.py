@@ -150,12 +150,38 @@ def test_a_folder_appears_whole_or_not_at_all(tiny_folder: Path, tmp_path: Path,
         with pytest.raises(KeyboardInterrupt):
             write()
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / ".folded.part").mkdir()  # of a call that was killed
-    (tmp_path / ".folded.part" / "left").write_text("")
+    (tmp_path / ".folded.part").mkdir()  # somebody's own
     write()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".folded.part", "folded"]
+    whole = {p.name for p in (tmp_path / "folded").iterdir()}
+    assert {"config.json", "tokenizer.json", "steering.card.md"} <= whole
+    assert (tmp_path / "folded").stat().st_mode & 0o777 == (tmp_path / ".folded.part").stat().st_mode & 0o777
+    empty = tmp_path / "empty"  # which may be shared, or a mount point: it stays the same folder
+    empty.mkdir(mode=0o700)
+    held = empty.stat()
+    vector.export("huggingface", empty, 1.0, "all", tiny_folder)
+    assert {p.name for p in empty.iterdir()} == whole
+    assert (empty.stat().st_ino, empty.stat().st_mode) == (held.st_ino, held.st_mode)
+
+
+def test_two_exports_into_one_folder_do_not_mix(tiny_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    from star_tl.vectors.export import huggingface
+
+    write = partial(steering_vector().export, "huggingface", tmp_path / "folded", 1.0, "all", tiny_folder)
+    save, entered = huggingface.save_tensors, []
+
+    def another_meanwhile(*args: Any) -> None:
+        save(*args)
+        if not entered:
+            entered.append(1)
+            write()
+
+    monkeypatch.setattr(huggingface, "save_tensors", another_meanwhile)
+    with pytest.raises(StarError, match="cannot be written"):
+        write()
+    assert AutoTokenizer.from_pretrained(tmp_path / "folded")
+    assert hf_reference.load(tmp_path / "folded") is not None
     assert [p.name for p in tmp_path.iterdir()] == ["folded"]
-    assert {"config.json", "tokenizer.json", "steering.card.md"} <= {p.name for p in (tmp_path / "folded").iterdir()}
-    assert not (tmp_path / "folded" / "left").exists()
 
 
 @pytest.mark.parametrize("hook_point", [*AFTER_LAYER_1, "blocks.1.hook_attn_out", "blocks.0.hook_resid_mid"])

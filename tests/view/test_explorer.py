@@ -332,6 +332,9 @@ def test_a_chat_goes_on_and_is_taken_back(explorer, demo):
     assert text_of(explorer.replies[0]) == star.sample(demo, [whole], seed=0, max_new_tokens=15, progress=False)[0]
     ask(explorer, "undo")
     assert explorer.talk == []
+    assert explorer.replies == [], "they answer what was taken back"
+    ask(explorer, "continue", key="")
+    assert "not shown any more" in explorer.status["error"]
 
 
 def test_a_reply_is_not_answered_before_it_is_whole(explorer):

@@ -119,7 +119,7 @@ class LlamaPass:
     @property
     def dear(self) -> bool:
         """See :class:`star_tl.generation.decoding.Pass`."""
-        return self.recorded is not None
+        return self.recorded is not None and records(self.layers.cache.device)
 
     @torch.no_grad()
     def keep(self, rows: Int[Tensor, " kept"]) -> bool:

@@ -72,7 +72,9 @@ class Recording(Generic[Made]):
     def _record(self, work: Callable[[], Made]) -> None:
         current, graph, pool = torch.cuda.current_stream(), torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         with KEPT_MEMORY, _uncollected():
-            side = _side_stream(torch.cuda.current_device())
+            device = torch.cuda.current_device()
+            side, random = _side_stream(device), torch.cuda.default_generators[device]
+            untouched = random.clone_state()
             # Kernels choose their algorithms and hooks place their tensors in a first run, which must not be recorded.
             side.wait_stream(current)
             with torch.cuda.stream(side):
@@ -84,8 +86,9 @@ class Recording(Generic[Made]):
                     self.made = work()
             except BaseException as error:
                 self.made = None
-                torch.cuda.set_stream(current)  # a recording that broke leaves its own
-                _end_allocation(pool)
+                torch.cuda.set_stream(current)  # a recording that broke leaves its own,
+                _end_allocation(device, pool)
+                random.graphsafe_set_state(untouched)  # and random numbers that belong to a graph
                 if not isinstance(error, RuntimeError) or out_of_memory(error):
                     raise
                 _broken.append(str(error.__context__ or error).split("\n")[0])
@@ -100,10 +103,9 @@ def _side_stream(device: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def _end_allocation(pool: Any) -> None:
+def _end_allocation(device: int, pool: Any) -> None:
     """A recording that broke may leave the allocator with the graph's memory, and would die at the next."""
     with suppress(RuntimeError, AttributeError):  # it has ended
-        device = torch.cuda.current_device()
         torch._C._cuda_endAllocateToPool(device, pool)
         torch._C._cuda_releasePool(device, pool)
 

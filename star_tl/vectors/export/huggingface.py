@@ -46,7 +46,7 @@ def _write(request: Request, path: Path) -> None:
         "generation_config.json": _generation(checkpoint, tokenizer),
         "config.json": {key: value for key, value in named.items() if value is not None} | held | {flag: True},
     }
-    with replacing_folder(folder) as partial:
+    with replacing_folder(folder, last="config.json") as partial:
         _save(partial, stored, biases)
         tokenizer.save_pretrained(partial)
         for name, said in settings.items():

@@ -145,10 +145,10 @@ class Format:
     folder: bool = False
     beside: str = ""
 
-    def files(self, path: Path) -> list[Path]:
-        """What is written, recipe cards included, where it is no folder."""
+    def beside_it(self, path: Path) -> list[Path]:
+        """What is written beside a file, recipe cards included."""
         more = [path.with_suffix(self.beside)] if self.beside else []
-        return [path, *more, *cards(path)]
+        return [*more, *cards(path)]
 
     def __str__(self) -> str:
         return f"{self.key} ({self.label}: {self.summary})"

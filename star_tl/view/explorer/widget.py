@@ -173,7 +173,7 @@ class Explorer(Page):
         elif do == "continue":
             self._continue(what["key"])
         elif do == "undo":
-            self.talk = self.talk[:-2]
+            self.talk, self.replies = self.talk[:-2], []  # which answer what is taken back
         elif do == "pattern":
             self._start(functools.partial(self._attend, what["layer"], what["head"]))
         elif do == "snapshot":
