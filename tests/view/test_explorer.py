@@ -835,11 +835,11 @@ def combine_and_converse(page) -> None:
     go.click()
     page.wait_for_function("document.querySelectorAll('.star-explorer article .text').length === 3")
     finished(page)
-    talk.get_by_role("button", name="Undo the last turn").click()
-    talk.wait_for(state="hidden")
-
     tinted = widget.locator("article .drift").first
     assert re.match(r"drift \d+\.\d\d nats; unsteered: .+", tinted.get_attribute("title"))
+    talk.get_by_role("button", name="Undo the last turn").click()
+    talk.wait_for(state="hidden")
+    assert widget.locator("article").count() == 0, "replies to what was taken back are gone with it"
 
 
 def attend_and_map(page) -> None:
