@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,19 +13,34 @@ from pathlib import Path
 from typing import IO
 
 SERVER = """
-import json, os, sys, threading, torch, tqdm.auto, star_tl as star
+import json, os, signal, sys, threading, torch, tqdm.auto, star_tl as star
 torch.set_num_threads(1)  # a thread pool does not survive a fork
 model = star.load_model(sys.argv[1])
 exec(sys.argv[2])
+
+def die(under, opened, later):
+    left = opened
+    def heard(event, arguments):
+        nonlocal left
+        if event in ("open", "os.rename") and str(arguments[0]).startswith(under):
+            left -= 1
+            if left == 0:
+                signal.setitimer(signal.ITIMER_REAL, later)  # whose signal ends a process that does not catch it
+            if left == -2:
+                os.kill(os.getpid(), signal.SIGALRM)
+    sys.addaudithook(heard)
+
 for line in sys.stdin:
     child = os.fork()
     if not child:
         # Their own locks, a class's each, are all children's, and one that is killed may have them for ever.
         for bar in (tqdm.tqdm, tqdm.auto.tqdm):
             bar.set_lock(threading.RLock())
-        work(model, json.loads(line))
+        argument, dying = json.loads(line)
+        if dying:
+            die(*dying)
+        work(model, argument)
         os._exit(0)
-    print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
@@ -35,14 +51,21 @@ class Forks:
     def __init__(self, asked: IO[str], answered: IO[str]) -> None:
         self._asked, self._answered = asked, answered
 
-    def start(self, argument: object) -> int:
-        """Begin a call; the number of its process."""
-        self._asked.write(json.dumps(argument) + "\n")
-        self._asked.flush()
-        return int(self._answered.readline())
+    def run(self, argument: object) -> None:
+        """A call that ends by itself."""
+        assert self._exit_code(argument, None) == 0
 
-    def exit_code(self) -> int:
-        """How the call ended, when it has; minus the signal where it was killed."""
+    def kill(self, argument: object, under: Path, opened: int, later: float) -> None:
+        """A call that dies ``later`` seconds after a file under a path is opened or moved for the so manieth time.
+
+        Two such files further on at the latest: not the machine's speed decides whether the kill hits it at work.
+        """
+        code = self._exit_code(argument, (str(under), opened, later))
+        assert code == -signal.SIGALRM, "the kill must hit a call at work"
+
+    def _exit_code(self, *asked: object) -> int:
+        self._asked.write(json.dumps(asked) + "\n")
+        self._asked.flush()
         return int(self._answered.readline())
 
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -149,18 +146,10 @@ def test_a_killed_evaluation_goes_on_to_the_same_numbers(tiny_folder: Path, tmp_
     """Beside one that ran through in a process of its own too: after other work sums may round otherwise."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     with forks(tiny_folder, EVALUATE) as evaluations:
-        evaluations.start(str(whole))
-        assert evaluations.exit_code() == 0
-        child = evaluations.start(str(killed))
-        for _ in range(12000):
-            if (killed / "replies" / "drift-1.jsonl").exists():
-                break
-            time.sleep(0.01)
-        os.kill(child, signal.SIGKILL)
-        assert evaluations.exit_code() == -signal.SIGKILL
+        evaluations.run(str(whole))
+        evaluations.kill(str(killed), killed / "replies" / "drift-1.jsonl", 2, 0.005)
         assert not (killed / "effects.csv").exists()
-        evaluations.start(str(killed))
-        assert evaluations.exit_code() == 0
+        evaluations.run(str(killed))
     for name in ("effects.csv", "against.csv", "samples.csv"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
 

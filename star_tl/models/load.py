@@ -177,11 +177,11 @@ def _check_numbers(model: HookedTransformer | TransformerBridge, name: str) -> N
 
 def _finite_on_cards(weights: Mapping[str, Tensor]) -> set[str]:
     """Of weights on devices of their own those whose sums are finite."""
-    sums = [weight.sum(dtype=torch.float32) for weight in weights.values() if weight.numel()]
+    sums = [weight.sum(dtype=torch.float32) for weight in weights.values()]
     if not sums:
         return set()
     found = torch.stack([s.to(sums[0].device) for s in sums]).isfinite().tolist()
-    return {key for key, finite in zip((k for k, w in weights.items() if w.numel()), found, strict=True) if finite}
+    return {key for key, finite in zip(weights, found, strict=True) if finite}
 
 
 def _finite(weight: Tensor) -> bool:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import os
 import random
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -265,12 +264,23 @@ def test_a_place_that_takes_no_file_is_refused_before_vectors_are_extracted(
 
 
 @contextmanager
-def interrupted_after(seconds: float) -> Iterator[None]:
-    """What Ctrl-C does, at a moment of its own."""
+def interrupted(monkeypatch: pytest.MonkeyPatch, batch: int, later: float) -> Iterator[None]:
+    """What Ctrl-C does, so many seconds after the batch of this number is begun, or when the next one is."""
+    begun, written = itertools.count(), scores.in_batches
+
+    def counted(*args: Any, **options: Any) -> Any:
+        number = next(begun)
+        if number == batch:
+            signal.setitimer(signal.ITIMER_REAL, later)
+        elif number > batch:
+            raise KeyboardInterrupt
+        return written(*args, **options)
+
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
-        yield
+        with monkeypatch.context() as patch:
+            patch.setattr(scores, "in_batches", counted)
+            yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -278,26 +288,21 @@ def interrupted_after(seconds: float) -> Iterator[None]:
 
 def test_ctrl_c_leaves_a_readable_table_and_nothing_is_sampled_twice(tiny, pairs, tmp_path: Path, monkeypatch) -> None:
     options: dict[str, Any] = {"batch_size": 2, "seeds": range(8), "loci": LOCI[:1]}
-    began = time.monotonic()
     grid(tiny, pairs, out=tmp_path / "whole.jsonl", **options)
-    whole, took = replies_in(tmp_path / "whole.jsonl"), time.monotonic() - began
+    whole = replies_in(tmp_path / "whole.jsonl")
     by_row = {(r["condition"], r["prompt"]): r for r in whole}
-    out = tmp_path / "samples.jsonl"
-    sampled, held = count_sampled(monkeypatch), []
-    chance = random.Random(0)
+    out, held, chance = tmp_path / "samples.jsonl", [0], random.Random(0)
     for _ in range(10):
-        try:
-            with interrupted_after(chance.uniform(0.02, 0.2) * took):
-                grid(tiny, pairs, out=out, **options)
-        except KeyboardInterrupt:
-            found = replies_in(out) if out.exists() else []
-            assert all(by_row[r["condition"], r["prompt"]] == r for r in found)
-            held.append(len(found))
-    assert held == sorted(held)
-    assert len(set(held)) > 2, "the interruptions must hit a sweep at work"
-    sampled.clear()
+        later = chance.uniform(0.0001, 0.05)
+        with interrupted(monkeypatch, chance.randint(1, 4), later), pytest.raises(KeyboardInterrupt):
+            grid(tiny, pairs, out=out, **options)
+        found = replies_in(out)
+        assert all(by_row[r["condition"], r["prompt"]] == r for r in found)
+        held.append(len(found))
+    assert all(after > before for before, after in itertools.pairwise(held)), "what was written is lost"
+    sampled = count_sampled(monkeypatch)
     grid(tiny, pairs, out=out, **options)
-    assert sum(sampled) == len(whole) - held[-1]
+    assert sum(sampled) == len(whole) - held[-1] > 0
     assert {(r["condition"], r["prompt"]): r for r in replies_in(out)} == by_row
 
 
@@ -323,35 +328,23 @@ def sweeps(tiny_folder: Path) -> Iterator[Forks]:
 
 
 def test_a_sweep_killed_ten_times_ends_as_one_that_ran_through(sweeps: Forks, tmp_path: Path) -> None:
-    def start(name: str) -> int:
-        return sweeps.start([str(tmp_path / f"{name}.jsonl"), str(tmp_path / f"{name}.json")])
+    def files(name: str) -> list[str]:
+        return [str(tmp_path / name / "samples.jsonl"), str(tmp_path / f"{name}.json")]
 
-    start("whole")
-    began = time.monotonic()
-    assert sweeps.exit_code() == 0
-    took = time.monotonic() - began
-    samples = tmp_path / "killed.jsonl"
-    held, chance = b"", random.Random(0)
+    sweeps.run(files("whole"))
+    samples = Path(files("killed")[0])
+    lines, chance = b"", random.Random(0)
     for attempt in range(10):
-        child = start("killed")
-        deadline = time.monotonic() + 60
-        # Killed at a random moment after it has written something new: otherwise ten kills might all hit its start.
-        lines = held[: held.rfind(b"\n") + 1]
-        while time.monotonic() < deadline:
-            now = samples.read_bytes() if samples.exists() else b""
-            assert now.startswith(lines), "what was written is lost"
-            if len(now) > len(held):
-                break
-            time.sleep(0.002)
-        time.sleep(chance.uniform(0, 0.04) * took)
-        os.kill(child, signal.SIGKILL)
-        assert sweeps.exit_code() == -signal.SIGKILL, "the kill must hit a sweep at work"
+        # The first files are opened to begin again; of the hundred that a sweep opens all ten leave some for the end.
+        sweeps.kill(files("killed"), samples.parent, chance.randint(6, 10), chance.uniform(0.0001, 0.01))
         held = samples.read_bytes()
+        assert held.startswith(lines), "what was written is lost"
         if attempt % 3 == 0:  # as if the kill had hit in the middle of a line
             held = held[:-3]
             samples.write_bytes(held)
+        lines = held[: held.rfind(b"\n") + 1]
+    assert len(lines.splitlines()) > 20
     assert not (tmp_path / "killed.json").exists()
-    start("killed")
-    assert sweeps.exit_code() == 0
+    sweeps.run(files("killed"))
     whole, killed = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("whole", "killed"))
     assert killed == whole

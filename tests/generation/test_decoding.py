@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -184,8 +185,21 @@ def test_other_hook_points_other_models_and_foreign_hooks_go_through_the_models_
     assert llama_forward(tiny)
     apart = star.load_model(write_llama())
     apart.blocks[0].attn.W_Q.data = apart.blocks[0].attn.W_Q.data.clone(memory_format=torch.contiguous_format)
-    assert not llama_forward(apart)
+    with pytest.warns(UserWarning, match="copy_free_layout"):
+        assert not llama_forward(apart)
     assert llama_forward(star.copy_free_layout(apart))
+
+
+def test_a_model_that_was_moved_says_once_that_it_is_slower_now(write_llama) -> None:
+    model = star.load_model(write_llama()).to(torch.float64, print_details=False)
+    _, mask = batch()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            assert isinstance(begin(model, [], mask, END, END + 8), StockPass)
+    assert len(caught) == 1
+    assert str(caught[0].message).endswith("until star_tl.copy_free_layout(model) is called.")
+    assert isinstance(begin(star.copy_free_layout(model), [], mask, END, END + 8), LlamaPass)
 
 
 def test_weights_are_read_where_they_lie(tiny) -> None:

@@ -7,6 +7,7 @@ operators a layer. Who calls says how to attend: over a cache, or over rows of p
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,11 @@ _BLOCK = {
     "ln2": ("RMSNorm",),
     "mlp": ("GatedMLP",),
 }
+
+PARTED = (
+    "The model's weights do not lie as load_model puts them, as after model.to(...): its own forward takes star_tl's "
+    "place, slower, until star_tl.copy_free_layout(model) is called."
+)
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 Listeners = dict[tuple[int, str], list[tuple[object, HookFunction]]]
@@ -107,6 +113,7 @@ def _layers(model: HookedTransformer) -> list[_Layer] | None:
             return None
         layer = _layer(block)
         if layer is None:
+            warnings.warn(PARTED, stacklevel=3)
             return None
         layers.append(layer)
     return layers
