@@ -20,7 +20,8 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 import star_tl as star
-from star_tl.cli import _print_frame, app
+from star_tl.cli import app
+from star_tl.cli.tables import print_frame
 from star_tl.pipeline import FILES
 
 ARMS = ("unsteered", "steered", "random", "last_ranked_layer", "reply_mean_everywhere", "primed")
@@ -121,7 +122,7 @@ def test_generate_steers_with_the_saved_vector(finished: tuple[Path, str]) -> No
 
 def test_a_table_that_is_too_wide_goes_on_below_with_its_first_column(capsys: pytest.CaptureFixture[str]) -> None:
     wide = {"arm": ["steered"]} | {f"measure_{i}": [i / 7] for i in range(30)}
-    _print_frame(pd.DataFrame(wide), "All")
+    print_frame(pd.DataFrame(wide), "All")
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 200
     assert all(name in printed for name in wide), "no heading is cut"
@@ -185,7 +186,7 @@ def test_bad_input_is_one_line_and_exit_code_2(case: str, tmp_path: Path, monkey
 
 
 def test_a_sweep_into_a_file_is_refused_before_a_model_is_loaded(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("star_tl.cli._load", None)
+    monkeypatch.setattr("star_tl.models.load_model", None)
     (tmp_path / "held.txt").write_text("held")
     result = runner.invoke(app, ["sweep", "--out", str(tmp_path / "held.txt")])
     assert result.exit_code == 2
@@ -306,7 +307,7 @@ def test_import_is_instant() -> None:
 
 
 def command(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    code = "from star_tl.cli import _print_frame, app; app()"
+    code = "from star_tl.cli import app; app()"
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, **options)
 
 
@@ -331,7 +332,7 @@ def test_a_terminal_without_the_letters_gets_marks_in_their_place(tiny_folder: P
 
 
 def test_who_reads_along_may_leave(tiny_folder: Path) -> None:
-    code = "from star_tl.cli import _print_frame, app; app()"
+    code = "from star_tl.cli import app; app()"
     many = [x for i in range(300) for x in ("--prompt", f"Hello {i}")]
     arguments = ["generate", "--model", str(tiny_folder), "--max-new-tokens", "40", *many]
     with subprocess.Popen(
@@ -422,7 +423,7 @@ def test_a_warning_is_a_line_without_the_code_that_gave_it(tiny_folder: Path, tm
     done = runner.invoke(app, [*run, "--seeds", "1", "--max-new-tokens", "4", "--out", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     assert "UserWarning" not in done.output
-    assert "cli.py" not in done.output
+    assert ".py" not in done.output
     assert any(line.startswith("star-tl: ") and "0 held out" in line for line in done.output.splitlines())
 
 

@@ -152,10 +152,8 @@ def ask(demo: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callabl
     model = Path(shutil.copytree(Path(star.__file__).parent / "models" / "demo", home / "model"))
     config = json.loads((model / "config.json").read_text())
     patch = pytest.MonkeyPatch()
-    import star_tl.cli as cli
-
-    load = cli._load
-    patch.setattr(cli, "_load", lambda name, *rest: demo if name == "demo" else load(name, *rest))
+    load = star.load_model
+    patch.setattr("star_tl.models.load_model", lambda name, *rest: demo if name == "demo" else load(name, *rest))
     program = get_command(app)
     patch.setattr("typer.testing._get_command", lambda app: program)  # which takes as long as a case, every time
     patch.setenv("HF_HUB_OFFLINE", "1")

@@ -15,8 +15,9 @@ import synthetic
 from forked import Forks, forks
 
 import star_tl as star
-from star_tl import cli, pipeline
+from star_tl import pipeline
 from star_tl.attribution.choose import listed
+from star_tl.cli.tables import print_run
 from star_tl.errors import StarError
 from star_tl.evaluation import scores
 from star_tl.evaluation.scores import mark_coherent
@@ -178,7 +179,7 @@ def test_an_instruction_that_moves_little_is_said_in_the_settings_and_on_the_com
     with pytest.warns(UserWarning, match="moves the metric by"):
         result = walk(tiny, pairs, None, seeds=(0,))
     assert "pairs the wrong way" in result.settings["caution"]
-    cli._show(result)
+    print_run(result)
     assert "Caution: the instruction moves the metric by" in capsys.readouterr().out
     assert synthetic.attribution().caution == ""
 

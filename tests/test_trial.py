@@ -185,14 +185,14 @@ def test_the_command_evaluates_exports_a_form_and_reads_it_back_filled_in(tiny_f
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_before_a_model_is_loaded(given, said, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("star_tl.cli._load", None)
+    monkeypatch.setattr("star_tl.models.load_model", None)
     result = CliRunner().invoke(app, ["evaluate", *given, "--out", str(tmp_path / "out")])
     assert result.exit_code == 2
     assert said in result.output
 
 
 def test_a_folder_of_another_kind_is_refused_before_a_model_is_loaded(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("star_tl.cli._load", None)
+    monkeypatch.setattr("star_tl.models.load_model", None)
     (tmp_path / "effects.csv").write_text("another's")
     result = CliRunner().invoke(app, ["evaluate", "--task", "joy", "--out", str(tmp_path)])
     assert result.exit_code == 2
