@@ -44,7 +44,8 @@ from transformer_lens import HookedTransformer
 from transformers import LlamaForCausalLM, logging
 
 import star_tl as star
-from star_tl.generation.sampling import Sampling, in_batches
+from star_tl.generation.sampling import in_batches
+from star_tl.generation.settings import Sampling
 from star_tl.locus import Locus
 from star_tl.models.batch import make_batch
 from star_tl.steering.hooks import injection_hooks, row_hooks

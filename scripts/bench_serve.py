@@ -36,7 +36,9 @@ import torch
 
 import star_tl as star
 from star_tl.data.chat import stop_ids
-from star_tl.generation.sampling import Reply, Writing, bounded, render_prompts
+from star_tl.generation.picking import bounded
+from star_tl.generation.sampling import render_prompts
+from star_tl.generation.writing import Reply, Writing
 from star_tl.locus import Locus
 from star_tl.steering.condition import Condition
 

@@ -15,7 +15,7 @@ import torch
 
 import star_tl as star
 from star_tl.errors import StarError
-from star_tl.generation.sampling import Reply
+from star_tl.generation.writing import Reply
 
 
 class Unprintable:

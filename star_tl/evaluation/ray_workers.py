@@ -15,7 +15,7 @@ from star_tl.data.chat import Message, chat_format
 from star_tl.data.pairs import Trait
 from star_tl.errors import StarError, shown
 from star_tl.evaluation.scores import score, write_measured
-from star_tl.generation.sampling import Reply
+from star_tl.generation.writing import Reply
 from star_tl.models.backend import Model, tokenizer_of
 from star_tl.models.lens import HookedTransformer
 from star_tl.models.load import fingerprint, load_model

@@ -20,8 +20,9 @@ from star_tl.evaluation.ray_workers import RayWorkers
 from star_tl.evaluation.scores import score, score_table, write_measured
 from star_tl.files import JsonObject
 from star_tl.generation.samples_file import SamplesFile, how_computed, number_below, reply_of, reply_row, samples_file
-from star_tl.generation.sampling import Reply, batch_order, render_prompts, rows_at_once, warn_unreached
+from star_tl.generation.sampling import batch_order, render_prompts, rows_at_once, warn_unreached
 from star_tl.generation.settings import Sampling
+from star_tl.generation.writing import Reply
 from star_tl.models.backend import Model, tokenizer_of
 from star_tl.models.load import fingerprint
 from star_tl.models.memory import give_back

@@ -25,8 +25,9 @@ from star_tl.data.pairs import Trait
 from star_tl.errors import StarError, check_kind, check_whole
 from star_tl.generation.decoding import residuals_of
 from star_tl.generation.likelihood import reply_scores
-from star_tl.generation.sampling import Reply, in_batches
+from star_tl.generation.sampling import in_batches
 from star_tl.generation.settings import Sampling
+from star_tl.generation.writing import Reply
 from star_tl.locus import NamedHook
 from star_tl.models.backend import MODELS, Model, tokenizer_of
 from star_tl.models.batch import TokenBatch, make_batch, pad_id

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from star_tl.data.chat import stop_ids
 from star_tl.generation.decoding import Pass
-from star_tl.generation.sampling import Writing, cache_columns, choose, log_probs, read_prompts, whole
+from star_tl.generation.picking import choose, log_probs, whole
+from star_tl.generation.sampling import cache_columns, read_prompts
 from star_tl.generation.settings import Sampling
+from star_tl.generation.writing import Writing
 from star_tl.locus import NamedHook
 from star_tl.models.backend import Model, tokenizer_of
 from star_tl.models.fast.decode import LlamaPass

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from star_tl.errors import StarError
 from star_tl.files import JsonObject, locked, output_path, replacing, unwritable
-from star_tl.generation.sampling import Reply
 from star_tl.generation.settings import Sampling
+from star_tl.generation.writing import Reply
 from star_tl.models.backend import Model
 
 BYTES_PER_TOKEN = 24  # about: an id and its text

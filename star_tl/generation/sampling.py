@@ -12,61 +12,40 @@ now and then, greedy ones too: there only the same batches give the same texts.
 from __future__ import annotations
 
 import difflib
-import hashlib
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import NoneType
 from typing import ParamSpec, cast
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Unpack
 
 from star_tl.data.chat import SPANS, Prompt, as_prompts, render, stop_ids
-from star_tl.data.tokenizer import Tokenizer
 from star_tl.errors import StarError, check_flag, check_kind
 from star_tl.generation.decoding import Pass, begin
+from star_tl.generation.picking import choose, log_probs, whole
 from star_tl.generation.settings import Sampling, SamplingOptions, settled
+from star_tl.generation.writing import Reply, Writing
 from star_tl.locus import NamedHook
 from star_tl.models.backend import MODELS, Model, tokenizer_of
 from star_tl.models.batch import make_batch
 from star_tl.models.fast.decode import LlamaPass
 from star_tl.models.memory import fitting_batches, free_beside
 from star_tl.models.position import acts_on, reach
-from star_tl.models.threads import one_row_in_one_thread
 from star_tl.progress import Bar
 from star_tl.steering.condition import Condition
 from star_tl.steering.hooks import acting_at
 
 CACHE_SHARE = 0.25  # of the free memory: the most that the KV cache of a batch takes, with what tokens are chosen from
-PIECE = 256  # words whose probabilities are summed up first
 PICKING = 48  # bytes for each word of a row, while its token is chosen
 ROWS, ROWS_ON_GPU = 64, 1024  # of a batch, where nothing is said: beyond it rows get no cheaper
 # The share of rows that still write, at which the others are dropped; and where that is dear, with so many steps to go.
 MANY_LEFT, FEW_LEFT, DEAR_STEPS = 0.75, 0.25, 16
 Asked = ParamSpec("Asked")
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What the model wrote.
-
-    ``stopped`` says that it ended its turn by itself or at a stop string, ``broken`` that its logits became NaN or
-    infinite, where the reply ends. ``log_probs`` are the tokens' log-probabilities (nats) under the model as it was
-    steered, before temperature and bounds; empty unless they were asked for. ``residual`` is the last residual stream
-    where it predicts these tokens, or of an empty reply its end, as far as scoring keeps it; it is part of no file.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    stopped: bool
-    broken: bool = False
-    log_probs: tuple[float, ...] = ()
-    residual: Float[Tensor, "token d_model"] | None = field(default=None, repr=False, compare=False)
 
 
 def generate(
@@ -339,88 +318,6 @@ def _with_residuals(replies: Sequence[Reply], lasts: Sequence[tuple[list[int], T
     ]
 
 
-class Writing:
-    """A reply while it is written: all that a row is beside its pass, and so whatever it shares a batch with.
-
-    ``ended`` says why it ended: ``turn``, ``text`` (at a stop string), ``length`` or ``broken``; None while it goes on.
-    """
-
-    def __init__(
-        self, tokenizer: Tokenizer, prompt: tuple[int, ...], seed: int, options: Sampling, stops: frozenset[int]
-    ) -> None:
-        self.tokenizer, self.prompt, self.options, self.stops = tokenizer, prompt, options, stops
-        self.uniforms = _uniforms(seed, prompt, options.max_new_tokens)
-        self.tokens: list[int] = []
-        self.log_probs: list[float] = []
-        self.ended: str | None = None
-        self._cut = ""
-
-    def take(self, token: int | None, log_prob: float | None = None) -> None:
-        """The next token, or None where its logits are broken; nothing where the reply has ended."""
-        if self.ended is not None:
-            return
-        if token is None:
-            self.ended = "broken"
-            return
-        if token in self.stops:
-            self.ended = "turn"
-            return
-        self.tokens.append(token)
-        if log_prob is not None:
-            self.log_probs.append(log_prob)
-        text = self.text if self.options.stop else ""
-        at = min((text.find(s) for s in self.options.stop if s in text), default=-1)
-        if at >= 0:
-            self._cut, self.ended = text[:at], "text"
-        elif len(self.tokens) == self.options.max_new_tokens:
-            self.ended = "length"
-
-    def seen(self, vocabulary: int) -> Bool[Tensor, " vocab"]:
-        """Where the repetition penalty acts: tokens of the prompt and of the reply so far."""
-        found = torch.zeros(vocabulary, dtype=torch.bool)
-        found[[*self.prompt, *self.tokens]] = True
-        return found
-
-    @property
-    def text(self) -> str:
-        """What stands there so far, up to a stop string."""
-        if self.ended == "text":
-            return self._cut
-        return self.tokenizer.decode(self.tokens, skip_special_tokens=True)
-
-    @property
-    def reply(self) -> Reply:
-        """The reply so far."""
-        stopped, broken = self.ended in ("turn", "text"), self.ended == "broken"
-        return Reply(self.text.strip(), tuple(self.tokens), stopped, broken, tuple(self.log_probs))
-
-
-@one_row_in_one_thread
-def whole(logits: Float[Tensor, "row vocab"]) -> tuple[Bool[Tensor, " row"], Float[Tensor, "row vocab"]]:
-    """Which rows' logits are finite, and the logits with 0 in place of those of the others."""
-    finite = logits.sum(-1).isfinite()  # one NaN or infinity makes the sum one
-    # On a GPU it is not asked for, which would wait.
-    return finite, logits if not logits.is_cuda and bool(finite.all()) else logits.where(finite[:, None], 0.0)
-
-
-@one_row_in_one_thread
-def choose(
-    logits: Float[Tensor, "row vocab"],
-    seen: Bool[Tensor, "row vocab"] | None,
-    uniform: Float[Tensor, " row"],
-    options: Sampling,
-) -> Int[Tensor, " row"]:
-    """The next token of every row; ``seen`` is where the repetition penalty acts, None where there is none."""
-    penalised = logits if seen is None else _penalised(logits, seen, options.repetition_penalty)
-    return pick(penalised, uniform, options.temperature, options.top_p, options.min_p)
-
-
-@one_row_in_one_thread
-def log_probs(logits: Float[Tensor, "row vocab"], tokens: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
-    """The tokens' log-probabilities, nats."""
-    return logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
-
-
 def broken_message(model: Model) -> str:
     """What is said where logits are broken though nothing was steered."""
     dtype = model.cfg.dtype
@@ -453,70 +350,6 @@ def read_prompts(
     shared.residual(once.tokens[:, : end - own])
     batch.go_on_from(shared, torch.tensor([unique.index(ids) for ids in prompts], device=once.tokens.device))
     return batch, batch(padded.tokens[:, end - own :])
-
-
-def _penalised(logits: Float[Tensor, "row vocab"], seen: Tensor, penalty: float) -> Float[Tensor, "row vocab"]:
-    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
-
-
-def pick(
-    logits: Float[Tensor, "row vocab"],
-    uniform: Float[Tensor, " row"],
-    temperature: float,
-    top_p: float,
-    min_p: float = 0.0,
-) -> Int[Tensor, " row"]:
-    """The token of every row by inverse transform of ``uniform``; greedy at temperature 0.
-
-    Tokens are taken in the vocabulary's order, in which two nearly equal ones never change places.
-    """
-    if temperature == 0:
-        return logits.argmax(-1)
-    if top_p < 1 or min_p > 0:
-        return _drawn(bounded(logits, temperature, top_p, min_p), uniform)
-    # First among pieces of the vocabulary, then in the piece: a running sum of all of it costs as much as a layer.
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    scaled = logits.to(wide) / temperature
-    p = scaled.sub_(scaled.amax(-1, keepdim=True)).exp_()
-    pieces = F.pad(p, (0, -p.shape[-1] % PIECE)).unflatten(-1, (-1, PIECE))
-    sums = pieces.sum(-1, dtype=torch.float64)
-    piece = _drawn(sums, uniform)
-    before = torch.where(piece > 0, sums.cumsum(-1).gather(-1, (piece - 1).clamp_min(0)[:, None])[:, 0], 0.0)
-    within = (uniform.double() * sums.sum(-1) - before) / sums.gather(-1, piece[:, None])[:, 0]
-    own = pieces[torch.arange(len(p), device=p.device), piece].double()
-    return piece * PIECE + _drawn(own, within.clamp(0, 1))
-
-
-def _drawn(p: Float[Tensor, "row item"], uniform: Float[Tensor, " row"]) -> Int[Tensor, " row"]:
-    """Where the running sum of each row passes this share of the whole."""
-    reached = p.cumsum(-1)
-    total = reached[:, -1:].contiguous()
-    index = torch.searchsorted(reached, uniform.double()[:, None] * total, right=True)
-    last = torch.searchsorted(reached, total)  # rounding must not run past what may be picked
-    return torch.minimum(index, last)[:, 0]
-
-
-def bounded(
-    logits: Float[Tensor, "row vocab"], temperature: float, top_p: float, min_p: float
-) -> Float[Tensor, "row vocab"]:
-    """What :func:`pick` draws from, in float64: probabilities at this temperature, 0 outside the bounds.
-
-    They are not scaled to sum to 1 again.
-    """
-    p = (logits.double() / temperature).softmax(-1)
-    if top_p < 1:
-        ranked, order = p.sort(stable=True, dim=-1, descending=True)
-        outside = ranked.cumsum(-1) - ranked >= top_p
-        p = p.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), 0.0)
-    if min_p > 0:
-        p = p.masked_fill(p < min_p * p.amax(-1, keepdim=True), 0.0)
-    return p
-
-
-def _uniforms(seed: int, ids: tuple[int, ...], count: int) -> Tensor:
-    digest = hashlib.sha256(repr((int(seed), ids)).encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    return torch.rand(count, generator=generator, dtype=torch.float64)
 
 
 def _read_hooks(model: Model, hooks: Iterable[NamedHook]) -> list[NamedHook]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from star_tl.generation.sampling import Writing
+from star_tl.generation.writing import Writing
 
 _HALF = "\N{REPLACEMENT CHARACTER}"  # what the first bytes of a character are decoded to
 
 
 def printable_text(writing: Writing) -> str:
-    """What of the reply stands for good: at its end all of it, as :class:`star_tl.generation.sampling.Reply` has it.
+    """What of the reply stands for good: at its end all of it, as :class:`star_tl.generation.writing.Reply` has it.
 
     Before, blanks at the end are held back, for a reply is stripped of them; so are half characters, what may become a
     stop string, and the last word where the tokenizer draws words and punctuation together.

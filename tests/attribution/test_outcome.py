@@ -26,8 +26,8 @@ from star_tl.attribution.outcome import estimate, gradients
 from star_tl.attribution.outcome.sample import rewards_of
 from star_tl.data.chat import render
 from star_tl.errors import StarError
-from star_tl.generation.sampling import Reply
 from star_tl.generation.settings import Sampling
+from star_tl.generation.writing import Reply
 from star_tl.locus import Locus
 from star_tl.steering.condition import Condition
 

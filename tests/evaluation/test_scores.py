@@ -20,7 +20,7 @@ from star_tl.evaluation import scores
 from star_tl.evaluation.scores import mark_coherent, summarise
 from star_tl.evaluation.strength import dose_table
 from star_tl.generation.likelihood import kl_per_token, reply_scores
-from star_tl.generation.sampling import Reply
+from star_tl.generation.writing import Reply
 from star_tl.models.fast.decode import LlamaPass
 from star_tl.steering.condition import Condition
 from star_tl.view.plots import plot_dose

@@ -14,7 +14,7 @@ from star_tl.errors import StarError
 from star_tl.evaluation import strength
 from star_tl.evaluation.scores import mark_coherent
 from star_tl.evaluation.strength import best_dose, dose_table
-from star_tl.generation.sampling import Sampling
+from star_tl.generation.settings import Sampling
 from star_tl.locus import Locus
 from star_tl.steering.condition import Condition
 

@@ -18,7 +18,8 @@ import star_tl as star
 from star_tl.errors import StarError
 from star_tl.generation import decoding, sampling
 from star_tl.generation.decoding import StockPass, begin
-from star_tl.generation.sampling import pick, stream
+from star_tl.generation.picking import pick
+from star_tl.generation.sampling import stream
 from star_tl.locus import HOOK_POINTS, Locus
 from star_tl.models import size
 from star_tl.models.backend import attached, residual_stream

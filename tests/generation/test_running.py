@@ -13,7 +13,8 @@ from hf_reference import steering_vector
 
 import star_tl as star
 from star_tl.generation.running import Asked, RunningBatch
-from star_tl.generation.sampling import Sampling, render_prompts
+from star_tl.generation.sampling import render_prompts
+from star_tl.generation.settings import Sampling
 from star_tl.locus import Locus
 from star_tl.models.fast.rows import LlamaRows
 from star_tl.steering.condition import Condition

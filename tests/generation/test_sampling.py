@@ -14,9 +14,10 @@ from scipy import stats
 
 import star_tl as star
 from star_tl.errors import StarError
-from star_tl.generation import sampling
+from star_tl.generation import picking, sampling
 from star_tl.generation.likelihood import reply_logits, reply_logprobs
-from star_tl.generation.sampling import Reply, pick
+from star_tl.generation.picking import pick
+from star_tl.generation.writing import Reply
 from star_tl.models.batch import make_batch
 from star_tl.models.fast.decode import LlamaPass
 from star_tl.models.memory import out_of_memory
@@ -168,7 +169,7 @@ def record(monkeypatch) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
         steps.append((scores.clone(), uniform.clone(), tokens))
         return tokens
 
-    monkeypatch.setattr(sampling, "pick", recorded)
+    monkeypatch.setattr(picking, "pick", recorded)
     return steps
 
 

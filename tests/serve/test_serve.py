@@ -29,7 +29,9 @@ from prometheus_client.parser import text_string_to_metric_families
 import star_tl as star
 from star_tl.errors import StarError
 from star_tl.generation.running import Asked, RunningBatch
-from star_tl.generation.sampling import Reply, Sampling, render_prompts
+from star_tl.generation.sampling import render_prompts
+from star_tl.generation.settings import Sampling
+from star_tl.generation.writing import Reply
 from star_tl.locus import Locus
 from star_tl.serve.app import make_app
 from star_tl.serve.engine import Engine, Full, Job, Limits
@@ -592,7 +594,7 @@ class Letters:
 @pytest.mark.parametrize("stop", [(), ("END",), ("ss", "s ")])
 @pytest.mark.parametrize("text", ["  Grüße an alle.  ", "EN ENEND after", "no stress", "🙂🙂"])
 def test_a_stream_never_takes_back_what_it_has_sent(text: str, stop: tuple[str, ...]) -> None:
-    from star_tl.generation.sampling import Writing
+    from star_tl.generation.writing import Writing
 
     writing = Writing(Letters(), (1,), 0, Sampling(max_new_tokens=len(text.encode()), stop=stop), frozenset())
     sent = ""
@@ -607,7 +609,7 @@ def test_a_stream_never_takes_back_what_it_has_sent(text: str, stop: tuple[str, 
 
 def test_a_stop_string_is_not_sent_between_its_last_token_and_the_end_it_brings() -> None:
     """The engine's thread appends a token, and looks for the stop string only then."""
-    from star_tl.generation.sampling import Writing
+    from star_tl.generation.writing import Writing
 
     writing = Writing(Letters(), (1,), 0, Sampling(max_new_tokens=9, stop=("END",)), frozenset())
     writing.tokens.extend(b"so END")

@@ -29,7 +29,7 @@ from star_tl.data.pairs import Pairs
 from star_tl.errors import StarError
 from star_tl.evaluation.intervention import InterventionChoice
 from star_tl.evaluation.strength import DRIFT_LIMIT
-from star_tl.generation.sampling import Reply
+from star_tl.generation.writing import Reply
 from star_tl.models import hub
 from star_tl.steering.positions import SCHEDULES
 from star_tl.vectors import SteeringVector

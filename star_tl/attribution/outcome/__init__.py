@@ -31,8 +31,9 @@ from star_tl.attribution.outcome.sample import Reward, check_sampling, name_of, 
 from star_tl.data.chat import SPANS, Prompt, distinct_prompts, template_hash
 from star_tl.errors import StarError, check_flag, check_kind, check_name, check_whole, quoted
 from star_tl.files import output_path
-from star_tl.generation.sampling import Reply, render_prompts
+from star_tl.generation.sampling import render_prompts
 from star_tl.generation.settings import Sampling
+from star_tl.generation.writing import Reply
 from star_tl.models.backend import MODELS, Model, check_differentiable, tokenizer_of
 from star_tl.models.load import fingerprint
 from star_tl.models.size import free_memory

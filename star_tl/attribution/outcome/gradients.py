@@ -20,8 +20,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from star_tl.data.chat import stop_ids
-from star_tl.generation.sampling import Reply, bounded
+from star_tl.generation.picking import bounded
 from star_tl.generation.settings import Sampling
+from star_tl.generation.writing import Reply
 from star_tl.locus import NamedHook, hook_name
 from star_tl.models.backend import Model, attached, empty_cache, residual_stream, taken, tokenizer_of, unembed
 from star_tl.models.batch import pad_id

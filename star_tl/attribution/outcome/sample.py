@@ -17,8 +17,9 @@ from star_tl.data.chat import Message, Prompt
 from star_tl.errors import StarError, quoted
 from star_tl.files import JsonObject
 from star_tl.generation.samples_file import how_computed, number_below, reply_of, reply_row, samples_file
-from star_tl.generation.sampling import Reply, in_batches
+from star_tl.generation.sampling import in_batches
 from star_tl.generation.settings import Sampling
+from star_tl.generation.writing import Reply
 from star_tl.locus import NamedHook
 from star_tl.models.backend import Model, tokenizer_of
 from star_tl.models.load import fingerprint

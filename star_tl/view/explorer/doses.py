@@ -15,8 +15,9 @@ from star_tl.evaluation.drift import DriftReach
 from star_tl.evaluation.scores import mark_coherent, score
 from star_tl.evaluation.strength import DRIFT_LIMIT, best_dose, dose_table
 from star_tl.files import JsonObject
-from star_tl.generation.sampling import Reply, stream
+from star_tl.generation.sampling import stream
 from star_tl.generation.settings import Sampling
+from star_tl.generation.writing import Reply
 from star_tl.locus import Locus
 from star_tl.models.backend import Model, tokenizer_of
 from star_tl.steering.condition import Condition, batch_hooks

@@ -10,8 +10,9 @@ from star_tl.data.pairs import Trait
 from star_tl.evaluation.intervention import InterventionChoice
 from star_tl.evaluation.scores import score
 from star_tl.evaluation.strength import DRIFT_LIMIT
-from star_tl.generation.sampling import Reply, stream
+from star_tl.generation.sampling import stream
 from star_tl.generation.settings import Sampling
+from star_tl.generation.writing import Reply
 from star_tl.models.backend import Model, tokenizer_of
 from star_tl.steering.condition import Condition, batch_hooks
 from star_tl.steering.positions import read_positions

@@ -14,7 +14,7 @@ from star_tl.data.chat import Prompt, render
 from star_tl.data.pairs import Trait
 from star_tl.data.tokenizer import Tokenizer
 from star_tl.generation.likelihood import kl_per_token, reply_logits, reply_logprobs
-from star_tl.generation.sampling import Reply
+from star_tl.generation.writing import Reply
 from star_tl.locus import NamedHook
 from star_tl.models.backend import Model, tokenizer_of
 from star_tl.models.batch import make_batch

@@ -22,7 +22,8 @@ from star_tl.data.pairs import Pairs, load_pairs
 from star_tl.errors import StarError, check_kind, shown
 from star_tl.evaluation.intervention import InterventionChoice
 from star_tl.files import JsonObject
-from star_tl.generation.sampling import Reply, render_prompts, stream
+from star_tl.generation.sampling import render_prompts, stream
+from star_tl.generation.writing import Reply
 from star_tl.locus import Locus
 from star_tl.models.backend import MODELS, Model, tokenizer_of
 from star_tl.steering.hooks import row_hooks
