@@ -24,9 +24,9 @@ def die(under, opened, later):
         nonlocal left
         if event in ("open", "os.rename") and str(arguments[0]).startswith(under):
             left -= 1
-            if left == 0:
+            if left == 0 and later:
                 signal.setitimer(signal.ITIMER_REAL, later)  # whose signal ends a process that does not catch it
-            if left == -2:
+            elif left == -2 or left == 0:
                 os.kill(os.getpid(), signal.SIGALRM)
     sys.addaudithook(heard)
 
@@ -58,7 +58,8 @@ class Forks:
     def kill(self, argument: object, under: Path, opened: int, later: float) -> None:
         """A call that dies ``later`` seconds after a file under a path is opened or moved for the so manieth time.
 
-        Two such files further on at the latest: not the machine's speed decides whether the kill hits it at work.
+        Before that is done where ``later`` is 0, else two such files further on at the latest: not the machine's speed
+        decides whether the kill hits it at work.
         """
         code = self._exit_code(argument, (str(under), opened, later))
         assert code == -signal.SIGALRM, "the kill must hit a call at work"

@@ -147,7 +147,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_numbers(tiny_folder: Path, tmp_
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     with forks(tiny_folder, EVALUATE) as evaluations:
         evaluations.run(str(whole))
-        evaluations.kill(str(killed), killed / "replies" / "drift-1.jsonl", 2, 0.005)
+        evaluations.kill(str(killed), killed / "replies" / ".drift-1.jsonl.part", 2, 0.05)  # begun, and hardly more
         assert not (killed / "effects.csv").exists()
         evaluations.run(str(killed))
     for name in ("effects.csv", "against.csv", "samples.csv"):

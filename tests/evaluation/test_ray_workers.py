@@ -126,7 +126,8 @@ def ip(*arguments: str) -> None:
 @pytest.fixture
 def own_folder() -> Iterator[str]:
     """Where a cluster keeps what it is: in Ray's own place the next one to look for a cluster would wait for it."""
-    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # a short path: sockets lie in it
+    # A short path, for sockets lie in it; and the last of Ray's processes may still write when it is deleted.
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
         yield folder
 
 
@@ -152,7 +153,7 @@ def two_hosts() -> Iterator[tuple[list[str], list[str]]]:
 
 
 def test_a_worker_on_another_host_makes_the_table_of_one_process(
-    tiny_folder: Path, two_hosts, own_folder: str, tmp_path: Path
+    tiny_folder: Path, own_folder: str, two_hosts, tmp_path: Path
 ) -> None:
     start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
     start += [f"--{name}={52365 + i}" for i, name in enumerate(PORTS)]

@@ -102,7 +102,7 @@ def _weights_seen(model: HookedTransformer) -> list[tuple[object, ...]]:
 
 
 def _layers(model: HookedTransformer) -> list[_Layer] | None:
-    """Every layer's weights; None where one is no Llama's, or does not lie as this forward reads it."""
+    """Every layer's weights; None where one is no Llama's, or does not lie as this forward reads it, with a warning."""
     if not _plain(model, _ENDS):
         return None
     layers: list[_Layer] = []
@@ -113,7 +113,7 @@ def _layers(model: HookedTransformer) -> list[_Layer] | None:
             return None
         layer = _layer(block)
         if layer is None:
-            warnings.warn(PARTED, stacklevel=3)
+            warnings.warn(PARTED, stacklevel=4)  # past llama_forward's decorator
             return None
         layers.append(layer)
     return layers
